@@ -1,0 +1,162 @@
+"""Training several precisions of one set of latent weights in one update (arXiv 2505.21245).
+
+    L = L_teacher + lambda1 * sum_i L_i + lambda2 * sum_i KL(SG[p_teacher] || p_i)
+
+The branches i are the other precisions and stochastic precision ("sp"), in which every layer draws 1 or 2 bits
+anew at each update. In the paper the teacher is the 2-bit branch. Each branch sees the same batch with dropout of
+its own and goes backward before the next one starts, so that only one branch's activations are alive. CTC and KL
+are sums over valid frames divided by the number of valid frames. BatchNorm's running statistics are shared: every
+branch moves them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lowbit_k2.errors import UserError
+from lowbit_k2.models.masking import valid_frames
+from lowbit_k2.quant import QuantConfig, draw_sp, layer_assignment, sp_probabilities, use_precision
+
+STOCHASTIC = "sp"
+FLOAT = 32
+
+
+@dataclass(frozen=True)
+class CoTrainingConfig:
+    """Which branches an update has, and how their losses are weighted."""
+
+    precisions: tuple[str, ...] = ("2", "1", "sp")
+    teacher: str = ""  # "" = the highest precision among the branches; "32" adds a float branch
+    lambda1: float = 0.5  # weight of the losses of the other branches
+    lambda2: float = 1.0  # weight of the KL terms; 0 trains without them
+    sp_schedule: str = "log"  # "log" (the authors' formula), "linear" or "constant"
+
+    def __post_init__(self) -> None:
+        for name in self.precisions:
+            if name != STOCHASTIC and not (name.isdigit() and 1 <= int(name) <= FLOAT):
+                raise UserError(f"--precisions: '{name}' is neither a number of bits nor 'sp'")
+        if not self.bits:
+            raise UserError("--precisions needs at least one number of bits, for instance 2,1,sp")
+        if len(set(self.precisions)) != len(self.precisions):
+            raise UserError(f"--precisions {','.join(self.precisions)} names a branch twice")
+        if STOCHASTIC in self.precisions and len([b for b in self.bits if b < FLOAT]) < 2:
+            raise UserError("--precisions: 'sp' draws between two precisions, for instance 2,1,sp")
+        if self.teacher and not self.teacher.isdigit():
+            raise UserError(f"--teacher: '{self.teacher}' is no number of bits")
+        if self.teacher and int(self.teacher) != FLOAT and self.teacher not in self.precisions:
+            raise UserError(f"--teacher {self.teacher} is not among --precisions {','.join(self.precisions)}")
+        if self.lambda1 < 0 or self.lambda2 < 0:
+            raise UserError("--lambda1 and --lambda2 must not be negative")
+
+    @property
+    def bits(self) -> tuple[int, ...]:
+        """The numbers of bits named, highest first."""
+        return tuple(sorted((int(p) for p in self.precisions if p != STOCHASTIC), reverse=True))
+
+    @property
+    def trained_precisions(self) -> tuple[int, ...]:
+        """What the quantizers must hold: the branches' precisions, and 32 for a float teacher."""
+        return tuple(sorted({*self.bits, *([int(self.teacher)] if self.teacher else [])}, reverse=True))
+
+    @property
+    def teacher_bits(self) -> int:
+        return int(self.teacher) if self.teacher else self.bits[0]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "precisions": list(self.precisions)}
+
+
+@dataclass(frozen=True)
+class Branch:
+    """One forward and backward pass of an update."""
+
+    name: str  # "2", "1", "sp", "32": also the name of its curves on TensorBoard
+    assignment: int | Mapping[str, int]
+    is_teacher: bool = False
+
+
+@dataclass(frozen=True)
+class BranchOutput:
+    """What a recogniser's forward pass hands to the objective."""
+
+    loss: Tensor  # scalar, summed over the batch
+    log_probs: Tensor  # (N, T, V) float32 frame posteriors on which the KL is taken
+    lens: Tensor  # (N,) valid frames
+
+
+class CoTraining:
+    """Draws the branches of an update and runs them."""
+
+    def __init__(self, config: CoTrainingConfig, quant_config: QuantConfig, num_layers: int, seed: int) -> None:
+        self.config = config
+        self.quant_config = quant_config
+        self.probabilities = sp_probabilities(num_layers, config.sp_schedule)
+        self.seed = seed
+
+    def branches(self, update: int) -> list[Branch]:
+        """The branches of update number `update`, teacher first; equal on all ranks and after a resume."""
+        teacher = self.config.teacher_bits
+        result = [Branch(str(teacher), teacher, is_teacher=True)]
+        result += [Branch(str(bits), bits) for bits in self.config.bits if bits != teacher]
+        if STOCHASTIC in self.config.precisions:
+            generator = torch.Generator().manual_seed((self.seed << 32) + update)
+            quantized = [bits for bits in self.config.bits if bits < FLOAT]
+            draw = draw_sp(self.probabilities, generator, low=quantized[-1], high=quantized[0])
+            result.append(Branch(STOCHASTIC, layer_assignment(self.quant_config, draw)))
+        return result
+
+    def backward(
+        self,
+        model: nn.Module,
+        forward: Callable[[], BranchOutput],
+        update: int,
+        num_frames: int,
+        backward: Callable[[Tensor], None] = torch.Tensor.backward,
+    ) -> dict[str, float]:
+        """Run every branch on one batch and accumulate its gradients.
+
+        Args:
+          model: the quantized model, in train mode.
+          forward: runs the model once on the batch, under the precision that is set here.
+          update: the number of the update; fixes the stochastic draws.
+          num_frames: valid encoder frames of the whole update, which may have several batches.
+          backward: called with each branch's loss (a gradient scaler puts its own here).
+
+        Returns:
+          This batch's share, per valid frame, of `loss` (the total), `loss_<branch>` and `kl_<branch>`.
+        """
+        metrics: dict[str, float] = {"loss": 0.0}
+        teacher: Tensor | None = None
+        for branch in self.branches(update):
+            with use_precision(model, branch.assignment):
+                out = forward()
+                own = out.loss / num_frames
+                loss = own if branch.is_teacher else self.config.lambda1 * own
+                if teacher is not None and self.config.lambda2 > 0:
+                    divergence = kl_divergence(teacher, out.log_probs, out.lens) / num_frames
+                    loss = loss + self.config.lambda2 * divergence
+                    metrics[f"kl_{branch.name}"] = divergence.item()
+                backward(loss)
+            if branch.is_teacher:
+                teacher = out.log_probs.detach()
+            metrics[f"loss_{branch.name}"] = own.item()
+            metrics["loss"] += loss.item()
+        return metrics
+
+
+def kl_divergence(teacher: Tensor, student: Tensor, lens: Tensor) -> Tensor:
+    """sum over valid frames of KL(teacher || student), natural logarithm.
+
+    Args:
+      teacher: (N, T, V) log posteriors; no gradient flows into them.
+      student: (N, T, V) log posteriors.
+      lens: (N,) valid frames; the rest is padding and is left out.
+    """
+    teacher = teacher.detach().float()
+    per_frame = (teacher.exp() * (teacher - student.float())).sum(dim=-1)  # (N, T)
+    return per_frame[valid_frames(lens, per_frame.size(1))].sum()

@@ -1,0 +1,72 @@
+"""Multi-head self-attention with relative positions (Transformer-XL, arXiv 1901.02860, section 3.3)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def relative_positions(num_frames: int, d_model: int, like: Tensor) -> Tensor:
+    """Sinusoids for the distances num_frames-1 .. -(num_frames-1), as (2 * num_frames - 1, d_model)."""
+    distance = torch.arange(num_frames - 1, -num_frames, -1.0, device=like.device)
+    rate = torch.exp(torch.arange(0, d_model, 2, device=like.device) * (-math.log(10000.0) / d_model))
+    angle = distance[:, None] * rate  # (2T-1, d_model / 2)
+    return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(1).to(like.dtype)  # (2T-1, d_model)
+
+
+def shift_relative(scores: Tensor) -> Tensor:
+    """Turn scores over distances (N, H, T, 2T-1) into scores over keys (N, H, T, T).
+
+    Row i takes the T entries that start at T-1-i. One column of padding and two reshapes move every row by one
+    more place than the row before, without an index tensor.
+    """
+    n, h, t, p = scores.shape
+    scores = F.pad(scores, (1, 0)).view(n, h, p + 1, t)  # (N, H, 2T, T)
+    return scores[:, :, 1:].reshape(n, h, t, p)[..., :t]  # (N, H, T, T)
+
+
+class RelativeSelfAttention(nn.Module):
+    """score(i, j) = ((q_i + u) . k_j + (q_i + v) . p_{i-j}) / sqrt(d_head).
+
+    Every matrix is a sub-module that is called, so that each of them can be quantized.
+    """
+
+    def __init__(self, d_model: int, num_heads: int, dropout: float) -> None:
+        super().__init__()
+        assert d_model % num_heads == 0, (d_model, num_heads)
+        self.num_heads = num_heads
+        self.d_head = d_model // num_heads
+        self.query = nn.Linear(d_model, d_model)
+        self.key = nn.Linear(d_model, d_model)
+        self.value = nn.Linear(d_model, d_model)
+        self.out = nn.Linear(d_model, d_model)
+        self.pos = nn.Linear(d_model, d_model, bias=False)
+        self.pos_bias_u = nn.Parameter(torch.empty(num_heads, self.d_head))
+        self.pos_bias_v = nn.Parameter(torch.empty(num_heads, self.d_head))
+        nn.init.xavier_uniform_(self.pos_bias_u)
+        nn.init.xavier_uniform_(self.pos_bias_v)
+        self.dropout = dropout
+
+    def forward(self, x: Tensor, positions: Tensor, mask: Tensor) -> Tensor:
+        """x (N, T, C); positions (2T-1, C) from `relative_positions`; mask (N, T), True on valid frames."""
+        n, t, c = x.shape
+        query = self.query(x).view(n, t, self.num_heads, self.d_head)  # (N, T, H, D)
+        key = self._heads(self.key(x))  # (N, H, T, D)
+        value = self._heads(self.value(x))  # (N, H, T, D)
+        pos = self.pos(positions).view(1, -1, self.num_heads, self.d_head).transpose(1, 2)  # (1, H, 2T-1, D)
+
+        scale = self.d_head**-0.5
+        by_content = ((query + self.pos_bias_u) * scale).transpose(1, 2) @ key.transpose(2, 3)  # (N, H, T, T)
+        by_position = ((query + self.pos_bias_v) * scale).transpose(1, 2) @ pos.transpose(2, 3)  # (N, H, T, 2T-1)
+        scores = by_content + shift_relative(by_position)  # (N, H, T, T)
+        scores = scores.masked_fill(~mask[:, None, None, :], float("-inf"))
+        weights = F.dropout(scores.softmax(dim=-1), self.dropout, self.training)
+        context = (weights @ value).transpose(1, 2).reshape(n, t, c)  # (N, T, C)
+        return self.out(context)
+
+    def _heads(self, x: Tensor) -> Tensor:
+        n, t, _ = x.shape
+        return x.view(n, t, self.num_heads, self.d_head).transpose(1, 2)  # (N, H, T, D)

@@ -1,0 +1,42 @@
+"""Lengths to masks, and a BatchNorm that sees valid frames only.
+
+A padded batch must give what its utterances give alone; these are the two tools for that.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def valid_frames(lens: Tensor, max_len: int) -> Tensor:
+    """Boolean mask (N, T), True on the first `lens[n]` frames of row n."""
+    return torch.arange(max_len, device=lens.device)[None, :] < lens[:, None]
+
+
+class MaskedBatchNorm(nn.BatchNorm1d):
+    """BatchNorm over the channel dimension of (N, T, C) whose batch statistics leave padded frames out."""
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        """Normalise x (N, T, C); mask (N, T) is True on valid frames. Padded frames come out as zeros in training."""
+        if not self.training:
+            return F.batch_norm(
+                x.flatten(0, 1),
+                self.running_mean,
+                self.running_var,
+                self.weight,
+                self.bias,
+                False,
+                0.0,
+                self.eps,
+            ).view_as(x)  # (N, T, C)
+        frames = x[mask]  # (valid, C)
+        if self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
+        # momentum None is PyTorch's cumulative average, used when statistics are recalibrated
+        momentum = 1.0 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+        frames = F.batch_norm(
+            frames, self.running_mean, self.running_var, self.weight, self.bias, True, momentum, self.eps
+        )
+        return torch.zeros_like(x, dtype=frames.dtype).masked_scatter(mask[..., None], frames)

@@ -1,0 +1,75 @@
+"""From an experiment folder to a model that decodes: everything needed is in the checkpoint."""
+
+from __future__ import annotations
+
+import base64
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from lowbit_k2.data.tokenizer import Tokenizer, tokenizer_from_bytes
+from lowbit_k2.errors import UserError
+from lowbit_k2.models import ConformerConfig, ConformerCtc
+from lowbit_k2.quant import QuantConfig, QuantReport, quantize_model, rederive_scales
+from lowbit_k2.train.checkpoint import load_model_state, select_checkpoint
+
+
+@dataclass
+class LoadedModel:
+    """A model in eval mode with what belongs to it."""
+
+    model: nn.Module
+    model_config: ConformerConfig
+    quant_config: QuantConfig | None  # None for a model that was read from a packed file
+    tokenizer: Tokenizer
+    features: dict[str, Any]  # FeatureConfig.to_dict()
+    report: QuantReport | None = None
+    meta: dict[str, Any] | None = None  # the checkpoint's
+
+
+def build_model(model_config: ConformerConfig, quant_config: QuantConfig) -> tuple[ConformerCtc, QuantReport]:
+    """The architecture with quantizers on the tensors that `quant_config` names."""
+    model = ConformerCtc(model_config)
+    return model, quantize_model(model, quant_config)
+
+
+def describe_tokenizer(tokenizer: Tokenizer) -> dict[str, str]:
+    """The tokenizer as JSON; `restore_tokenizer` turns it back."""
+    return {"kind": tokenizer.kind, "bytes": base64.b64encode(tokenizer.to_bytes()).decode("ascii")}
+
+
+def restore_tokenizer(description: dict[str, str]) -> Tokenizer:
+    return tokenizer_from_bytes(description["kind"], base64.b64decode(description["bytes"]))
+
+
+def load_trained(
+    exp_dir: Path, epoch: int = 0, iter_: int = 0, avg: int = 1, use_averaged_model: bool = False
+) -> LoadedModel:
+    """Load (and average) checkpoints; configurations, tokens and feature settings come from the checkpoint.
+
+    Args:
+      exp_dir: the folder that train.py wrote.
+      epoch: `epoch-N.pt`; 0 is the newest.
+      iter_: if positive, `checkpoint-N.pt` instead.
+      avg: how many checkpoints to average; latent weights and alphas are averaged, never codes.
+      use_averaged_model: the mean over all updates between the checkpoints instead of the mean of checkpoints.
+
+    Raises:
+      UserError: no such checkpoint, or one that is damaged or from another version.
+    """
+    checkpoint = select_checkpoint(Path(exp_dir), epoch, iter_, avg, use_averaged_model)
+    meta = checkpoint.meta
+    try:
+        model_config = ConformerConfig.from_dict(meta["model"])
+        quant_config = QuantConfig.from_dict(meta["quant"])
+        tokenizer = restore_tokenizer(meta["tokenizer"])
+        features = meta["features"]
+    except KeyError as error:
+        raise UserError(f"the checkpoints in {exp_dir} lack {error}: train them again") from None
+    model, report = build_model(model_config, quant_config)
+    load_model_state(model, checkpoint.model, exp_dir)
+    rederive_scales(model)
+    model.eval()
+    return LoadedModel(model, model_config, quant_config, tokenizer, features, report, meta)

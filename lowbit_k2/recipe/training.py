@@ -1,0 +1,183 @@
+"""Flags and set-up shared by the recipes' train.py scripts."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from lowbit_k2.data.features import FeatureConfig
+from lowbit_k2.data.tokenizer import Tokenizer
+from lowbit_k2.errors import UserError
+from lowbit_k2.losses.co_training import CoTraining, CoTrainingConfig
+from lowbit_k2.models import ConformerConfig
+from lowbit_k2.models.conformer import PRESETS
+from lowbit_k2.quant import QuantConfig
+from lowbit_k2.recipe.flags import str2bool
+from lowbit_k2.recipe.model_io import describe_tokenizer
+from lowbit_k2.train.loop import LoopConfig, Trainer, newest_checkpoint
+from lowbit_k2.train.optim import OptimConfig, make_optimizer
+
+QUANT_PRESETS = ("float", "paper", "lossless16", "all-low")
+
+
+def add_training_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags on the model, the precisions, the optimiser and the loop; names as icefall's where it has them."""
+    run = parser.add_argument_group("run")
+    run.add_argument("--exp-dir", type=Path, default=Path("exp"), help="checkpoints, logs and results go here")
+    run.add_argument("--lang-dir", type=Path, required=True, help="folder with tokens.txt and bpe.model")
+    run.add_argument("--num-epochs", type=int, default=LoopConfig.num_epochs, help="last epoch, counted from 1")
+    run.add_argument("--start-epoch", type=int, default=1, help="if over 1, continue from epoch-(N-1).pt")
+    run.add_argument("--start-batch", type=int, default=0, help="if positive, continue from checkpoint-N.pt")
+    run.add_argument("--resume", type=str2bool, default=False, help="continue from the newest checkpoint, if any")
+    run.add_argument("--seed", type=int, default=LoopConfig.seed)
+    run.add_argument("--num-threads", type=int, default=0, help="CPU threads; 0 leaves PyTorch's choice")
+    run.add_argument("--use-fp16", type=str2bool, default=False, help="mixed precision in float16 (GPU)")
+    run.add_argument("--use-bf16", type=str2bool, default=False, help="mixed precision in bfloat16 (CPU or GPU)")
+    run.add_argument("--save-every-n", type=int, default=LoopConfig.save_every_n, help="in updates")
+    run.add_argument("--keep-last-k", type=int, default=LoopConfig.keep_last_k)
+    run.add_argument("--average-period", type=int, default=LoopConfig.average_period, help="in updates")
+    run.add_argument("--accum-grad", type=int, default=LoopConfig.accum_grad, help="batches per update")
+    run.add_argument("--tensorboard", type=str2bool, default=True)
+
+    model = parser.add_argument_group("model")
+    model.add_argument("--model", default="tiny", choices=list(PRESETS), help="size preset")
+    for name, kind in MODEL_FLAGS.items():
+        model.add_argument("--" + name.replace("_", "-"), type=kind, default=None, help="replaces the preset's value")
+
+    quant = parser.add_argument_group("quantization")
+    quant.add_argument("--quant-config", default="lossless16", choices=QUANT_PRESETS, help="bits by role")
+    quant.add_argument(
+        "--precisions",
+        default="2,1,sp",
+        help="branches of an update: bits and 'sp' (stochastic); 32 alone is the float baseline, 1 naive 1-bit training",
+    )
+    quant.add_argument("--teacher", default="", help="bits of the teacher; default: the highest branch; 32 adds one")
+    quant.add_argument("--lambda1", type=float, default=CoTrainingConfig.lambda1, help="weight of the other losses")
+    quant.add_argument("--lambda2", type=float, default=CoTrainingConfig.lambda2, help="weight of the KL terms")
+    quant.add_argument("--sp-schedule", default="log", choices=("log", "linear", "constant"))
+    quant.add_argument("--alpha-grad", default="chain", choices=("chain", "authors"))
+
+    optim = parser.add_argument_group("optimiser")
+    optim.add_argument("--lr-factor", type=float, default=OptimConfig.lr_factor, help="Noam's factor")
+    optim.add_argument("--warm-step", type=int, default=OptimConfig.warm_step, help="updates of rising rate")
+    optim.add_argument("--weight-decay", type=float, default=OptimConfig.weight_decay)
+    optim.add_argument("--clip-grad-norm", type=float, default=OptimConfig.clip_grad_norm)
+
+
+MODEL_FLAGS = {
+    "d_model": int,
+    "num_layers": int,
+    "num_heads": int,
+    "ffn_dim": int,
+    "conv_kernel": int,
+    "subsampling_channels": int,
+    "dropout": float,
+    "ffn_dropout": float,
+    "attention_dropout": float,
+    "conv_norm": str,
+}
+
+
+def model_config(args: argparse.Namespace, vocab_size: int, num_features: int) -> ConformerConfig:
+    """The preset with the flags' replacements."""
+    replaced = {name: getattr(args, name) for name in MODEL_FLAGS if getattr(args, name) is not None}
+    return ConformerConfig.preset(args.model, vocab_size=vocab_size, num_features=num_features, **replaced)
+
+
+def co_training_config(args: argparse.Namespace) -> CoTrainingConfig:
+    return CoTrainingConfig(
+        precisions=tuple(p.strip() for p in args.precisions.split(",")),
+        teacher=args.teacher,
+        lambda1=args.lambda1,
+        lambda2=args.lambda2,
+        sp_schedule=args.sp_schedule,
+    )
+
+
+def quant_config(args: argparse.Namespace, co_training: CoTrainingConfig) -> QuantConfig:
+    """The preset, holding the precisions that will be trained; float training quantizes nothing."""
+    if co_training.trained_precisions == (32,):
+        return QuantConfig.preset("float")
+    if args.quant_config == "float":
+        raise UserError(f"--quant-config float has no tensors for --precisions {args.precisions}: use 32")
+    return QuantConfig.preset(args.quant_config, precisions=co_training.trained_precisions, alpha_grad=args.alpha_grad)
+
+
+def loop_config(args: argparse.Namespace) -> LoopConfig:
+    if args.use_fp16 and args.use_bf16:
+        raise UserError("--use-fp16 and --use-bf16 exclude each other")
+    amp = "float16" if args.use_fp16 else "bfloat16" if args.use_bf16 else "float32"
+    names = ("num_epochs", "seed", "average_period", "save_every_n", "keep_last_k", "accum_grad", "tensorboard")
+    return LoopConfig(amp=amp, **{name: getattr(args, name) for name in names})
+
+
+def optim_config(args: argparse.Namespace) -> OptimConfig:
+    return OptimConfig(
+        lr_factor=args.lr_factor,
+        warm_step=args.warm_step,
+        weight_decay=args.weight_decay,
+        clip_grad_norm=args.clip_grad_norm,
+    )
+
+
+def set_up_device(args: argparse.Namespace) -> torch.device:
+    """Seed, threads and device."""
+    if args.num_threads > 0:
+        torch.set_num_threads(args.num_threads)
+    torch.manual_seed(args.seed)
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def describe_run(
+    model: ConformerConfig,
+    quant: QuantConfig,
+    co_training: CoTrainingConfig,
+    tokenizer: Tokenizer,
+    features: FeatureConfig,
+    args: argparse.Namespace,
+) -> dict[str, Any]:
+    """The part of a checkpoint's JSON that decode.py and export.py rebuild everything from."""
+    return {
+        "model": model.to_dict(),
+        "quant": quant.to_dict(),
+        "co_training": co_training.to_dict(),
+        "tokenizer": describe_tokenizer(tokenizer),
+        "features": features.to_dict(),
+        "flags": {name: str(value) for name, value in sorted(vars(args).items())},
+    }
+
+
+def make_trainer(
+    model: nn.Module, quant: QuantConfig, co_training: CoTrainingConfig, args: argparse.Namespace, **parts: Any
+) -> Trainer:
+    """Objective, optimiser and loop around the model; `parts` are Trainer's encode, augment and meta."""
+    optim = optim_config(args)
+    return Trainer(
+        model=model,
+        objective=CoTraining(co_training, quant, model.config.num_layers, args.seed),
+        optimizer=make_optimizer(model, optim),
+        optim_config=optim,
+        config=loop_config(args),
+        exp_dir=args.exp_dir,
+        **parts,
+    )
+
+
+def start_or_resume(trainer: Trainer, args: argparse.Namespace) -> None:
+    """Find the checkpoint that the flags ask for; never write over an older run."""
+    newest = newest_checkpoint(args.exp_dir)
+    if args.start_batch > 0:
+        trainer.resume(args.exp_dir / f"checkpoint-{args.start_batch}.pt")
+    elif args.start_epoch > 1:
+        trainer.resume(args.exp_dir / f"epoch-{args.start_epoch - 1}.pt")
+    elif args.resume and newest is not None:
+        trainer.resume(newest)
+    elif newest is not None:
+        raise UserError(f"{newest} is there already: use --resume true to continue it, or another --exp-dir")
+    if trainer.progress.epoch > args.num_epochs:
+        logging.info("nothing to do: %d epochs are finished", trainer.progress.epoch - 1)

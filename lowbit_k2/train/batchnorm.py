@@ -1,0 +1,47 @@
+"""BatchNorm statistics for one precision.
+
+In co-training every branch moves the same running statistics, so they fit no precision exactly. They can be taken
+anew, on training data without labels, for the precision that is exported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+from lowbit_k2.models.masking import MaskedBatchNorm
+
+
+@torch.no_grad()
+def recalibrate(model: nn.Module, batches: Iterable) -> int:
+    """Replace the running statistics by their plain mean over `batches`, under the precision now in force.
+
+    Dropout stays off: only the BatchNorm modules go into train mode.
+
+    Args:
+      model: in eval mode, under `use_precision`.
+      batches: `Batch`es with features and feature_lens, not augmented.
+
+    Returns:
+      The number of batches used; 0 leaves a model without BatchNorm as it is.
+    """
+    norms = [m for m in model.modules() if isinstance(m, MaskedBatchNorm)]
+    if not norms:
+        return 0
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # cumulative mean
+        norm.train()
+    count = 0
+    try:
+        for batch in batches:
+            model(batch.features, batch.feature_lens)
+            count += 1
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+            norm.eval()
+    return count

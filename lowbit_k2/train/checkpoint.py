@@ -1,0 +1,193 @@
+"""Checkpoints that hold tensors and JSON only, and their averages.
+
+A file is a dictionary {section: {name: tensor}} with the sections `model`, `optimizer`, `model_avg`, and `meta`, one
+JSON string with the configurations and counters. It loads with `weights_only=True` in every supported torch.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lowbit_k2.errors import UserError
+from lowbit_k2.fileio import atomic_write
+
+FORMAT = "lowbit_k2 checkpoint 1"
+Tensors = dict[str, Tensor]
+
+
+@dataclass
+class Checkpoint:
+    """A checkpoint in memory."""
+
+    model: Tensors
+    meta: dict[str, Any]
+    optimizer: Tensors = field(default_factory=dict)
+    model_avg: Tensors = field(default_factory=dict)
+
+
+def save_checkpoint(path: str | Path, checkpoint: Checkpoint) -> None:
+    """Write the checkpoint under a temporary name and rename it."""
+    sections = {name: getattr(checkpoint, name) for name in ("model", "optimizer", "model_avg")}
+    content = {"format": FORMAT, "meta": json.dumps(checkpoint.meta), **sections}
+    with atomic_write(path) as temporary:
+        torch.save(content, temporary)
+
+
+def load_checkpoint(path: str | Path) -> Checkpoint:
+    """Read a checkpoint onto the CPU; nothing in the file is executed.
+
+    Raises:
+      UserError: the file is missing, damaged, or none of ours.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path} does not exist: train first, or point --exp-dir and --epoch at a checkpoint")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise UserError(f"{path} is damaged or no checkpoint ({type(error).__name__})") from None
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise UserError(f"{path} is no checkpoint of this version of lowbit_k2 (expected '{FORMAT}')")
+    return Checkpoint(
+        model=content["model"],
+        meta=json.loads(content["meta"]),
+        optimizer=content["optimizer"],
+        model_avg=content["model_avg"],
+    )
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> Tensors:
+    """The optimiser's state as a flat dictionary of tensors, `<parameter index>.<name>`."""
+    state = optimizer.state_dict()["state"]
+    return {f"{index}.{name}": torch.as_tensor(value) for index, s in state.items() for name, value in s.items()}
+
+
+def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: Tensors) -> None:
+    """Put back what `optimizer_tensors` gave; the parameter groups are those of `optimizer`."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        index, name = key.split(".", 1)
+        state.setdefault(int(index), {})[name] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def load_model_state(model: nn.Module, state: Tensors, source: str | Path) -> None:
+    """`load_state_dict` with one clear line when the checkpoint is of another configuration."""
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        first = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
+        raise UserError(f"{source} does not fit the model that the flags describe: {first}") from None
+
+
+class RunningAverage:
+    """The mean of the model's state over the updates since the start, in float64, as icefall's `model_avg`.
+
+    The state after update n weighs `average_period` in n. The mean over any stretch between two checkpoints
+    follows from the two running means (`average_between`).
+    """
+
+    def __init__(self, model: nn.Module, average_period: int) -> None:
+        self.average_period = average_period
+        self.mean = to_float64(model.state_dict())
+
+    @torch.no_grad()
+    def step(self, model: nn.Module, update: int) -> None:
+        """Call after each update, counted from 1."""
+        if update % self.average_period:
+            return
+        weight = self.average_period / update
+        for name, value in model.state_dict().items():
+            mean = self.mean[name]
+            if mean.is_floating_point():
+                mean.mul_(1 - weight).add_(value.double(), alpha=weight)
+            else:
+                mean.copy_(value)
+
+
+def to_float64(state: Tensors) -> Tensors:
+    return {n: v.double() if v.is_floating_point() else v.clone() for n, v in state.items()}
+
+
+def average_states(states: Sequence[Tensors], weights: Sequence[float]) -> Tensors:
+    """Weighted sum of states in float64, returned in the types of the last; integer tensors are the last one's."""
+    result: Tensors = {}
+    for name, last in states[-1].items():
+        if not last.is_floating_point():
+            result[name] = last.clone()
+            continue
+        total = torch.zeros_like(last, dtype=torch.float64)
+        for state, weight in zip(states, weights, strict=True):
+            total += weight * state[name].double()
+        result[name] = total.float()
+    return result
+
+
+def average_checkpoints(paths: Sequence[Path]) -> Checkpoint:
+    """The plain mean of the `model` sections of several checkpoints, with the last one's meta."""
+    checkpoints = [load_checkpoint(path) for path in paths]
+    states = [c.model for c in checkpoints]
+    check_same_names(states, paths)
+    mean = average_states(states, [1 / len(states)] * len(states))
+    return Checkpoint(model=mean, meta=checkpoints[-1].meta)
+
+
+def average_between(start: Path, end: Path) -> Checkpoint:
+    """The mean over all updates after `start` up to `end`, from their running means."""
+    first, last = load_checkpoint(start), load_checkpoint(end)
+    check_same_names([first.model_avg, last.model_avg], [start, end])
+    period = last.meta["average_period"]
+    n_first, n_last = (c.meta["update"] // period * period for c in (first, last))
+    if n_last <= n_first:
+        raise UserError(f"{end} has no averaged update after {start}: use another --epoch or --avg")
+    weights = [-n_first / (n_last - n_first), n_last / (n_last - n_first)]
+    return Checkpoint(model=average_states([first.model_avg, last.model_avg], weights), meta=last.meta)
+
+
+def check_same_names(states: Sequence[Tensors], paths: Sequence[Path]) -> None:
+    for state, path in zip(states[1:], paths[1:], strict=True):
+        if state.keys() != states[0].keys():
+            raise UserError(f"{path} holds other tensors than {paths[0]}: they come from different models")
+
+
+def select_checkpoint(exp_dir: Path, epoch: int, iteration: int, avg: int, use_averaged_model: bool) -> Checkpoint:
+    """What `--epoch/--iter --avg --use-averaged-model` mean.
+
+    `--iter N` takes `checkpoint-N.pt` and the avg-1 checkpoints before it; otherwise `epoch-E.pt` and the avg-1
+    epochs before it. `--use-averaged-model` gives the mean over all updates of that stretch instead of the mean of
+    its ends; `--avg 0` with it takes the mean since the start. `--epoch 0` is the newest one.
+    """
+    if not exp_dir.is_dir():
+        raise UserError(f"--exp-dir {exp_dir} does not exist")
+    if iteration > 0:
+        numbers = [n for n in numbered(exp_dir, "checkpoint") if n <= iteration]
+        name, number = "checkpoint", iteration
+    else:
+        numbers = numbered(exp_dir, "epoch")
+        number = epoch or (numbers[-1] if numbers else 0)
+        name, numbers = "epoch", [n for n in numbers if n <= number]
+    if number not in numbers:
+        raise UserError(f"{exp_dir / f'{name}-{number}.pt'} does not exist: see what {exp_dir} holds")
+    if avg < 1 or avg > len(numbers):
+        raise UserError(f"--avg {avg} is impossible: {exp_dir} holds {len(numbers)} {name}s up to {number}")
+    paths = [exp_dir / f"{name}-{n}.pt" for n in numbers]
+    if not use_averaged_model or avg == 1:
+        return average_checkpoints(paths[-avg:])
+    if avg == len(paths):
+        last = load_checkpoint(paths[-1])
+        return Checkpoint(model=average_states([last.model_avg], [1.0]), meta=last.meta)
+    return average_between(paths[-avg - 1], paths[-1])
+
+
+def numbered(exp_dir: Path, name: str) -> list[int]:
+    """Sorted N of the files `<name>-N.pt`."""
+    matches = (re.fullmatch(rf"{name}-(\d+)\.pt", path.name) for path in exp_dir.glob(f"{name}-*.pt"))
+    return sorted(int(match.group(1)) for match in matches if match)

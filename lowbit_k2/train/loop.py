@@ -1,0 +1,285 @@
+"""One update, one epoch, one validation pass; checkpoints that continue exactly where they stopped.
+
+Everything random in update n (dropout, SpecAugment, stochastic precision) is drawn from generators seeded by
+(seed, n), and the order of batches by (seed, epoch): a resumed run needs counters only, no generator states.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from lowbit_k2.data.batch import Batch
+from lowbit_k2.errors import UserError
+from lowbit_k2.losses.co_training import BranchOutput, CoTraining
+from lowbit_k2.losses.ctc import ctc_loss
+from lowbit_k2.models.subsampling import subsampled_length
+from lowbit_k2.quant import quant_statistics, use_precision
+from lowbit_k2.train.checkpoint import (
+    Checkpoint,
+    RunningAverage,
+    load_checkpoint,
+    load_model_state,
+    load_optimizer_tensors,
+    numbered,
+    optimizer_tensors,
+    save_checkpoint,
+)
+from lowbit_k2.train.metrics import Board, FrameMeans, describe
+from lowbit_k2.train.optim import OptimConfig, clip_gradients, noam_rate, set_rate
+
+Augment = Callable[[Tensor, Tensor, torch.Generator], Tensor]
+
+
+@dataclass(frozen=True)
+class LoopConfig:
+    """How long, how often, in which arithmetic."""
+
+    num_epochs: int = 30
+    seed: int = 42
+    amp: str = "float32"  # "float32", "bfloat16" or "float16"
+    average_period: int = 20  # updates between two steps of the running average of the model
+    save_every_n: int = 2000  # updates between two checkpoint-N.pt
+    keep_last_k: int = 2  # checkpoint-N.pt that are kept; epoch-N.pt are never removed
+    log_interval: int = 20  # updates
+    tensorboard: bool = True
+    accum_grad: int = 1  # batches per update
+
+    def __post_init__(self) -> None:
+        for name in (
+            "num_epochs",
+            "average_period",
+            "save_every_n",
+            "keep_last_k",
+            "log_interval",
+            "accum_grad",
+        ):
+            if getattr(self, name) < 1:
+                raise UserError(f"--{name.replace('_', '-')} must be at least 1")
+        if self.amp not in ("float32", "bfloat16", "float16"):
+            raise UserError(f"unknown arithmetic '{self.amp}'")
+        if self.amp == "float16" and not torch.cuda.is_available():
+            raise UserError("--use-fp16 needs a GPU: use --use-bf16 on a CPU")
+
+
+@dataclass
+class Progress:
+    """Counters; all that a resumed run needs beside the tensors."""
+
+    epoch: int = 1  # the epoch in progress
+    batch: int = 0  # batches of it that were consumed
+    update: int = 0  # updates since the start
+    best_valid_loss: float = float("inf")
+    seconds: float = 0.0  # spent in updates
+
+
+class Trainer:
+    """Holds what an update touches. The recipe's train.py drives it epoch by epoch."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        objective: CoTraining,
+        optimizer: torch.optim.Optimizer,
+        optim_config: OptimConfig,
+        config: LoopConfig,
+        encode: Callable[[str], list[int]],
+        augment: Augment | None,
+        exp_dir: Path,
+        meta: dict[str, Any],
+    ) -> None:
+        self.model, self.objective, self.optimizer = model, objective, optimizer
+        self.optim_config, self.config = optim_config, config
+        self.encode, self.augment = encode, augment
+        self.exp_dir, self.meta = exp_dir, meta
+        self.device = next(model.parameters()).device
+        self.progress = Progress()
+        self.average = RunningAverage(model, config.average_period)
+        self.scaler = torch.cuda.amp.GradScaler(enabled=config.amp == "float16")
+        self.board = Board(exp_dir, config.tensorboard)
+
+    # --- one update -------------------------------------------------------------------------------------------
+
+    def forward(self, batch: Batch) -> BranchOutput:
+        """One pass over an augmented batch under the precision in force."""
+        dtype = getattr(torch, self.config.amp)
+        with torch.autocast(self.device.type, dtype=dtype, enabled=dtype != torch.float32):
+            log_probs, lens = self.model(batch.features, batch.feature_lens)
+        loss = ctc_loss(log_probs, lens, [self.encode(text) for text in batch.texts])
+        return BranchOutput(loss, log_probs, lens)
+
+    def update(self, batches: list[Batch]) -> dict[str, float]:
+        """One update over `accum_grad` batches: every branch forward and backward, clip, step."""
+        start = time.perf_counter()
+        number = self.progress.update + 1
+        torch.manual_seed(self.config.seed * 1_000_003 + number)
+        rate = noam_rate(number, self.model.config.d_model, self.optim_config)
+        set_rate(self.optimizer, rate)
+        self.optimizer.zero_grad(set_to_none=True)
+        num_frames = sum(int(subsampled_length(batch.feature_lens).sum()) for batch in batches)
+        metrics: dict[str, float] = {}
+        for index, batch in enumerate(batches):
+            batch = self.to_device(self.augmented(batch, number * self.config.accum_grad + index))
+            shares = self.objective.backward(
+                self.model, lambda b=batch: self.forward(b), number, num_frames, self.scale_back
+            )
+            metrics = {name: metrics.get(name, 0.0) + value for name, value in shares.items()}
+        if not math.isfinite(metrics["loss"]):
+            raise FloatingPointError(f"the loss of update {number} is {metrics['loss']}")
+        self.scaler.unscale_(self.optimizer)
+        metrics |= clip_gradients(self.optimizer, self.optim_config.clip_grad_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.progress.update = number
+        self.average.step(self.model, number)
+        self.progress.seconds += time.perf_counter() - start
+        return metrics | {"learning_rate": rate, "frames": float(num_frames)}
+
+    def scale_back(self, loss: Tensor) -> None:
+        self.scaler.scale(loss).backward()
+
+    def augmented(self, batch: Batch, draw: int) -> Batch:
+        """The batch with SpecAugment applied, a pure function of the seed and `draw`."""
+        if self.augment is None:
+            return batch
+        generator = torch.Generator().manual_seed((self.config.seed << 32) + draw)
+        return replace(batch, features=self.augment(batch.features, batch.feature_lens, generator))
+
+    def to_device(self, batch: Batch) -> Batch:
+        return replace(batch, features=batch.features.to(self.device), feature_lens=batch.feature_lens.to(self.device))
+
+    # --- epochs -----------------------------------------------------------------------------------------------
+
+    def train_epoch(self, batches: Iterable[Batch], total: int | None = None) -> dict[str, float]:
+        """Train over the batches of `progress.epoch` that are still to come; returns the epoch's means."""
+        self.model.train()
+        totals, pending = FrameMeans(), []
+        bar = tqdm(batches, desc=f"epoch {self.progress.epoch}", initial=self.progress.batch, total=total)
+        for batch in bar:
+            pending.append(batch)
+            if len(pending) == self.config.accum_grad:
+                self.step(pending, totals)
+                pending = []
+                bar.set_postfix_str(f"loss={totals.means()['loss']:.3f}", refresh=False)
+        if pending:
+            self.step(pending, totals)
+        self.progress.batch = 0
+        return totals.means()
+
+    def step(self, batches: list[Batch], totals: FrameMeans) -> None:
+        """An update with what belongs to it: counters, curves, the regular checkpoint."""
+        metrics = self.guarded_update(batches)
+        self.progress.batch += len(batches)
+        totals.add(metrics)
+        self.report(metrics, totals)
+        if self.progress.update % self.config.save_every_n == 0:
+            self.save_numbered()
+
+    def guarded_update(self, batches: list[Batch]) -> dict[str, float]:
+        """`update`, leaving the model and the batch behind for inspection when it fails."""
+        try:
+            return self.update(batches)
+        except Exception:
+            self.save("bad-model.pt")
+            torch.save(
+                {
+                    "features": [b.features for b in batches],
+                    "feature_lens": [b.feature_lens for b in batches],
+                    "texts": "\n".join(text for b in batches for text in b.texts),
+                    "ids": "\n".join(name for b in batches for name in b.ids),
+                },
+                self.exp_dir / "bad-batch.pt",
+            )
+            logging.error("update failed: see %s and bad-batch.pt beside it", self.exp_dir / "bad-model.pt")
+            raise
+
+    def report(self, metrics: dict[str, float], totals: FrameMeans) -> None:
+        update = self.progress.update
+        if update % self.config.log_interval:
+            return
+        self.board.write("train/current_", metrics, update)
+        self.board.write("train/tot_", totals.means(), update)
+        self.board.write("quant/", quant_statistics(self.model), update)
+
+    @torch.no_grad()
+    def validate(self, batches: Iterable[Batch]) -> dict[str, float]:
+        """CTC loss per frame of every trained precision, `loss_<bits>`, and their mean, `loss`."""
+        self.model.eval()
+        batches = [self.to_device(batch) for batch in batches]
+        result = {}
+        for precision in self.objective.config.trained_precisions:
+            means = FrameMeans()
+            with use_precision(self.model, precision):
+                for batch in batches:
+                    out = self.forward(batch)
+                    frames = float(out.lens.sum())
+                    means.add({"frames": frames, "loss": out.loss.item() / frames})
+            result[f"loss_{precision}"] = means.means()["loss"]
+        result["loss"] = sum(result.values()) / len(result)
+        self.board.write("train/valid_", result, self.progress.update)
+        return result
+
+    def finish_epoch(self, train: dict[str, float], valid: dict[str, float]) -> None:
+        """Log, write `epoch-N.pt`, and `best-valid-loss.pt` when this epoch is the best."""
+        epoch = self.progress.epoch
+        logging.info("epoch %d, %d updates: %s", epoch, self.progress.update, describe(train))
+        logging.info("epoch %d, valid: %s", epoch, describe(valid))
+        self.progress.epoch += 1
+        best = valid.get("loss", float("inf")) < self.progress.best_valid_loss
+        if best:
+            self.progress.best_valid_loss = valid["loss"]
+        self.save(f"epoch-{epoch}.pt")
+        if best:
+            self.save("best-valid-loss.pt")
+
+    # --- checkpoints ------------------------------------------------------------------------------------------
+
+    def save(self, name: str) -> None:
+        meta = {**self.meta, "progress": asdict(self.progress), "update": self.progress.update}
+        meta["average_period"] = self.config.average_period
+        checkpoint = Checkpoint(
+            model=self.model.state_dict(),
+            meta=meta,
+            optimizer=optimizer_tensors(self.optimizer),
+            model_avg=self.average.mean,
+        )
+        save_checkpoint(self.exp_dir / name, checkpoint)
+
+    def save_numbered(self) -> None:
+        """`checkpoint-<update>.pt`, of which the last `keep_last_k` are kept."""
+        self.save(f"checkpoint-{self.progress.update}.pt")
+        for number in numbered(self.exp_dir, "checkpoint")[: -self.config.keep_last_k]:
+            (self.exp_dir / f"checkpoint-{number}.pt").unlink()
+
+    def resume(self, path: Path) -> None:
+        """Continue from a checkpoint of the same configuration.
+
+        Raises:
+          UserError: the checkpoint was written with another model or quantization.
+        """
+        checkpoint = load_checkpoint(path)
+        for name in ("model", "quant", "co_training"):
+            if checkpoint.meta.get(name) != self.meta.get(name):
+                raise UserError(f"{path} was trained with another {name} configuration than the flags describe")
+        load_model_state(self.model, checkpoint.model, path)
+        load_optimizer_tensors(self.optimizer, checkpoint.optimizer)
+        self.average.mean = checkpoint.model_avg
+        self.progress = Progress(**checkpoint.meta["progress"])
+        logging.info("continuing from %s: epoch %d", path, self.progress.epoch)
+
+
+def newest_checkpoint(exp_dir: Path) -> Path | None:
+    """The checkpoint with the most updates, or None where there is none yet."""
+    paths = [exp_dir / f"{name}-{n}.pt" for name in ("epoch", "checkpoint") for n in numbered(exp_dir, name)[-1:]]
+    if not paths:
+        return None
+    return max(paths, key=lambda path: load_checkpoint(path).meta["update"])

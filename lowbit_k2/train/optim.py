@@ -1,0 +1,81 @@
+"""AdamW with the parameter groups that quantization needs, the Noam schedule, clipping by group."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from lowbit_k2.errors import UserError
+from lowbit_k2.quant import alpha_parameters
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """AdamW, Noam and clipping."""
+
+    lr_factor: float = 1.0  # Noam's factor: peak rate = lr_factor / sqrt(d_model * warm_step)
+    warm_step: int = 500  # updates
+    weight_decay: float = 1e-2  # on matrices only
+    betas: tuple[float, float] = (0.9, 0.98)
+    eps: float = 1e-9
+    clip_grad_norm: float = 5.0  # for the weights, and separately for the alphas
+
+    def __post_init__(self) -> None:
+        if self.warm_step < 1 or self.lr_factor <= 0 or self.clip_grad_norm <= 0:
+            raise UserError("--lr-factor, --warm-step and --clip-grad-norm must be positive")
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
+    """Three groups: matrices (decayed), norms and biases (not), alphas (not; clipped on their own).
+
+    Decay would pull an alpha to zero, which is no prior that anybody holds.
+    """
+    alphas = alpha_parameters(model)
+    known = {id(p) for p in alphas}
+    rest = [p for p in model.parameters() if id(p) not in known]
+    groups = [
+        {"name": "matrices", "params": [p for p in rest if p.dim() > 1], "weight_decay": weight_decay},
+        {"name": "vectors", "params": [p for p in rest if p.dim() <= 1], "weight_decay": 0.0},
+        {"name": "alphas", "params": alphas, "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
+    """AdamW whose rate is set at each update by `noam_rate`."""
+    return torch.optim.AdamW(parameter_groups(model, config.weight_decay), lr=0.0, betas=config.betas, eps=config.eps)
+
+
+def noam_rate(update: int, d_model: int, config: OptimConfig) -> float:
+    """lr = factor * d_model^-0.5 * min(update^-0.5, update * warm_step^-1.5); updates count from 1 (1706.03762)."""
+    return config.lr_factor * d_model**-0.5 * min(update**-0.5, update * config.warm_step**-1.5)
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+
+
+def clip_gradients(optimizer: torch.optim.Optimizer, max_norm: float) -> dict[str, float]:
+    """Clip the weights' global norm and, apart from it, the alphas' norm.
+
+    An alpha's gradient is a sum over its whole tensor, two orders of magnitude above a weight's: in one group it
+    would set the norm for all.
+
+    Returns:
+      `grad_norm` and, where there are alphas, `grad_norm_alpha`, both before clipping.
+
+    Raises:
+      FloatingPointError: a gradient is not finite.
+    """
+    weights = [p for g in optimizer.param_groups if g["name"] != "alphas" for p in g["params"]]
+    alphas = [p for g in optimizer.param_groups if g["name"] == "alphas" for p in g["params"]]
+    norms = {"grad_norm": float(nn.utils.clip_grad_norm_(weights, max_norm))}
+    if alphas:
+        norms["grad_norm_alpha"] = float(nn.utils.clip_grad_norm_(alphas, max_norm))
+    for name, norm in norms.items():
+        if norm != norm or norm == float("inf"):
+            raise FloatingPointError(f"{name} is {norm}")
+    return norms
