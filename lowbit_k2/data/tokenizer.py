@@ -1,0 +1,178 @@
+"""Text to token ids and back: sentencepiece pieces (BPE or characters) or phones through a lexicon.
+
+Token 0 is always the CTC blank `<blk>`. A tokenizer can be written to bytes, which a packed model carries along.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import sentencepiece
+
+from lowbit_k2.errors import UserError
+from lowbit_k2.graphs.lexicon import BLANK, Entry, read_lexicon, read_symbols
+
+BPE_MODEL = "bpe.model"
+UNKNOWN = "<unk>"
+WORD_START = "▁"  # sentencepiece's mark of a word's first piece
+
+
+class Tokenizer(Protocol):
+    """What training, decoding and packing need of a tokenizer."""
+
+    kind: str  # "sentencepiece" | "lexicon": names the reader of `to_bytes`
+    spells_words: bool  # False where `decode` gives phones, so that words need a lexicon graph
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of classes of the network, blank included."""
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a transcript, never the blank."""
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of token ids; blank and special tokens are left out."""
+
+    def pieces(self) -> list[str]:
+        """The symbol of every id, in order."""
+
+    def to_bytes(self) -> bytes:
+        """The tokenizer as bytes, read back by `tokenizer_from_bytes`."""
+
+
+class SentencePieceTokenizer:
+    """A sentencepiece model whose piece 0 is `<blk>`, as icefall trains them.
+
+    Args:
+      model: bytes of a sentencepiece model (bpe.model).
+
+    Raises:
+      UserError: not a sentencepiece model, or piece 0 is not the blank.
+    """
+
+    kind = "sentencepiece"
+    spells_words = True
+
+    def __init__(self, model: bytes):
+        self._model = model
+        self._processor = sentencepiece.SentencePieceProcessor()
+        try:
+            self._processor.LoadFromSerializedProto(model)
+        except RuntimeError:
+            raise UserError("the bytes are no sentencepiece model: make bpe.model again with train_bpe") from None
+        if not self.vocab_size or self._processor.IdToPiece(0) != BLANK:
+            raise UserError(f"piece 0 of the sentencepiece model is not {BLANK}: make it with train_bpe")
+        self._special = {i for i, piece in enumerate(self.pieces()) if _is_special(piece)}
+
+    @property
+    def vocab_size(self) -> int:
+        return self._processor.GetPieceSize()
+
+    def encode(self, text: str) -> list[int]:
+        return self._processor.EncodeAsIds(text)
+
+    def encode_words(self, words: Sequence[str]) -> list[list[str]]:
+        """Pieces of each word spelled alone, for a lexicon."""
+        return [self._processor.EncodeAsPieces(word) for word in words]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return self._processor.DecodeIds([int(i) for i in ids if int(i) not in self._special])
+
+    def pieces(self) -> list[str]:
+        return [self._processor.IdToPiece(i) for i in range(self.vocab_size)]
+
+    def to_bytes(self) -> bytes:
+        return self._model
+
+
+class LexiconTokenizer:
+    """Phones: each word is spelled by its first pronunciation.
+
+    `decode` gives phones separated by spaces, because phones do not spell words: words come from an HLG graph.
+
+    Args:
+      tokens: phone to id, `<blk>` being 0; disambiguation symbols are ignored.
+      entries: pronunciations, the preferred one of a word first.
+    """
+
+    kind = "lexicon"
+    spells_words = False
+
+    def __init__(self, tokens: Mapping[str, int], entries: Sequence[Entry]):
+        self._tokens = {t: i for t, i in tokens.items() if not t.startswith("#")}
+        if sorted(self._tokens.values()) != list(range(len(self._tokens))) or self._tokens.get(BLANK) != 0:
+            raise UserError(f"tokens.txt must number its symbols 0, 1, ... with {BLANK} as 0: run prepare_lang")
+        self._symbols = [token for token, _ in sorted(self._tokens.items(), key=lambda item: item[1])]
+        self._entries = list(entries)
+        self._ids: dict[str, list[int]] = {}
+        for word, pronunciation in self._entries:
+            missing = [phone for phone in pronunciation if phone not in self._tokens]
+            if missing:
+                raise UserError(f"phone {missing[0]} of word {word} is not in tokens.txt: run prepare_lang")
+            self._ids.setdefault(word, [self._tokens[phone] for phone in pronunciation])
+
+    @property
+    def vocab_size(self) -> int:
+        return len(self._tokens)
+
+    def encode(self, text: str) -> list[int]:
+        ids: list[int] = []
+        for word in text.split():
+            if word not in self._ids:
+                raise UserError(f"word {word} is not in the lexicon: add its pronunciation to lexicon.txt")
+            ids.extend(self._ids[word])
+        return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return " ".join(self._symbols[int(i)] for i in ids if int(i) != 0)
+
+    def pieces(self) -> list[str]:
+        return list(self._symbols)
+
+    def to_bytes(self) -> bytes:
+        value = {"tokens": self._symbols, "lexicon": [[word, *pron] for word, pron in self._entries]}
+        return json.dumps(value, ensure_ascii=False).encode("utf-8")
+
+
+def _is_special(piece: str) -> bool:
+    """True for `<blk>`, `<unk>`, `<sos/eos>` and their like."""
+    return len(piece) > 2 and piece.startswith("<") and piece.endswith(">")
+
+
+def tokenizer_from_bytes(kind: str, data: bytes) -> Tokenizer:
+    """Rebuild a tokenizer from `Tokenizer.kind` and `Tokenizer.to_bytes()`.
+
+    Raises:
+      UserError: unknown kind or damaged bytes.
+    """
+    if kind == "sentencepiece":
+        return SentencePieceTokenizer(data)
+    if kind != "lexicon":
+        raise UserError(f"unknown kind of tokenizer {kind!r}: expected sentencepiece or lexicon")
+    try:
+        value = json.loads(data.decode("utf-8"))
+        tokens = {token: i for i, token in enumerate(value["tokens"])}
+        entries = [(row[0], tuple(row[1:])) for row in value["lexicon"]]
+    except (ValueError, KeyError, TypeError, IndexError):
+        raise UserError("the bytes are no lexicon tokenizer: export the model again") from None
+    return LexiconTokenizer(tokens, entries)
+
+
+def load_tokenizer(lang_dir: str | Path) -> Tokenizer:
+    """Read the tokenizer of a lang directory: bpe.model if there is one, otherwise tokens.txt and lexicon.txt.
+
+    A path to a `.model` file is taken, too.
+
+    Raises:
+      UserError: neither is there, or the files are damaged.
+    """
+    path = Path(lang_dir)
+    model = path if path.is_file() else path / BPE_MODEL
+    if model.is_file():
+        return SentencePieceTokenizer(model.read_bytes())
+    if not (path / "lexicon.txt").is_file():
+        raise UserError(f"{path} holds neither {BPE_MODEL} nor lexicon.txt: run train_bpe or prepare_lang first")
+    return LexiconTokenizer(read_symbols(path / "tokens.txt"), read_lexicon(path / "lexicon.txt"))
