@@ -1,0 +1,160 @@
+#!/usr/bin/env python3
+"""Make the embedded corpus: about an hour of synthetic speech in LibriSpeech's own directory layout.
+
+    ./local/make_mini_corpus.py --output-dir download-mini/LibriSpeech
+
+The corpus appears under its name only when it is whole: it is made beside its final place and renamed.
+Texts are always the same bytes; audio is the same on the same machine, whatever the number of jobs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import shutil
+import sys
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
+
+from espeak import Espeak, Prosody  # noqa: E402
+from mini_audio import SAMPLING_RATE, record  # noqa: E402
+from mini_plan import DEFAULT_HOURS, DEFAULT_SEED, SPLITS, Plan, Speaker, Utterance, make_plan  # noqa: E402
+
+from lowbit_k2.errors import UserError, run_main  # noqa: E402
+
+README = """\
+Synthetic speech in the directory layout of LibriSpeech, made by lowbit_k2's egs/librispeech/local/make_mini_corpus.py
+with espeak-ng (hours {hours:g}, seed {seed}): {utterances} utterances of {speakers} voices, 16 kHz FLAC.
+It is for trying the recipe, not for a claim about accuracy.
+"""
+
+
+def speaker_dir(corpus_dir: Path, speaker: Speaker) -> Path:
+    return corpus_dir / speaker.split / str(speaker.id)
+
+
+def synthesize_speaker(plan: Plan, corpus_dir: Path, speaker: Speaker) -> dict[int, float]:
+    """Write the FLAC files and *.trans.txt of one speaker; return seconds by chapter.
+
+    Runs in a process of its own, because espeak-ng's output depends on all that it said before in its process.
+    """
+    import soundfile
+
+    espeak = Espeak()
+    espeak.seed(plan.seed + speaker.id)
+    rng = np.random.default_rng([plan.seed, speaker.id])
+    seconds: dict[int, float] = {}
+    lines: dict[int, list[str]] = {}
+    for utterance in plan.utterances[speaker.id]:
+        samples = say(espeak, speaker, utterance, rng)
+        chapter_dir = speaker_dir(corpus_dir, speaker) / str(utterance.chapter)
+        chapter_dir.mkdir(parents=True, exist_ok=True)
+        soundfile.write(chapter_dir / f"{utterance.id}.flac", samples, SAMPLING_RATE, subtype="PCM_16")
+        seconds[utterance.chapter] = seconds.get(utterance.chapter, 0.0) + len(samples) / SAMPLING_RATE
+        lines.setdefault(utterance.chapter, []).append(f"{utterance.id} {utterance.text}\n")
+    for chapter, chapter_lines in lines.items():
+        path = speaker_dir(corpus_dir, speaker) / str(chapter) / f"{speaker.id}-{chapter}.trans.txt"
+        path.write_text("".join(chapter_lines), encoding="utf-8")
+    return seconds
+
+
+def say(espeak: Espeak, speaker: Speaker, utterance: Utterance, rng: np.random.Generator) -> np.ndarray:
+    """One recording, int16 (num_samples,) at 16 kHz."""
+    prosody = Prosody(utterance.rate, utterance.pitch, utterance.pitch_range)
+    speech = espeak.synthesize(utterance.text.lower(), speaker.voice, prosody)
+    return record(speech, espeak.sampling_rate, speaker.brightness, utterance.gain, utterance.snr, rng)
+
+
+def synthesize(plan: Plan, corpus_dir: Path, num_jobs: int) -> dict[int, dict[int, float]]:
+    """Synthesize all speakers, each in a fresh process; return seconds by speaker and chapter."""
+    from tqdm import tqdm
+
+    # A forked child starts without a loaded espeak-ng, and a tenth of a second sooner than a spawned one.
+    context = multiprocessing.get_context("fork")
+    work = partial(synthesize_speaker, plan, corpus_dir)
+    progress = tqdm(total=plan.num_utterances, desc="Synthesizing", unit="utt")
+    seconds = {}
+    with context.Pool(num_jobs, maxtasksperchild=1) as pool, progress:
+        results: Iterator[dict[int, float]] = pool.imap(work, plan.speakers, chunksize=1)
+        for speaker, by_chapter in zip(plan.speakers, results, strict=True):
+            seconds[speaker.id] = by_chapter
+            progress.update(len(plan.utterances[speaker.id]))
+    return seconds
+
+
+def write_tables(plan: Plan, corpus_dir: Path, seconds: dict[int, dict[int, float]]) -> None:
+    """Write SPEAKERS.TXT, CHAPTERS.TXT, BOOKS.TXT and README.TXT in LibriSpeech's formats."""
+    speakers = [";ID  |SEX| SUBSET           |MINUTES| NAME\n"]
+    chapters = [";ID    |READER|MINUTES| SUBSET           | PROJ.|BOOK ID| CH. TITLE | PROJECT TITLE\n"]
+    for s in plan.speakers:
+        minutes = sum(seconds[s.id].values()) / 60
+        speakers.append(f"{s.id:<5}| {s.sex} | {s.split:<17}| {minutes:<5.2f} | {s.voice} (synthetic)\n")
+        for chapter, chapter_seconds in seconds[s.id].items():
+            minutes = chapter_seconds / 60
+            title = f"Chapter {chapter % 10 + 1:02d} | Sentences of the embedded grammar"
+            chapters.append(f"{chapter:<7}| {s.id:<5}| {minutes:<6.2f}| {s.split:<17}| 1    | 1     | {title}\n")
+    readme = README.format(
+        hours=plan.hours, seed=plan.seed, utterances=plan.num_utterances, speakers=len(plan.speakers)
+    )
+    (corpus_dir / "SPEAKERS.TXT").write_text("".join(speakers), encoding="utf-8")
+    (corpus_dir / "CHAPTERS.TXT").write_text("".join(chapters), encoding="utf-8")
+    (corpus_dir / "BOOKS.TXT").write_text("1      | Sentences of the embedded grammar | lowbit_k2\n", encoding="utf-8")
+    (corpus_dir / "README.TXT").write_text(readme, encoding="utf-8")
+
+
+def make_corpus(output_dir: Path, hours: float, seed: int, num_jobs: int) -> None:
+    """Make the corpus at `output_dir`, or leave nothing there.
+
+    Raises:
+      UserError: something is in the way, flags out of range, or the synthesizer does not work.
+    """
+    if output_dir.exists():
+        raise UserError(f"{output_dir} exists already: remove it first to make the corpus again")
+    if num_jobs < 1:
+        raise UserError(f"--num-jobs {num_jobs} is out of range: give 1 or more")
+    plan = make_plan(hours, seed)
+    partial_dir = output_dir.with_name(f".{output_dir.name}.partial")
+    shutil.rmtree(partial_dir, ignore_errors=True)  # left by a killed run
+    partial_dir.mkdir(parents=True)
+    try:
+        seconds = synthesize(plan, partial_dir, num_jobs)
+        write_tables(plan, partial_dir, seconds)
+        partial_dir.rename(output_dir)
+    finally:
+        shutil.rmtree(partial_dir, ignore_errors=True)
+    _print_summary(plan, seconds)
+
+
+def _print_summary(plan: Plan, seconds: dict[int, dict[int, float]]) -> None:
+    for split in SPLITS:
+        speakers = [s for s in plan.speakers if s.split == split]
+        hours = sum(sum(seconds[s.id].values()) for s in speakers) / 3600
+        utterances = [u for s in speakers for u in plan.utterances[s.id]]
+        words = [w for u in utterances for w in u.text.split()]
+        print(
+            f"{split}: {hours:.3f} h, {len(utterances)} utterances, {len(speakers)} voices, "
+            f"{len(words)} words, {len(set(words))} different"
+        )
+
+
+def get_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--output-dir", type=Path, required=True, help="the corpus, e.g. .../LibriSpeech")
+    parser.add_argument("--hours", type=float, default=DEFAULT_HOURS, help="about so many hours (0.01 to 20)")
+    parser.add_argument("--seed", type=int, default=DEFAULT_SEED, help="of texts, prosody and noise")
+    parser.add_argument("--num-jobs", type=int, default=2, help="processes at a time")
+    return parser
+
+
+def main() -> None:
+    args = get_parser().parse_args()
+    make_corpus(args.output_dir, args.hours, args.seed, args.num_jobs)
+
+
+if __name__ == "__main__":
+    run_main(main)
