@@ -1,0 +1,48 @@
+"""Named allocations of bits.
+
+float       everything float32: the baseline.
+paper       as the code of arXiv 2505.21245: feed-forward and attention matrices switched, the convolution module
+            4 bits with a running absmax, all else float32. The float leftovers keep the whole model large (9x).
+lossless16  the same, with subsampling and output layer at 8 bits and norms and biases in fp16: about 17x.
+all-low     every matrix at 4 bits or fewer, norms and biases in fp16: about 20x.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from lowbit_k2.errors import UserError
+from lowbit_k2.quant.config import QuantConfig, TensorScheme
+
+SWITCHED_ROLES = ("encoder_linear", "attention")
+LEFTOVER_MATRICES = ("subsampling", "embedding", "decoder", "joiner", "output")
+
+
+def build_preset(name: str, precisions: tuple[int, ...], overrides: Mapping[str, Any]) -> QuantConfig:
+    """The body of `QuantConfig.preset`."""
+    overrides = dict(overrides)
+    switched = TensorScheme(
+        precisions,
+        scale=overrides.pop("scale", "2std-clipped"),
+        granularity=overrides.pop("granularity", "tensor"),
+    )
+    schemes = {**_schemes(name, switched), **overrides.pop("schemes", {})}
+    try:
+        return QuantConfig(name=name, schemes=schemes, **overrides)
+    except TypeError:
+        raise UserError(f"unknown quantization option among {', '.join(sorted(overrides))}") from None
+
+
+def _schemes(name: str, switched: TensorScheme) -> dict[str, TensorScheme]:
+    paper = {**dict.fromkeys(SWITCHED_ROLES, switched), "convolution": TensorScheme((4,), "running-absmax")}
+    half = dict.fromkeys(("norm", "bias"), TensorScheme((16,)))
+    presets = {
+        "float": {},
+        "paper": paper,
+        "lossless16": {**paper, **dict.fromkeys(LEFTOVER_MATRICES, TensorScheme((8,), "running-absmax")), **half},
+        "all-low": {**paper, **dict.fromkeys(LEFTOVER_MATRICES, TensorScheme((4,), "running-absmax")), **half},
+    }
+    if name not in presets:
+        raise UserError(f"quantization preset {name!r} is unknown: choose one of {', '.join(presets)}")
+    return presets[name]

@@ -1,0 +1,137 @@
+"""QuantReport: every parameter tensor once, with its role, precisions and estimated size."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from lowbit_k2.quant.projection import FLOAT_BITS, HALF_BITS, group_shape
+
+WEIGHTS_PER_BYTE = {1: 8, 2: 5, 4: 2}  # on disk; ternary is base 3. Other low precisions take a byte per weight
+STEP_BYTES = 4
+
+
+@dataclass(frozen=True)
+class ReportRow:
+    """One parameter tensor. `reason` says why it stays float32; it is None for quantized tensors."""
+
+    name: str
+    role: str
+    shape: tuple[int, ...]
+    bits: tuple[int, ...]
+    switched: bool = False
+    scale: str | None = None
+    granularity: str = "tensor"
+    reason: str | None = None
+
+    @property
+    def num_weights(self) -> int:
+        return torch.Size(self.shape).numel()
+
+    def bits_at(self, precision: int) -> int:
+        """Bits of this tensor when the model runs at `precision`: switched tensors follow, the others do not."""
+        if precision == FLOAT_BITS:
+            return FLOAT_BITS
+        return precision if self.switched and precision in self.bits else self.bits[0]
+
+    def bytes_at(self, precision: int) -> int:
+        """Estimated bytes on disk, steps included: rows = dimension 0, each padded to whole bytes."""
+        bits = self.bits_at(precision)
+        if bits in (HALF_BITS, FLOAT_BITS):
+            return self.num_weights * bits // 8
+        rows = self.shape[0]
+        cols = self.num_weights // rows
+        steps = torch.Size(group_shape(self.shape, self.granularity)).numel()
+        return rows * -(-cols // WEIGHTS_PER_BYTE.get(bits, 1)) + steps * STEP_BYTES
+
+
+@dataclass(frozen=True)
+class QuantReport:
+    """What `quantize_model` did. Sizes are estimates of the packed payload; measured ones come from the file itself.
+
+    precisions: the switched precisions of the config.
+    num_alphas: learnable scalars that quantization added.
+    """
+
+    name: str
+    precisions: tuple[int, ...]
+    rows: tuple[ReportRow, ...]
+    num_alphas: int = 0
+    columns: tuple[int, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "columns", tuple(dict.fromkeys((FLOAT_BITS, *self.precisions))))
+
+    @property
+    def num_weights(self) -> int:
+        """Parameters of the unquantized model."""
+        return sum(row.num_weights for row in self.rows)
+
+    @property
+    def roles(self) -> list[str]:
+        return list(dict.fromkeys(row.role for row in self.rows))
+
+    def bytes_at(self, precision: int, role: str | None = None) -> int:
+        """Estimated bytes of the model, or of one role, at a precision; 32 is the float model."""
+        return sum(row.bytes_at(precision) for row in self.rows if role in (None, row.role))
+
+    def ratio(self, precision: int) -> float:
+        """Estimated float32 bytes / bytes at `precision`, without header, tokens and settings."""
+        return self.bytes_at(FLOAT_BITS) / self.bytes_at(precision)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON: totals by role and precision, and one entry per tensor."""
+        return {
+            "name": self.name,
+            "estimated_bytes": {role: {str(p): self.bytes_at(p, role) for p in self.columns} for role in self.roles},
+            "num_alphas": self.num_alphas,
+            "tensors": [
+                {
+                    "name": row.name,
+                    "role": row.role,
+                    "shape": list(row.shape),
+                    "bits": list(row.bits),
+                    "estimated_bytes": {str(p): row.bytes_at(p) for p in self.columns},
+                    "reason": row.reason,
+                }
+                for row in self.rows
+            ],
+        }
+
+    def __str__(self) -> str:
+        """A table by role."""
+        header = ["role", "tensors", "weights", "bits", *(f"kB at {p} bit" for p in self.columns), "why float"]
+        body = [self._role_line(role) for role in self.roles]
+        totals = [f"{self.bytes_at(p) / 1000:.1f}" for p in self.columns]
+        body.append(["all", str(len(self.rows)), str(self.num_weights), "", *totals, ""])
+        ratios = [f"{self.ratio(p):.2f}x" for p in self.columns]
+        body.append(["ratio", "", "", "", *ratios, ""])
+        note = (
+            f"{self.name}: estimate of the packed payload, without header, tokens and settings (measured sizes come "
+            f"from packed files); {self.num_alphas} alphas learned besides the weights"
+        )
+        return "\n".join([*_align([header, *body]), note])
+
+    def _role_line(self, role: str) -> list[str]:
+        rows = [row for row in self.rows if row.role == role]
+        bits = _join("/".join(str(b) for b in row.bits) for row in rows)
+        sizes = [f"{self.bytes_at(p, role) / 1000:.1f}" for p in self.columns]
+        reasons = _join(row.reason for row in rows if row.reason)
+        return [role, str(len(rows)), str(sum(row.num_weights for row in rows)), bits, *sizes, reasons]
+
+
+def _join(values: Iterable[str]) -> str:
+    return "; ".join(dict.fromkeys(values))
+
+
+def _align(lines: list[list[str]]) -> list[str]:
+    """Columns padded to equal width: names to the left, numbers to the right, the last column as it is."""
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    cells = [
+        [line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:-1], widths[1:-1], strict=True)), line[-1]]
+        for line in lines
+    ]
+    return ["  ".join(row).rstrip() for row in cells]

@@ -1,0 +1,115 @@
+"""use_precision: which precision is active where, for the length of one pass."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+from torch import nn
+from torch.nn.utils.parametrize import ParametrizationList
+
+from lowbit_k2.errors import UserError
+from lowbit_k2.quant.config import QuantConfig
+from lowbit_k2.quant.projection import FLOAT_BITS
+from lowbit_k2.quant.quantizer import PassCache, WeightQuantizer
+
+Assignment = int | Mapping[str, int]
+
+
+@contextmanager
+def use_precision(model: nn.Module, assignment: Assignment) -> Iterator[None]:
+    """Run the body with the given precisions; one context per pass, its backward included.
+
+        with use_precision(model, 1):
+            loss(model(batch)).backward()
+
+    Inside, each weight is quantized once however often its module is used. The value is computed anew when the weight,
+    its alpha, the train/eval or the gradient mode changes, and after a backward; so an optimizer step or several
+    backwards inside one context are safe, only slower.
+
+    Args:
+      assignment: a precision for all switched tensors, or {module-name prefix: precision}, where the longest prefix
+        wins (by whole components: "encoder.layers.1" is not a prefix of "encoder.layers.10") and what no prefix
+        covers stays as it is ({} changes nothing and only lends the cache). 32 bypasses every quantizer that it covers, fixed ones and fp16 too; any other
+        precision leaves the fixed ones at theirs. Whether the latents were ever trained as a float model is not
+        known here: decoding asks the training config before it offers 32.
+    Raises:
+      UserError: a precision that a covered tensor does not have, or a prefix without quantized tensors.
+
+    On exit the previous assignment is restored. Outside any context each tensor is at the first of its precisions.
+    """
+    quantizers = find_quantizers(model)
+    wanted = _resolve(quantizers, assignment)
+    before = [(q, q.active_bits, q.pass_cache) for q in quantizers]
+    cache = PassCache()
+    try:
+        for quantizer in quantizers:
+            quantizer.active_bits = wanted.get(quantizer, quantizer.active_bits)
+            quantizer.pass_cache = cache
+        yield
+    finally:
+        cache.clear()
+        for quantizer, bits, outer_cache in before:
+            quantizer.active_bits, quantizer.pass_cache = bits, outer_cache
+
+
+def current_assignment(model: nn.Module) -> dict[str, int]:
+    """Active precision of every quantized tensor, by plain parameter name."""
+    return {quantizer.name: quantizer.active_bits for quantizer in find_quantizers(model)}
+
+
+def find_quantizers(model: nn.Module) -> list[WeightQuantizer]:
+    """All quantizers of a model, each once, in the order of its modules."""
+    return [module for module in model.modules() if isinstance(module, WeightQuantizer)]
+
+
+def latent_weights(model: nn.Module) -> dict[WeightQuantizer, nn.Parameter]:
+    """{quantizer: its latent float weight}."""
+    found = {}
+    for module in model.modules():
+        if isinstance(module, ParametrizationList):
+            found.update({q: module.original for q in module if isinstance(q, WeightQuantizer)})
+    return found
+
+
+def layer_names(model: nn.Module, config: QuantConfig) -> list[str]:
+    """Module names of the layers, `config.layer_prefix` + ".0" and so on.
+
+    Raises:
+      UserError: the model has no module of that name.
+    """
+    try:
+        layers = model.get_submodule(config.layer_prefix)
+    except AttributeError:
+        raise UserError(f"the model has no module {config.layer_prefix!r}: set layer_prefix of the config") from None
+    return [f"{config.layer_prefix}.{name}" for name, _ in layers.named_children()]
+
+
+def layer_assignment(config: QuantConfig, bits_per_layer: Sequence[int]) -> dict[str, int]:
+    """Assignment for `use_precision` from one precision per layer."""
+    return {f"{config.layer_prefix}.{i}": bits for i, bits in enumerate(bits_per_layer)}
+
+
+def _resolve(quantizers: list[WeightQuantizer], assignment: Assignment) -> dict[WeightQuantizer, int]:
+    """Precision of every quantizer that the assignment covers."""
+    if isinstance(assignment, int):
+        return _cover(quantizers, assignment, "the model")
+    wanted: dict[WeightQuantizer, int] = {}
+    for prefix in sorted(assignment, key=lambda prefix: prefix.count(".") if prefix else -1):  # longest last
+        covered = [q for q in quantizers if not prefix or f"{q.name}.".startswith(f"{prefix}.")]
+        if not covered:
+            raise UserError(f"no quantized tensor has a name that starts with {prefix!r}")
+        wanted.update(_cover(covered, assignment[prefix], prefix or "the model"))
+    return wanted
+
+
+def _cover(quantizers: list[WeightQuantizer], bits: int, where: str) -> dict[WeightQuantizer, int]:
+    if bits == FLOAT_BITS:
+        return dict.fromkeys(quantizers, FLOAT_BITS)
+    switched = [q for q in quantizers if q.switched]
+    lacking = [q for q in switched if bits not in q.bits]
+    if lacking or not switched:
+        common = [b for b in (switched[0].bits if switched else ()) if all(b in q.bits for q in switched)]
+        available = ", ".join(str(b) for b in dict.fromkeys([*common, FLOAT_BITS]))
+        raise UserError(f"precision {bits} is not available in {where}: choose one of {available}")
+    return {q: bits if q.switched else q.bits[0] for q in quantizers}
