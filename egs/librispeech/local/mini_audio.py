@@ -64,7 +64,7 @@ def record(
 
     Args:
       speech: int16 samples, shape (n,), at `source_rate` Hz.
-      brightness: pole of `tilt`.
+      brightness: coefficient of `tilt`.
       gain: wanted RMS of the speech in dB relative to full scale.
       snr: speech to noise in dB.
 

@@ -1,7 +1,8 @@
 """Who says what in the embedded corpus: speakers, splits and utterances, decided before any sound is made.
 
-A plan is a pure function of (hours, seed). Speakers are voice variants of espeak-ng (a formant table each) with an
-accent of English, a pitch and a rate of their own. No variant serves two speakers, and each speaker belongs to one split.
+A plan is a pure function of (hours, seed). Speakers are voice variants of espeak-ng (a formant table each) with
+an accent of English, a pitch and a rate of their own. No variant serves two speakers, and each speaker belongs to
+one split.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from mini_text import distinct_sentences
 from lowbit_k2.errors import UserError
 
 DEFAULT_HOURS = 1.0
-DEFAULT_SEED = 124  # of seeds 1-160 the one whose rarest dev or test word is heard most often in training (4 times)
+# Of the seeds 1-160 the one whose rarest dev or test word is heard most often in training (4 times).
+DEFAULT_SEED = 124
 UTTERANCES_PER_CHAPTER = 16
 # Seconds of an average utterance = edges and pauses + words at rate 170; a least-squares fit to synthesized speech.
 SECONDS_PER_UTTERANCE, SECONDS_PER_WORD = 0.66, 0.2275
@@ -26,18 +28,23 @@ ACCENTS = ("en-us", "en-gb-x-rp", "en-us-nyc", "en", "en-gb-scotland", "en-us", 
 # Variants that sound human and differ from each other in long-term spectrum or pitch. Dev and test have half
 # women and half men; their accents also occur in training, as in LibriSpeech.
 VOICES = {
-    "train-clean-100": {
-        "F": "Alicia Annie anika aunty belinda f1 f3 grandma".split(),
-        "M": "m1 m2 m3 m4 m5 m8 Gene Jacky Lee Marco Mario Reed boris david ed ian marcelo norbert pablo travis".split(),
-    },
-    "dev-clean": {"F": "f2 linda Andrea".split(), "M": "m7 robert miguel".split()},
-    "test-clean": {"F": "f4 steph f5".split(), "M": "Mike grandpa paul".split()},
+    ("train-clean-100", "F"): "Alicia Annie anika aunty belinda f1 f3 grandma",
+    ("train-clean-100", "M"): "m1 m2 m3 m4 m5 m8 Gene Jacky Lee Marco Mario Reed boris david ed ian marcelo norbert"
+    " pablo travis",
+    ("dev-clean", "F"): "f2 linda Andrea",
+    ("dev-clean", "M"): "m7 robert miguel",
+    ("test-clean", "F"): "f4 steph f5",
+    ("test-clean", "M"): "Mike grandpa paul",
 }
 
 
 @dataclass(frozen=True)
 class Speaker:
-    """One synthetic reader. `rate` in espeak-ng words a minute (short words come faster), `pitch` 0-99, `brightness` the pole of its tilt filter."""
+    """One synthetic reader.
+
+    `rate` is in espeak-ng's words a minute (short words come faster), `pitch` goes from 0 to 99, `brightness` is the
+    coefficient of the tilt filter of its microphone.
+    """
 
     id: int
     split: str
@@ -102,24 +109,21 @@ def make_plan(hours: float = DEFAULT_HOURS, seed: int = DEFAULT_SEED) -> Plan:
 
 def make_speakers(seed: int = DEFAULT_SEED) -> list[Speaker]:
     """The 40 speakers: 28 for training, 6 for dev, 6 for test; ids count from 9001."""
-    speakers = []
-    for split, voices in VOICES.items():
-        for sex, variants in voices.items():
-            for variant in variants:
-                rng = random.Random(f"{seed} speaker {variant}")
-                number = len(speakers)
-                speakers.append(
-                    Speaker(
-                        id=9001 + number,
-                        split=split,
-                        sex=sex,
-                        variant=variant,
-                        accent=ACCENTS[number % len(ACCENTS)],
-                        pitch=_uniform_int(rng, 38, 62),
-                        rate=_uniform_int(rng, 112, 152),
-                        brightness=round(-0.25 + 0.5 * rng.random(), 3),
-                    )
-                )
+    speakers: list[Speaker] = []
+    for (split, sex), variants in VOICES.items():
+        for variant in variants.split():
+            rng = random.Random(f"{seed} speaker {variant}")
+            speaker = Speaker(
+                id=9001 + len(speakers),
+                split=split,
+                sex=sex,
+                variant=variant,
+                accent=ACCENTS[len(speakers) % len(ACCENTS)],
+                pitch=_uniform_int(rng, 38, 62),
+                rate=_uniform_int(rng, 112, 152),
+                brightness=round(-0.25 + 0.5 * rng.random(), 3),
+            )
+            speakers.append(speaker)
     return speakers
 
 

@@ -1,0 +1,103 @@
+# Shell functions that every recipe's prepare.sh shares; source it after `set -eou pipefail`.
+#
+#   source ../../lowbit_k2/recipe/prepare_lib.sh
+#   option stage 0 "first stage to run"
+#   parse_options "$@"
+#   if [ $stage -le 0 ] && [ $stop_stage -ge 0 ]; then ... fi
+#
+# Sets `root` (the repository) and `python` (its interpreter), and lets Python find the package and the local/ scripts
+# their neighbours.
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
+export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}
+
+# The interpreter: $PYTHON if set, that of an active environment, the repository's .venv, or python3 on the path.
+if [ -n "${PYTHON:-}" ]; then
+  python=$PYTHON
+elif [ -z "${VIRTUAL_ENV:-}${CONDA_PREFIX:-}" ] && [ -x "$root/.venv/bin/python" ]; then
+  python=$root/.venv/bin/python
+else
+  python=python3
+fi
+
+log() {
+  echo "$(date '+%Y-%m-%d %H:%M:%S') ($(basename "$0")) $*"
+}
+
+# One line on stderr, and out.
+die() {
+  echo "error: $*" >&2
+  exit 1
+}
+
+option_names=()
+declare -A option_helps option_defaults
+
+# option NAME DEFAULT HELP: define the variable NAME and the flag --NAME (underscores are written as dashes).
+option() {
+  printf -v "$1" '%s' "$2"
+  option_names+=("$1")
+  option_defaults[$1]=$2
+  option_helps[$1]=$3
+}
+
+print_usage() {
+  local name
+  echo "Usage: $0 [--flag value]..."
+  for name in "${option_names[@]}"; do
+    printf '  --%-18s %s (default: %s)\n' "${name//_/-}" "${option_helps[$name]}" "${option_defaults[$name]:-by corpus}"
+  done
+}
+
+# parse_options "$@": set variables from `--foo-bar v` or `--foo-bar=v`. A flag whose default is true or false takes
+# only these; one whose default is a whole number takes only whole numbers. Unknown flags are refused (status 2).
+parse_options() {
+  local flag name value
+  while [ $# -gt 0 ]; do
+    flag=$1
+    shift
+    case $flag in
+      --help | -h) print_usage; exit 0 ;;
+      --*=*) value=${flag#*=}; flag=${flag%%=*} ;;
+      --*) [ $# -gt 0 ] || usage_error "$flag needs a value"; value=$1; shift ;;
+      *) usage_error "'$flag' is not a flag" ;;
+    esac
+    name=${flag#--}
+    name=${name//-/_}
+    [ -n "$name" ] && [ -n "${option_helps[$name]+known}" ] || usage_error "unknown flag $flag"
+    check_value "$flag" "${option_defaults[$name]}" "$value"
+    printf -v "$name" '%s' "$value"
+  done
+}
+
+usage_error() {
+  echo "error: $*; $0 --help lists the flags" >&2
+  exit 2
+}
+
+check_value() {
+  local flag=$1 default=$2 value=$3
+  case $default in
+    true | false) [[ $value =~ ^(true|false)$ ]] || usage_error "$flag takes true or false, not '$value'" ;;
+    *) [[ ! $default =~ ^-?[0-9]+$ || $value =~ ^-?[0-9]+$ ]] || usage_error "$flag takes a whole number, not '$value'" ;;
+  esac
+}
+
+# needed GUARD SETTINGS: true where the work that GUARD stands for is to be done. GUARD holds the settings that it was
+# done with; other settings are an error, because all that was made from it would no longer fit.
+needed() {
+  local guard=$1 settings=$2
+  [ -f "$guard" ] || return 0
+  if [ "$(cat "$guard")" != "$settings" ]; then
+    die "$(dirname "$guard") was made with '$(cat "$guard")', not '$settings': remove it or choose another --data-dir"
+  fi
+  log "Skipped, done before: $guard"
+  return 1
+}
+
+# finish GUARD SETTINGS: the work is done and whole.
+finish() {
+  mkdir -p "$(dirname "$1")"
+  printf '%s\n' "$2" >"$1.tmp"
+  mv "$1.tmp" "$1"
+}

@@ -1,0 +1,197 @@
+"""The embedded corpus: its plan, its sound, and that lhotse takes it for LibriSpeech."""
+
+from __future__ import annotations
+
+import importlib
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import soundfile
+
+LOCAL = Path(__file__).resolve().parents[2] / "egs" / "librispeech" / "local"
+FIRST_SENTENCE = "WHO IS THE YOUNG STRANGER WITH HELEN"
+SPLITS = ("train-clean-100", "dev-clean", "test-clean")
+
+
+def local_module(name: str) -> ModuleType:
+    """Import a module of the recipe's local/ folder, whose modules see each other as scripts do."""
+    if str(LOCAL) not in sys.path:
+        sys.path.insert(0, str(LOCAL))
+    return importlib.import_module(name)
+
+
+def make_corpus(output_dir: Path, *flags: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(LOCAL / "make_mini_corpus.py"), "--output-dir", str(output_dir), *flags]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def tiny_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """40 utterances, one of each voice."""
+    path = tmp_path_factory.mktemp("mini") / "LibriSpeech"
+    result = make_corpus(path, "--hours", "0.02")
+    assert result.returncode == 0, result.stderr
+    return path
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def words_by_split(plan) -> dict[str, list[str]]:
+    return {
+        split: [w for s in plan.speakers if s.split == split for u in plan.utterances[s.id] for w in u.text.split()]
+        for split in SPLITS
+    }
+
+
+def test_full_plan_has_voices_and_disjoint_speakers():
+    plan = local_module("mini_plan").make_plan()
+    assert len({s.voice for s in plan.speakers}) == len(plan.speakers) >= 24
+    assert len({s.id for s in plan.speakers}) == len({s.variant for s in plan.speakers}) == len(plan.speakers)
+    by_split = {split: {s.variant for s in plan.speakers if s.split == split} for split in SPLITS}
+    assert {split: len(v) for split, v in by_split.items()} == dict(zip(SPLITS, (28, 6, 6), strict=True))
+    assert all({s.sex for s in plan.speakers if s.split == split} == {"F", "M"} for split in SPLITS)
+
+
+def test_full_plan_repeats_words_but_no_sentence():
+    plan = local_module("mini_plan").make_plan()
+    texts = [u.text for s in plan.speakers for u in plan.utterances[s.id]]
+    assert len(texts) == len(set(texts)) == plan.num_utterances > 1000
+    words = words_by_split(plan)
+    in_training = Counter(words["train-clean-100"])
+    assert 250 <= len(in_training) <= 500  # a few hundred words
+    assert min(in_training[w] for w in words["dev-clean"] + words["test-clean"]) >= 3
+    assert set(in_training) == {w.upper() for w in local_module("mini_text").vocabulary()}
+
+
+def test_plan_is_a_function_of_hours_and_seed():
+    mini_plan = local_module("mini_plan")
+    assert mini_plan.make_plan(0.05) == mini_plan.make_plan(0.05)
+    assert mini_plan.make_plan(0.05, seed=1) != mini_plan.make_plan(0.05, seed=2)
+    # The very bytes of the text are promised: a change here changes every user's corpus.
+    first = mini_plan.make_plan().utterances[9001][0]
+    assert (first.id, first.text) == ("9001-90010-0000", FIRST_SENTENCE)
+
+
+def test_ids_are_unique_and_carry_speaker_and_chapter():
+    plan = local_module("mini_plan").make_plan(3.0)
+    utterances = [(s, u) for s in plan.speakers for u in plan.utterances[s.id]]
+    assert len({u.id for _, u in utterances}) == len(utterances)
+    assert all(u.id.startswith(f"{s.id}-{u.chapter}-") for s, u in utterances)
+    readers = {}
+    assert all(readers.setdefault(u.chapter, s.id) == s.id for s, u in utterances)  # a chapter has one reader
+
+
+def test_layout_is_librispeechs(tiny_corpus: Path):
+    assert {p.name for p in tiny_corpus.iterdir() if p.is_dir()} == set(SPLITS)
+    transcripts = list(tiny_corpus.glob("*/*/*/*.trans.txt"))
+    audio = {p.stem: p for p in tiny_corpus.glob("*/*/*/*.flac")}
+    lines = [line.split(maxsplit=1) for path in transcripts for line in path.read_text().splitlines()]
+    assert {fields[0] for fields in lines} == set(audio) and len(lines) == len(audio) >= 40
+    assert all(text == text.upper() and text for _, text in lines)
+    for name, path in audio.items():
+        assert (path.parts[-3], path.parts[-2]) == tuple(name.split("-")[:2])
+    for table in ("SPEAKERS.TXT", "CHAPTERS.TXT"):
+        rows = [r for r in (tiny_corpus / table).read_text().splitlines() if not r.startswith(";")]
+        folders = tiny_corpus.glob("*/*" if table == "SPEAKERS.TXT" else "*/*/*")
+        assert {r.split("|")[0].strip() for r in rows} == {p.name for p in folders if p.is_dir()}
+    assert not list(tiny_corpus.parent.glob(".*"))  # nothing half-made beside it
+
+
+def test_audio_is_speech_like(tiny_corpus: Path):
+    for path in tiny_corpus.glob("*/*/*/*.flac"):
+        samples, rate = soundfile.read(path)
+        assert rate == 16000 and samples.ndim == 1
+        assert 1.0 < len(samples) / rate < 8.0, path
+        assert 0.01 < np.sqrt(np.mean(samples**2)) < 0.2 and np.abs(samples).max() <= 0.96, path
+        assert np.abs(samples[:800]).max() > 0  # the noise is there before the speech
+
+
+def test_same_bytes_again_with_other_jobs(tiny_corpus: Path, tmp_path: Path):
+    again = tmp_path / "LibriSpeech"
+    assert make_corpus(again, "--hours", "0.02", "--num-jobs", "1").returncode == 0
+    assert files_of(again) == files_of(tiny_corpus)
+
+
+def test_lhotse_reads_it(tiny_corpus: Path):
+    from lhotse.recipes import prepare_librispeech
+
+    manifests = prepare_librispeech(tiny_corpus)
+    assert set(manifests) == set(SPLITS)
+    recordings = manifests["dev-clean"]["recordings"]
+    supervisions = manifests["dev-clean"]["supervisions"]
+    assert len(recordings) == len(supervisions) >= 6
+    assert {r.sampling_rate for r in recordings} == {16000}
+    assert len({s.speaker for s in supervisions}) == 6
+
+
+def test_existing_corpus_and_bad_flags_are_refused(tiny_corpus: Path, tmp_path: Path):
+    before = files_of(tiny_corpus)
+    results = [
+        make_corpus(tiny_corpus, "--hours", "0.02"),
+        make_corpus(tmp_path / "a", "--hours", "0"),
+        make_corpus(tmp_path / "b", "--num-jobs", "0"),
+    ]
+    for result in results:
+        assert result.returncode == 1
+        assert result.stderr.startswith("error: ") and result.stderr.count("\n") == 1
+    assert files_of(tiny_corpus) == before and not list(tmp_path.iterdir())
+
+
+def test_failure_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    make_mini_corpus = local_module("make_mini_corpus")
+
+    def fail(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(make_mini_corpus, "write_tables", fail)
+    monkeypatch.setattr(make_mini_corpus, "synthesize", lambda *_: {})
+    with pytest.raises(KeyboardInterrupt):
+        make_mini_corpus.make_corpus(tmp_path / "LibriSpeech", 0.02, 1, 1)
+    assert not list(tmp_path.iterdir())
+
+
+def test_unknown_voice_is_a_user_error():
+    """In a process of its own: only one espeak-ng may live in a process."""
+    code = (
+        "from espeak import Espeak, Prosody\nfrom lowbit_k2.errors import run_main\n"
+        "run_main(lambda: Espeak().synthesize('hello', 'nowhere+nobody', Prosody()))"
+    )
+    path = f"import sys; sys.path[:0] = [{str(LOCAL)!r}, {str(LOCAL.parents[2])!r}]\n"
+    result = subprocess.run([sys.executable, "-c", path + code], capture_output=True, text=True, check=False)
+    assert result.returncode == 1 and "nowhere+nobody" in result.stderr and result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("frequency", [440.0, 3000.0, 7000.0])
+def test_resample_against_the_sampled_sine(frequency: float):
+    """A sine resampled is the sine sampled at the new rate (away from the edges)."""
+    resample = local_module("mini_audio").resample
+    source = np.sin(2 * np.pi * frequency * np.arange(22050) / 22050)
+    result = resample(source, 22050)
+    expected = np.sin(2 * np.pi * frequency * np.arange(16000) / 16000)
+    assert len(result) == 16000
+    np.testing.assert_allclose(result[500:-500], expected[500:-500], atol=5e-3)
+
+
+def test_resample_removes_what_cannot_be_kept():
+    resample = local_module("mini_audio").resample
+    above = np.sin(2 * np.pi * 9500 * np.arange(22050) / 22050)
+    assert np.abs(resample(above, 22050)[500:-500]).max() < 5e-3
+
+
+def test_record_has_the_wanted_gain_and_noise():
+    record = local_module("mini_audio").record
+    rng = np.random.default_rng(0)
+    speech = (8000 * np.sin(2 * np.pi * 500 * np.arange(44100) / 22050)).astype(np.int16)
+    samples = record(speech, 22050, 0.0, gain=-24.0, snr=20.0, rng=rng) / 32767
+    edge = int(0.15 * 16000)
+    noise_rms = np.sqrt(np.mean(samples[: edge - 100] ** 2))
+    speech_rms = np.sqrt(np.mean(samples[edge:-edge] ** 2))
+    assert 20 * np.log10(speech_rms) == pytest.approx(-24.0, abs=0.2)
+    assert 20 * np.log10(noise_rms) == pytest.approx(-44.0, abs=1.5)
