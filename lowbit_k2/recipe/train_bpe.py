@@ -54,6 +54,7 @@ def train_sentencepiece(sentences: list[str], model_type: str, vocab_size: int) 
             bos_id=-1,
             eos_id=-1,
             character_coverage=1.0,
+            normalization_rule_name="identity",  # the default carries a 240 kB table, the size of a packed model
             num_threads=1,  # more threads may order ties differently
             minloglevel=2,
         )
