@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-FULL_LANE = sys.version_info[:2] == (3, 10)
+IS_FULL_LANE = sys.version_info[:2] == (3, 10)
 
 
 @pytest.fixture(scope="session")
@@ -30,8 +30,19 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Skip tests marked k2 outside the full lane when k2 is absent; in the full lane they must run."""
     from lowbit_k2.k2_compat import has_k2
 
-    if has_k2() or FULL_LANE:
+    if has_k2() or IS_FULL_LANE:
         return
     for item in items:
         if item.get_closest_marker("k2"):
             item.add_marker(pytest.mark.skip(reason="k2 is not installed (modern lane)"))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say how many k2 tests ran and how many did not: a lane without k2 must not hide what it leaves out."""
+
+    def marked_k2(*outcomes: str) -> int:
+        reports = [report for outcome in outcomes for report in terminalreporter.stats.get(outcome, [])]
+        return len({report.nodeid for report in reports if "k2" in getattr(report, "keywords", {})})
+
+    ran, skipped = marked_k2("passed", "failed", "error"), marked_k2("skipped")
+    terminalreporter.write_line(f"k2 tests: {ran} ran, {skipped} skipped")
