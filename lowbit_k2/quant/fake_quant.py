@@ -86,7 +86,7 @@ class _FakeQuantize(torch.autograd.Function):
         top = max_code(ctx.bits)
         grad_weight = grad if want_weight else None
         if want_weight and ctx.rule.weight == "clipped":
-            grad_weight = grad * (weight / step).abs_().lt_(top)
+            grad_weight = (weight / step).abs_().lt_(top).mul_(grad)
         grad_alpha = None
         if want_alpha:
             error = _step_error(weight, quantized, step, top)
@@ -101,11 +101,14 @@ class _FakeQuantize(torch.autograd.Function):
 
 
 def _step_error(weight: Tensor, quantized: Tensor, step: Tensor, top: int) -> Tensor:
-    """step * (Proj(x) - x) where |x| < top, and step * Proj(x) = step * sign(x) * top elsewhere."""
-    x = weight / step
-    # hardshrink(x, c) keeps x where |x| > c and is 0 elsewhere; with c just below top it keeps |x| >= top.
-    x.sub_(torch.nn.functional.hardshrink(x, just_below(top, x.dtype)))  # x inside the clipping range, else 0
-    return quantized - x.mul_(step)
+    """step * (Proj(x) - x) where |x| < top, and step * Proj(x) = step * sign(x) * top elsewhere.
+
+    Written as `quantized - W + (W where |x| >= top)` in a single full-size buffer: allocating a second one costs more
+    than all the arithmetic. hardshrink(x, c) keeps x where |x| > c and is 0 elsewhere; c is just below top.
+    """
+    buffer = weight / step
+    torch.ops.aten.hardshrink.out(buffer, just_below(top, buffer.dtype), out=buffer)
+    return buffer.mul_(step).sub_(weight).add_(quantized)
 
 
 def _inner(a: Tensor, b: Tensor) -> Tensor:

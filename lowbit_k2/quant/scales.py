@@ -56,8 +56,7 @@ def measure(weight: Tensor, name: str, granularity: str) -> Tensor:
     values, counts = _grouped(weight, granularity)  # (*groups, n); for "tensor" the groups are rows, merged below
     whole = granularity == "tensor"
     if name == "running-absmax":
-        low, high = torch.aminmax(values, dim=-1)
-        peaks = torch.maximum(-low, high)
+        peaks = torch.maximum(values.amax(-1), -values.amin(-1))
         return peaks.amax() if whole else peaks
     if name == "2std-clipped":
         sums = values.sum(-1).double()
@@ -70,13 +69,14 @@ def measure(weight: Tensor, name: str, granularity: str) -> Tensor:
     return ((sums.sum() if whole else sums) / counts).to(weight.dtype)
 
 
-def _deviation(sums: Tensor, squares: Tensor, counts: Tensor) -> Tensor:
+def _deviation(sums: Tensor, squares: Tensor, counts: Tensor | int) -> Tensor:
     """Unbiased standard deviation, as torch.std; a group of a single weight w, which has none, gives |w|."""
-    centred = (squares - sums.square() / counts).clamp(min=0.0)
-    return torch.where(counts > 1, centred / (counts - 1).clamp(min=1), squares).sqrt()
+    several = (counts > 1).double() if isinstance(counts, Tensor) else float(counts > 1)
+    centred = squares - sums.square() * (several / counts)
+    return (centred.clamp(min=0.0) / (counts - several)).sqrt()
 
 
-def _grouped(weight: Tensor, granularity: str) -> tuple[Tensor, Tensor]:
+def _grouped(weight: Tensor, granularity: str) -> tuple[Tensor, Tensor | int]:
     """Values with the weights of a group on the last axis, and the number of true weights in each group.
 
     tensor, channel: (rows, cols); block64: (rows, blocks, 64), zero-padded, which no sum or maximum notices.
@@ -84,8 +84,7 @@ def _grouped(weight: Tensor, granularity: str) -> tuple[Tensor, Tensor]:
     rows = weight.detach().reshape(len(weight), -1)  # (rows, cols)
     num_cols = rows.shape[1]
     if granularity != "block64":
-        count = weight.numel() if granularity == "tensor" else num_cols
-        return rows, torch.tensor(float(count), dtype=torch.float64, device=rows.device)
+        return rows, weight.numel() if granularity == "tensor" else num_cols
     padded = F.pad(rows, (0, -num_cols % BLOCK)).view(len(rows), -1, BLOCK)  # (rows, blocks, 64)
     starts = torch.arange(padded.shape[1], device=rows.device) * BLOCK
     return padded, (num_cols - starts).clamp(max=BLOCK).double()

@@ -30,9 +30,9 @@ def use_precision(model: nn.Module, assignment: Assignment) -> Iterator[None]:
     Args:
       assignment: a precision for all switched tensors, or {module-name prefix: precision}, where the longest prefix
         wins (by whole components: "encoder.layers.1" is not a prefix of "encoder.layers.10") and what no prefix
-        covers stays as it is ({} changes nothing and only lends the cache). 32 bypasses every quantizer that it covers, fixed ones and fp16 too; any other
-        precision leaves the fixed ones at theirs. Whether the latents were ever trained as a float model is not
-        known here: decoding asks the training config before it offers 32.
+        covers stays as it is ({} changes nothing and only lends the cache). 32 bypasses every quantizer that it
+        covers, fixed ones and fp16 too; any other precision leaves the fixed ones at theirs. Whether the latents were
+        ever trained as a float model is not known here: decoding asks the training config before it offers 32.
     Raises:
       UserError: a precision that a covered tensor does not have, or a prefix without quantized tensors.
 
