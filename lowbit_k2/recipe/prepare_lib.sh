@@ -1,6 +1,6 @@
 # Shell functions that every recipe's prepare.sh shares; source it after `set -eou pipefail`.
 #
-#   source ../../lowbit_k2/recipe/prepare_lib.sh
+#   source "$(dirname "${BASH_SOURCE[0]}")/../../lowbit_k2/recipe/prepare_lib.sh"
 #   option stage 0 "first stage to run"
 #   parse_options "$@"
 #   if [ $stage -le 0 ] && [ $stop_stage -ge 0 ]; then ... fi
@@ -8,6 +8,7 @@
 # Sets `root` (the repository) and `python` (its interpreter), and lets Python find the package and the local/ scripts
 # their neighbours.
 
+caller_dir=$PWD
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}
 
@@ -22,6 +23,14 @@ fi
 
 log() {
   echo "$(date '+%Y-%m-%d %H:%M:%S') ($(basename "$0")) $*"
+}
+
+# absolute PATH: a path of the user's, taken from the folder in which the script was called.
+absolute() {
+  case $1 in
+    /*) echo "$1" ;;
+    *) echo "$caller_dir/$1" ;;
+  esac
 }
 
 # One line on stderr, and out.
@@ -42,10 +51,11 @@ option() {
 }
 
 print_usage() {
-  local name
+  local name default
   echo "Usage: $0 [--flag value]..."
   for name in "${option_names[@]}"; do
-    printf '  --%-18s %s (default: %s)\n' "${name//_/-}" "${option_helps[$name]}" "${option_defaults[$name]:-by corpus}"
+    default=${option_defaults[$name]:+ (default: ${option_defaults[$name]})}
+    printf '  --%-18s %s%s\n' "${name//_/-}" "${option_helps[$name]}" "$default"
   done
 }
 
@@ -83,16 +93,20 @@ check_value() {
   esac
 }
 
-# needed GUARD SETTINGS: true where the work that GUARD stands for is to be done. GUARD holds the settings that it was
-# done with; other settings are an error, because all that was made from it would no longer fit.
+# needed GUARD SETTINGS [again]: true where the work that GUARD stands for is to be done. GUARD holds the settings that
+# it was done with. Other settings are an error, because what was made from it would no longer fit; with `again` (cheap
+# work, whose users have guards of their own) they mean that it is to be done again.
 needed() {
-  local guard=$1 settings=$2
+  local guard=$1 settings=$2 before
   [ -f "$guard" ] || return 0
-  if [ "$(cat "$guard")" != "$settings" ]; then
-    die "$(dirname "$guard") was made with '$(cat "$guard")', not '$settings': remove it or choose another --data-dir"
+  before=$(cat "$guard")
+  if [ "$before" = "$settings" ]; then
+    log "Skipped, done before: $guard"
+    return 1
   fi
-  log "Skipped, done before: $guard"
-  return 1
+  [ "${3:-}" = again ] || die "$guard says that it was made with '$before', not '$settings': remove $(dirname "$guard")," \
+    "or choose another --data-dir"
+  return 0
 }
 
 # finish GUARD SETTINGS: the work is done and whole.

@@ -1,0 +1,139 @@
+#!/usr/bin/env bash
+# Prepare LibriSpeech (960 h, 100 h or Mini LibriSpeech), or the embedded synthetic corpus, for training and decoding.
+#
+#   ./prepare.sh --mini true                          # embedded corpus, about 1 h, no download: data-mini/
+#   ./prepare.sh                                      # LibriSpeech 960 h: data/
+#   ./prepare.sh --full-libri false                   # train-clean-100 only
+#   ./prepare.sh --mini-libri true                    # train-clean-5, dev-clean-2
+#   ./prepare.sh --librispeech-dir /path/LibriSpeech  # a corpus that you have
+#   ./prepare.sh --stage 3 --stop-stage 3             # one stage
+#
+# Stages that are done are skipped; remove their .done file, or the data folder, to do them again.
+
+set -eou pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/../../lowbit_k2/recipe/prepare_lib.sh"
+
+option stage 0 "first stage to run"
+option stop_stage 100 "last stage to run"
+option mini false "make and use the embedded corpus instead of LibriSpeech"
+option hours 1.0 "with --mini: hours of speech to make"
+option full_libri true "all 960 h; false: train-clean-100"
+option mini_libri false "Mini LibriSpeech (OpenSLR 31): train-clean-5, dev-clean-2"
+option librispeech_dir "" "an existing LibriSpeech folder, used instead of a download"
+option use_musan "" "prepare MUSAN for noise augmentation: true or false (true but with --mini)"
+option musan_dir "" "an existing MUSAN folder, used instead of a download"
+option download_dir "" "where corpora are downloaded or made (download, download-mini)"
+option data_dir "" "where all that is prepared goes (data, data-mini)"
+option perturb_speed true "add copies of the training speech at 0.9 and 1.1 of the speed"
+option vocab_size "" "pieces of the BPE (500, with --mini 100)"
+option lm_source "" "3-gram: openslr11 (download) or transcripts (of the training parts; with --mini)"
+option nj 2 "processes at a time"
+parse_options "$@"
+cd "$(dirname "${BASH_SOURCE[0]}")"
+
+if [ "$mini" = true ] && [ "$mini_libri" = true ]; then
+  usage_error "--mini and --mini-libri exclude each other"
+fi
+if [ "$mini" = true ] && [ -n "$librispeech_dir" ]; then
+  usage_error "--mini makes its own corpus: leave out --librispeech-dir, or --mini"
+fi
+
+# What depends on the corpus, unless a flag says otherwise.
+if [ "$mini" = true ]; then
+  wanted_parts="train-clean-100 dev-clean test-clean"
+  suffix=-mini default_musan=false default_vocab_size=100 default_lm_source=transcripts
+elif [ "$mini_libri" = true ]; then
+  wanted_parts="train-clean-5 dev-clean-2"
+  suffix="" default_musan=true default_vocab_size=500 default_lm_source=openslr11
+else
+  wanted_parts="train-clean-100 dev-clean dev-other test-clean test-other"
+  if [ "$full_libri" = true ]; then
+    wanted_parts="$wanted_parts train-clean-360 train-other-500"
+  fi
+  suffix="" default_musan=true default_vocab_size=500 default_lm_source=openslr11
+fi
+use_musan=${use_musan:-$default_musan}
+vocab_size=${vocab_size:-$default_vocab_size}
+lm_source=${lm_source:-$default_lm_source}
+download_dir=$(absolute "${download_dir:-$PWD/download$suffix}")
+data_dir=$(absolute "${data_dir:-$PWD/data$suffix}")
+corpus_dir=$(absolute "${librispeech_dir:-$download_dir/LibriSpeech}")
+musan_dir=$(absolute "${musan_dir:-$download_dir/musan}")
+
+[[ $use_musan =~ ^(true|false)$ ]] || usage_error "--use-musan takes true or false, not '$use_musan'"
+[[ $lm_source =~ ^(openslr11|transcripts)$ ]] || usage_error "--lm-source takes openslr11 or transcripts, not '$lm_source'"
+[[ $vocab_size =~ ^[0-9]+$ ]] || usage_error "--vocab-size takes a whole number, not '$vocab_size'"
+
+manifest_dir=$data_dir/manifests
+fbank_dir=$data_dir/fbank
+lang_dir=$data_dir/lang_bpe_$vocab_size
+lm_dir=$data_dir/lm_$lm_source
+transcript=$data_dir/transcript_words.txt
+
+# The wanted parts whose manifests are there, training parts first; the stages after 1 go by them.
+find_parts() {
+  local part
+  parts="" train_parts=""
+  for part in $wanted_parts; do
+    if [ -f "$manifest_dir/.librispeech_$part.done" ]; then
+      parts="$parts $part"
+      case $part in train*) train_parts="$train_parts $part" ;; esac
+    fi
+  done
+  [ -n "$train_parts" ] || die "no manifests of $wanted_parts in $manifest_dir: run stage 1 first"
+}
+
+if [ $stage -le 0 ] && [ $stop_stage -ge 0 ]; then
+  log "Stage 0: corpus"
+  if [ -n "$librispeech_dir" ]; then
+    log "Taking the corpus that is at $corpus_dir"
+  elif [ "$mini" = true ]; then
+    if needed "$download_dir/.mini.done" "hours=$hours"; then
+      rm -rf "$corpus_dir"
+      $python local/make_mini_corpus.py --output-dir "$corpus_dir" --hours "$hours" --num-jobs "$nj"
+      finish "$download_dir/.mini.done" "hours=$hours"
+    fi
+  else
+    $python local/download_corpus.py --download-dir "$download_dir" --parts "$wanted_parts"
+  fi
+  if [ "$use_musan" = true ] && [ ! -d "$musan_dir" ]; then
+    $python local/download_corpus.py --download-dir "$download_dir" --musan true
+  fi
+fi
+
+if [ $stage -le 1 ] && [ $stop_stage -ge 1 ]; then
+  log "Stage 1: manifests of LibriSpeech"
+  usable_parts=$($python local/check_corpus.py --corpus-dir "$corpus_dir" --parts "$wanted_parts")
+  for part in $usable_parts; do
+    if needed "$manifest_dir/.librispeech_$part.done" "corpus=$corpus_dir"; then
+      $python local/prepare_manifests.py --corpus-dir "$corpus_dir" --parts "$part" \
+        --manifest-dir "$manifest_dir" --num-jobs "$nj"
+      finish "$manifest_dir/.librispeech_$part.done" "corpus=$corpus_dir"
+    fi
+  done
+fi
+
+if [ $stage -le 2 ] && [ $stop_stage -ge 2 ]; then
+  log "Stage 2: manifests of MUSAN"
+  if [ "$use_musan" = false ]; then
+    log "Skipped: --use-musan false"
+  elif needed "$manifest_dir/.musan.done" "corpus=$musan_dir"; then
+    $python local/prepare_manifests.py --corpus musan --corpus-dir "$musan_dir" --manifest-dir "$manifest_dir"
+    finish "$manifest_dir/.musan.done" "corpus=$musan_dir"
+  fi
+fi
+
+FBANK_STAGES
+
+if [ $stage -le 5 ] && [ $stop_stage -ge 5 ]; then
+  log "Stage 5: transcripts and a BPE of $vocab_size pieces"
+  find_parts
+  if needed "$data_dir/.transcript.done" "parts=$train_parts" again; then
+    $python local/write_transcript.py --manifest-dir "$manifest_dir" --parts "$train_parts" --output "$transcript"
+    finish "$data_dir/.transcript.done" "parts=$train_parts"
+  fi
+  if needed "$lang_dir/.bpe.done" "parts=$train_parts"; then
+    $python -m lowbit_k2.recipe.train_bpe --lang-dir "$lang_dir" --transcript "$transcript" --vocab-size "$vocab_size"
+    finish "$lang_dir/.bpe.done" "parts=$train_parts"
+  fi
+fi
