@@ -8,18 +8,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lhotse import CutSet
 from torch import nn
 
+from lowbit_k2.data.datamodule import AsrDataModule, DataConfig
 from lowbit_k2.data.features import FeatureConfig
-from lowbit_k2.data.tokenizer import Tokenizer
+from lowbit_k2.data.filter import filter_cuts
+from lowbit_k2.data.tokenizer import Tokenizer, load_tokenizer
 from lowbit_k2.errors import UserError
 from lowbit_k2.losses.co_training import CoTraining, CoTrainingConfig
 from lowbit_k2.models import ConformerConfig
 from lowbit_k2.models.conformer import PRESETS
 from lowbit_k2.quant import QuantConfig
 from lowbit_k2.recipe.flags import str2bool
-from lowbit_k2.recipe.model_io import describe_tokenizer
+from lowbit_k2.recipe.model_io import build_model, describe_tokenizer
 from lowbit_k2.train.loop import LoopConfig, Trainer, newest_checkpoint
+from lowbit_k2.train.metrics import set_up_log
 from lowbit_k2.train.optim import OptimConfig, make_optimizer
 
 QUANT_PRESETS = ("float", "paper", "lossless16", "all-low")
@@ -54,7 +58,7 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     quant.add_argument(
         "--precisions",
         default="2,1,sp",
-        help="branches of an update: bits and 'sp' (stochastic); 32 alone is the float baseline, 1 naive 1-bit training",
+        help="branches of an update: bits and 'sp' (stochastic); 32 is the float baseline, 1 naive 1-bit training",
     )
     quant.add_argument("--teacher", default="", help="bits of the teacher; default: the highest branch; 32 adds one")
     quant.add_argument("--lambda1", type=float, default=CoTrainingConfig.lambda1, help="weight of the other losses")
@@ -130,6 +134,7 @@ def set_up_device(args: argparse.Namespace) -> torch.device:
     if args.num_threads > 0:
         torch.set_num_threads(args.num_threads)
     torch.manual_seed(args.seed)
+    torch.set_flush_denormal(True)  # posteriors near zero make denormal numbers, which CPUs handle slowly
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -181,3 +186,46 @@ def start_or_resume(trainer: Trainer, args: argparse.Namespace) -> None:
         raise UserError(f"{newest} is there already: use --resume true to continue it, or another --exp-dir")
     if trainer.progress.epoch > args.num_epochs:
         logging.info("nothing to do: %d epochs are finished", trainer.progress.epoch - 1)
+
+
+def run_training(args: argparse.Namespace, train_cuts: CutSet, valid_cuts: CutSet) -> None:
+    """What every train.py does once its corpus is known: filter, build, train epoch by epoch.
+
+    Args:
+      args: flags of `add_training_arguments` and `add_data_arguments`.
+      train_cuts: with features or, for --on-the-fly-feats, with recordings.
+      valid_cuts: for the validation loss of each epoch.
+    """
+    device = set_up_device(args)
+    set_up_log(args.exp_dir)
+    tokenizer = load_tokenizer(args.lang_dir)
+    co_training = co_training_config(args)
+    quant = quant_config(args, co_training)
+    data_config = DataConfig.from_args(args)
+    features = data_config.features
+    conformer = model_config(args, tokenizer.vocab_size, features.num_mel_bins)
+
+    model, report = build_model(conformer, quant)
+    logging.info("%s", report.table() if quant.schemes else "float model")
+    train_cuts, dropped = filter_cuts(train_cuts, tokenizer.encode, data_config)
+    logging.info("train: %s", dropped)
+    valid_cuts, dropped = filter_cuts(valid_cuts, tokenizer.encode, data_config)
+    logging.info("valid: %s", dropped)
+
+    data = AsrDataModule(data_config)
+    trainer = make_trainer(
+        model.to(device),
+        quant,
+        co_training,
+        args,
+        encode=tokenizer.encode,
+        augment=data.augment,
+        meta=describe_run(conformer, quant, co_training, tokenizer, features, args),
+    )
+    start_or_resume(trainer, args)
+    for epoch in range(trainer.progress.epoch, args.num_epochs + 1):
+        batches = data.train_batches(train_cuts, epoch, skip=trainer.progress.batch)
+        train = trainer.train_epoch(batches)
+        valid = trainer.validate(data.valid_batches(valid_cuts))
+        trainer.finish_epoch(train, valid)
+    trainer.board.close()

@@ -10,6 +10,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -111,11 +112,16 @@ class Trainer:
 
     def forward(self, batch: Batch) -> BranchOutput:
         """One pass over an augmented batch under the precision in force."""
-        dtype = getattr(torch, self.config.amp)
-        with torch.autocast(self.device.type, dtype=dtype, enabled=dtype != torch.float32):
+        with self.arithmetic():
             log_probs, lens = self.model(batch.features, batch.feature_lens)
         loss = ctc_loss(log_probs, lens, [self.encode(text) for text in batch.texts])
         return BranchOutput(loss, log_probs, lens)
+
+    def arithmetic(self) -> AbstractContextManager:
+        """Autocast, where the flags ask for it."""
+        if self.config.amp == "float32":
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=getattr(torch, self.config.amp))
 
     def update(self, batches: list[Batch]) -> dict[str, float]:
         """One update over `accum_grad` batches: every branch forward and backward, clip, step."""

@@ -1,0 +1,33 @@
+"""What the data part hands to training and decoding: padded features with texts and ids."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some utterances side by side.
+
+    features: (N, T, F) float32, normalised as the `FeatureConfig` says, padded with 0 behind each utterance.
+    feature_lens: (N,) int64, frames of each utterance; T is the largest of them.
+    texts: transcripts, words separated by single spaces.
+    ids: names of the cuts.
+    """
+
+    features: Tensor
+    feature_lens: Tensor
+    texts: list[str]
+    ids: list[str]
+
+
+def collate(features: Sequence[Tensor], texts: Sequence[str], ids: Sequence[str]) -> Batch:
+    """Pad utterances (T_n, F) to one batch, in the order given."""
+    lens = torch.tensor([len(matrix) for matrix in features], dtype=torch.int64)
+    padded = pad_sequence(list(features), batch_first=True)  # (N, T, F)
+    return Batch(padded, lens, list(texts), list(ids))

@@ -1,0 +1,38 @@
+"""Recalibrated BatchNorm statistics are the mean over the given batches, for the precision in force."""
+
+from __future__ import annotations
+
+import torch
+
+from lowbit_k2.models.masking import MaskedBatchNorm, valid_frames
+from lowbit_k2.models.subsampling import subsampled_length
+from lowbit_k2.quant import use_precision
+from lowbit_k2.train.batchnorm import recalibrate
+from tests.train.toy import toy_batches, toy_trainer
+
+
+def test_first_norm_gets_the_mean_of_its_inputs(tmp_path):
+    model = toy_trainer(tmp_path).model.eval()
+    norm = model.encoder.layers[0].conv.norm
+    seen = []
+    hook = norm.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].detach()))
+    batches = toy_batches(1)
+    with use_precision(model, 1):
+        assert recalibrate(model, batches) == len(batches)
+    hook.remove()
+    means = [
+        x[valid_frames(subsampled_length(b.feature_lens), x.size(1))].mean(0)
+        for x, b in zip(seen, batches, strict=True)
+    ]
+    torch.testing.assert_close(norm.running_mean, torch.stack(means).mean(0), rtol=1e-4, atol=1e-5)
+    assert all(not m.training and m.momentum == 0.1 for m in model.modules() if isinstance(m, MaskedBatchNorm))
+
+
+def test_precisions_get_different_statistics(tmp_path):
+    model = toy_trainer(tmp_path).model.eval()
+    means = []
+    for bits in (1, 2):
+        with use_precision(model, bits):
+            recalibrate(model, toy_batches(1))
+        means.append(model.encoder.layers[1].conv.norm.running_mean.clone())
+    assert not torch.allclose(means[0], means[1])

@@ -1,0 +1,124 @@
+"""The training loop: it learns, it resumes bit for bit, it leaves evidence when it fails."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from lowbit_k2.errors import UserError
+from lowbit_k2.train.checkpoint import load_checkpoint
+from lowbit_k2.train.loop import LoopConfig, newest_checkpoint
+from tests.train.toy import run_epochs, toy_batches, toy_trainer
+
+
+def same_state(a, b) -> None:
+    for section in ("model", "optimizer", "model_avg"):
+        first, second = getattr(a, section), getattr(b, section)
+        assert first.keys() == second.keys() and first
+        for name in first:
+            assert torch.equal(first[name], second[name]), (section, name)
+
+
+@pytest.mark.parametrize("precisions", [("32",), ("1",), ("2", "1", "sp")])
+def test_two_epochs_equal_one_epoch_and_one_resumed(tmp_path, precisions):
+    run_epochs(toy_trainer(tmp_path / "a", precisions), 2)
+    run_epochs(toy_trainer(tmp_path / "b", precisions), 1)
+    torch.manual_seed(123)  # whatever the generators held
+    resumed = toy_trainer(tmp_path / "b", precisions)
+    torch.rand(7)
+    resumed.resume(tmp_path / "b" / "epoch-1.pt")
+    run_epochs(resumed, 2)
+    whole, parts = (load_checkpoint(tmp_path / x / "epoch-2.pt") for x in "ab")
+    same_state(whole, parts)
+    assert whole.meta["progress"]["update"] == parts.meta["progress"]["update"] == 10
+
+
+def test_resume_inside_an_epoch(tmp_path):
+    loop = LoopConfig(num_epochs=2, average_period=1, save_every_n=3, keep_last_k=2, tensorboard=False)
+    run_epochs(toy_trainer(tmp_path, loop=loop), 2)
+    # after 10 updates checkpoints 3, 6, 9 were written and the oldest was removed
+    assert sorted(p.name for p in tmp_path.glob("checkpoint-*.pt")) == ["checkpoint-6.pt", "checkpoint-9.pt"]
+    whole = load_checkpoint(tmp_path / "epoch-2.pt")
+    resumed = toy_trainer(tmp_path, loop=loop)
+    resumed.resume(tmp_path / "checkpoint-6.pt")
+    assert (resumed.progress.epoch, resumed.progress.batch) == (2, 1)
+    run_epochs(resumed, 2)
+    same_state(whole, load_checkpoint(tmp_path / "epoch-2.pt"))
+    assert newest_checkpoint(tmp_path).name == "epoch-2.pt"
+
+
+def test_training_lowers_the_loss(tmp_path):
+    trainer = toy_trainer(tmp_path, augment=None)
+    first = trainer.train_epoch(toy_batches(1))["loss"]
+    for _ in range(15):
+        last = trainer.train_epoch(toy_batches(1))["loss"]
+    assert last < 0.7 * first
+
+
+def test_accumulated_batches_equal_one_large_batch(tmp_path):
+    """Two halves under accum_grad 2 give the gradients of their union (dropout and BatchNorm aside)."""
+    gradients = []
+    for accum in (1, 2):
+        trainer = toy_trainer(
+            tmp_path, ("32",), augment=None, loop=LoopConfig(accum_grad=accum, average_period=1, tensorboard=False)
+        )
+        trainer.model.eval()  # no dropout, fixed statistics
+        whole = toy_batches(1, count=1)[0]
+        halves = [
+            replace(
+                whole,
+                features=whole.features[i : i + 1],
+                feature_lens=whole.feature_lens[i : i + 1],
+                texts=whole.texts[i : i + 1],
+            )
+            for i in range(2)
+        ]
+        trainer.update([whole] if accum == 1 else halves)
+        gradients.append({n: p.grad for n, p in trainer.model.named_parameters()})
+    for name in gradients[0]:
+        torch.testing.assert_close(gradients[0][name], gradients[1][name], rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_failure_leaves_the_model_and_the_batch(tmp_path):
+    trainer = toy_trainer(tmp_path)
+    batches = toy_batches(1)
+    batches[1].features[0, 0, 0] = float("nan")
+    with pytest.raises(FloatingPointError, match="update 2"):
+        trainer.train_epoch(batches)
+    assert load_checkpoint(tmp_path / "bad-model.pt").model
+    bad = torch.load(tmp_path / "bad-batch.pt", weights_only=True)
+    assert bad["ids"].split() == ["1a", "1b"] and torch.isnan(bad["features"][0][0, 0, 0])
+
+
+def test_resume_from_another_configuration_is_refused(tmp_path):
+    run_epochs(toy_trainer(tmp_path), 1)
+    with pytest.raises(UserError, match="another quant configuration"):
+        toy_trainer(tmp_path, quant="paper").resume(tmp_path / "epoch-1.pt")
+    with pytest.raises(UserError, match="does not exist"):
+        toy_trainer(tmp_path).resume(tmp_path / "epoch-7.pt")
+
+
+def test_curves_and_best_model_are_written(tmp_path):
+    trainer = toy_trainer(tmp_path, loop=LoopConfig(log_interval=2, average_period=2))
+    run_epochs(trainer, 1)
+    trainer.board.close()
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    tags = set(events.Tags()["scalars"])
+    assert {"train/current_loss_1", "train/tot_loss_sp", "train/current_kl_1", "train/valid_loss_2"} <= tags
+    assert (tmp_path / "best-valid-loss.pt").is_file()
+
+
+def test_fp16_on_a_cpu_is_refused():
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    with pytest.raises(UserError, match="--use-bf16"):
+        LoopConfig(amp="float16")
+
+
+def test_bfloat16_training_runs(tmp_path):
+    trainer = toy_trainer(tmp_path, loop=LoopConfig(amp="bfloat16", tensorboard=False, average_period=2))
+    assert trainer.train_epoch(toy_batches(1))["loss"] > 0

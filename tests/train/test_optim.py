@@ -1,0 +1,45 @@
+"""Parameter groups, the Noam schedule, clipping."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from lowbit_k2.quant import alpha_parameters
+from lowbit_k2.train.optim import OptimConfig, clip_gradients, make_optimizer, noam_rate
+from tests.train.toy import toy_trainer
+
+
+def test_each_parameter_is_in_one_group_and_alphas_do_not_decay(tmp_path):
+    model = toy_trainer(tmp_path).model
+    optimizer = make_optimizer(model, OptimConfig(weight_decay=0.1))
+    groups = {g["name"]: g for g in optimizer.param_groups}
+    ids = [id(p) for g in optimizer.param_groups for p in g["params"]]
+    assert sorted(ids) == sorted(id(p) for p in model.parameters()) and len(set(ids)) == len(ids)
+    assert {id(p) for p in groups["alphas"]["params"]} == {id(p) for p in alpha_parameters(model)}
+    assert groups["matrices"]["weight_decay"] == 0.1
+    assert groups["vectors"]["weight_decay"] == groups["alphas"]["weight_decay"] == 0.0
+    assert all(p.dim() <= 1 for p in groups["vectors"]["params"])
+
+
+def test_noam_peaks_at_the_end_of_the_warm_up():
+    config = OptimConfig(lr_factor=5.0, warm_step=100)
+    rates = [noam_rate(n, 256, config) for n in range(1, 400)]
+    assert max(rates) == rates[99] == pytest.approx(5.0 / (256 * 100) ** 0.5)
+    assert rates[24] == pytest.approx(rates[99] / 4)
+    assert rates[398] == pytest.approx(rates[99] * (100 / 399) ** 0.5)
+
+
+def test_alphas_are_clipped_apart(tmp_path):
+    trainer = toy_trainer(tmp_path)
+    for p in trainer.model.parameters():
+        p.grad = torch.full_like(p, 0.001)
+    for alpha in alpha_parameters(trainer.model):
+        alpha.grad.fill_(1000.0)
+    norms = clip_gradients(trainer.optimizer, 5.0)
+    assert norms["grad_norm_alpha"] > 1000 and norms["grad_norm"] < 5
+    alphas = {id(p) for p in alpha_parameters(trainer.model)}
+    rest = [p for p in trainer.model.parameters() if id(p) not in alphas]
+    assert all(torch.all(p.grad == 0.001) for p in rest), "the alphas' norm must not shrink the weights' gradients"
+    total = sum(float(a.grad) ** 2 for a in alpha_parameters(trainer.model)) ** 0.5
+    assert total == pytest.approx(5.0, rel=1e-3)
