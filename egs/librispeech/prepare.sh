@@ -58,6 +58,7 @@ lm_source=${lm_source:-$default_lm_source}
 download_dir=$(absolute "${download_dir:-$PWD/download$suffix}")
 data_dir=$(absolute "${data_dir:-$PWD/data$suffix}")
 corpus_dir=$(absolute "${librispeech_dir:-$download_dir/LibriSpeech}")
+given_musan_dir=$musan_dir
 musan_dir=$(absolute "${musan_dir:-$download_dir/musan}")
 
 [[ $use_musan =~ ^(true|false)$ ]] || usage_error "--use-musan takes true or false, not '$use_musan'"
@@ -67,8 +68,22 @@ musan_dir=$(absolute "${musan_dir:-$download_dir/musan}")
 manifest_dir=$data_dir/manifests
 fbank_dir=$data_dir/fbank
 lang_dir=$data_dir/lang_bpe_$vocab_size
-lm_dir=$data_dir/lm_$lm_source
+if [ "$lm_source" = openslr11 ]; then
+  lm_dir=$download_dir/lm
+  arpa=$lm_dir/3-gram.pruned.1e-7.arpa
+else
+  lm_dir=$data_dir/lm
+  arpa=$lm_dir/3-gram.arpa
+fi
 transcript=$data_dir/transcript_words.txt
+
+# The wanted parts that the corpus holds, whole; checked once.
+usable_parts=""
+find_usable_parts() {
+  if [ -z "$usable_parts" ]; then
+    usable_parts=$($python local/check_corpus.py --corpus-dir "$corpus_dir" --parts "$wanted_parts")
+  fi
+}
 
 # The wanted parts whose manifests are there, training parts first; the stages after 1 go by them.
 find_parts() {
@@ -84,26 +99,29 @@ find_parts() {
 }
 
 if [ $stage -le 0 ] && [ $stop_stage -ge 0 ]; then
-  log "Stage 0: corpus"
+  log "Stage 0: corpus, MUSAN and language model"
   if [ -n "$librispeech_dir" ]; then
     log "Taking the corpus that is at $corpus_dir"
+    find_usable_parts
   elif [ "$mini" = true ]; then
     if needed "$download_dir/.mini.done" "hours=$hours"; then
-      rm -rf "$corpus_dir"
       $python local/make_mini_corpus.py --output-dir "$corpus_dir" --hours "$hours" --num-jobs "$nj"
       finish "$download_dir/.mini.done" "hours=$hours"
     fi
   else
     $python local/download_corpus.py --download-dir "$download_dir" --parts "$wanted_parts"
   fi
-  if [ "$use_musan" = true ] && [ ! -d "$musan_dir" ]; then
+  if [ "$use_musan" = true ] && [ -z "$given_musan_dir" ]; then
     $python local/download_corpus.py --download-dir "$download_dir" --musan true
+  fi
+  if [ "$lm_source" = openslr11 ]; then
+    $python local/download_lm.py --output-dir "$lm_dir"
   fi
 fi
 
 if [ $stage -le 1 ] && [ $stop_stage -ge 1 ]; then
   log "Stage 1: manifests of LibriSpeech"
-  usable_parts=$($python local/check_corpus.py --corpus-dir "$corpus_dir" --parts "$wanted_parts")
+  find_usable_parts
   for part in $usable_parts; do
     if needed "$manifest_dir/.librispeech_$part.done" "corpus=$corpus_dir"; then
       $python local/prepare_manifests.py --corpus-dir "$corpus_dir" --parts "$part" \
@@ -123,7 +141,7 @@ if [ $stage -le 2 ] && [ $stop_stage -ge 2 ]; then
   fi
 fi
 
-FBANK_STAGES
+# FBANK_STAGES
 
 if [ $stage -le 5 ] && [ $stop_stage -ge 5 ]; then
   log "Stage 5: transcripts and a BPE of $vocab_size pieces"
@@ -137,3 +155,44 @@ if [ $stage -le 5 ] && [ $stop_stage -ge 5 ]; then
     finish "$lang_dir/.bpe.done" "parts=$train_parts"
   fi
 fi
+
+# Does this Python have k2? The graphs need it; features, units and greedy decoding do not.
+has_k2=$($python -c 'from lowbit_k2.k2_compat import has_k2; print(str(has_k2()).lower())')
+
+if [ $stage -le 6 ] && [ $stop_stage -ge 6 ]; then
+  log "Stage 6: lexicon and lang directory"
+  find_parts
+  if needed "$lang_dir/.lang.done" "parts=$train_parts lm=$lm_source k2=$has_k2" again; then
+    words_flag=()
+    if [ "$lm_source" = openslr11 ]; then
+      words_flag=(--words "$lm_dir/librispeech-vocab.txt")
+    fi
+    $python -m lowbit_k2.recipe.prepare_lang --lang-dir "$lang_dir" --transcript "$transcript" "${words_flag[@]}"
+    finish "$lang_dir/.lang.done" "parts=$train_parts lm=$lm_source k2=$has_k2"
+  fi
+fi
+
+if [ $stage -le 7 ] && [ $stop_stage -ge 7 ]; then
+  log "Stage 7: 3-gram language model ($lm_source)"
+  find_parts
+  if [ "$lm_source" = openslr11 ]; then
+    [ -f "$arpa" ] || die "$arpa does not exist: download it with --stage 0 --stop-stage 0"
+    log "Taking $arpa"
+  elif needed "$lm_dir/.lm.done" "parts=$train_parts" again; then
+    $python -m lowbit_k2.recipe.make_lm --transcript "$transcript" --order 3 --words "$lang_dir/words.txt" --arpa "$arpa"
+    finish "$lm_dir/.lm.done" "parts=$train_parts"
+  fi
+fi
+
+if [ $stage -le 8 ] && [ $stop_stage -ge 8 ]; then
+  log "Stage 8: decoding graph HLG"
+  find_parts
+  if [ "$has_k2" = false ]; then
+    log "Skipped: k2 is not installed, so there are no graphs; ctc-greedy-search decodes without them"
+  elif needed "$lang_dir/.hlg.done" "parts=$train_parts lm=$lm_source" again; then
+    $python -m lowbit_k2.recipe.compile_hlg --lang-dir "$lang_dir" --lm "$arpa" --max-order 3
+    finish "$lang_dir/.hlg.done" "parts=$train_parts lm=$lm_source"
+  fi
+fi
+
+log "Done: $data_dir"

@@ -174,7 +174,9 @@ def test_missing_corpus(tmp_path: Path):
     flags = ["--data-dir", tmp_path / "d", "--use-musan", "false", "--librispeech-dir", tmp_path / "nowhere"]
     assert "nowhere" in one_line(prepare(*flags))
     (tmp_path / "nowhere").mkdir()
-    assert "train" in one_line(prepare(*flags))
+    assert "no train part" in one_line(prepare(*flags))
+    musan = ["--use-musan", "true", "--musan-dir", tmp_path / "no-musan", "--stage", "2"]
+    assert "no-musan" in one_line(prepare(*flags, *musan))
     assert "run stage 1" in one_line(prepare(*flags, "--stage", "3"))
     assert not (tmp_path / "d").exists()
 
@@ -190,7 +192,8 @@ def make_part(root: Path, part: str, audio: bytes = b"not audio") -> Path:
 
 def test_damaged_corpus(tmp_path: Path):
     corpus, data = tmp_path / "LibriSpeech", tmp_path / "d"
-    flags = ["--data-dir", data, "--use-musan", "false", "--librispeech-dir", corpus, "--full-libri", "false"]
+    flags = ["--data-dir", data, "--librispeech-dir", corpus, "--full-libri", "false"]
+    flags += ["--use-musan", "false", "--lm-source", "transcripts"]
     audio = make_part(corpus, "train-clean-100")
     assert "no dev part" in one_line(prepare(*flags))
     make_part(corpus, "dev-clean")

@@ -131,10 +131,12 @@ def test_lhotse_reads_it(tiny_corpus: Path):
     assert len({s.speaker for s in supervisions}) == 6
 
 
-def test_existing_corpus_and_bad_flags_are_refused(tiny_corpus: Path, tmp_path: Path):
+def test_other_corpus_and_bad_flags_are_refused(tiny_corpus: Path, tmp_path: Path):
     before = files_of(tiny_corpus)
+    assert make_corpus(tiny_corpus, "--hours", "0.02").returncode == 0  # the same one: nothing to do
     results = [
-        make_corpus(tiny_corpus, "--hours", "0.02"),
+        make_corpus(tiny_corpus, "--hours", "0.03"),
+        make_corpus(LOCAL, "--hours", "0.02"),
         make_corpus(tmp_path / "a", "--hours", "0"),
         make_corpus(tmp_path / "b", "--num-jobs", "0"),
     ]

@@ -87,6 +87,11 @@ def synthesize(plan: Plan, corpus_dir: Path, num_jobs: int) -> dict[int, dict[in
     return seconds
 
 
+def readme_text(plan: Plan) -> str:
+    """README.TXT, by which a corpus is known again."""
+    return README.format(hours=plan.hours, seed=plan.seed, utterances=plan.num_utterances, speakers=len(plan.speakers))
+
+
 def write_tables(plan: Plan, corpus_dir: Path, seconds: dict[int, dict[int, float]]) -> None:
     """Write SPEAKERS.TXT, CHAPTERS.TXT, BOOKS.TXT and README.TXT in LibriSpeech's formats."""
     speakers = [";ID  |SEX| SUBSET           |MINUTES| NAME\n"]
@@ -98,26 +103,27 @@ def write_tables(plan: Plan, corpus_dir: Path, seconds: dict[int, dict[int, floa
             minutes = chapter_seconds / 60
             title = f"Chapter {chapter % 10 + 1:02d} | Sentences of the embedded grammar"
             chapters.append(f"{chapter:<7}| {s.id:<5}| {minutes:<6.2f}| {s.split:<17}| 1    | 1     | {title}\n")
-    readme = README.format(
-        hours=plan.hours, seed=plan.seed, utterances=plan.num_utterances, speakers=len(plan.speakers)
-    )
     (corpus_dir / "SPEAKERS.TXT").write_text("".join(speakers), encoding="utf-8")
     (corpus_dir / "CHAPTERS.TXT").write_text("".join(chapters), encoding="utf-8")
     (corpus_dir / "BOOKS.TXT").write_text("1      | Sentences of the embedded grammar | lowbit_k2\n", encoding="utf-8")
-    (corpus_dir / "README.TXT").write_text(readme, encoding="utf-8")
+    (corpus_dir / "README.TXT").write_text(readme_text(plan), encoding="utf-8")
 
 
 def make_corpus(output_dir: Path, hours: float, seed: int, num_jobs: int) -> None:
-    """Make the corpus at `output_dir`, or leave nothing there.
+    """Make the corpus at `output_dir`, or leave nothing there; the same corpus, if it is there, stays.
 
     Raises:
-      UserError: something is in the way, flags out of range, or the synthesizer does not work.
+      UserError: something else is in the way, flags out of range, or the synthesizer does not work.
     """
-    if output_dir.exists():
-        raise UserError(f"{output_dir} exists already: remove it first to make the corpus again")
     if num_jobs < 1:
         raise UserError(f"--num-jobs {num_jobs} is out of range: give 1 or more")
     plan = make_plan(hours, seed)
+    if output_dir.exists():
+        readme = output_dir / "README.TXT"
+        if readme.is_file() and readme.read_text(encoding="utf-8") == readme_text(plan):
+            print(f"{output_dir} is there already")
+            return
+        raise UserError(f"{output_dir} holds another corpus: remove it, or choose another folder")
     partial_dir = output_dir.with_name(f".{output_dir.name}.partial")
     shutil.rmtree(partial_dir, ignore_errors=True)  # left by a killed run
     partial_dir.mkdir(parents=True)
