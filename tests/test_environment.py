@@ -188,6 +188,13 @@ def test_a_shim_that_does_not_run_is_passed_over(tmp_path: Path) -> None:
     assert find_python([tmp_path / "shims", tmp_path / "bin"], tmp_path / "none").stdout.strip() == str(wanted)
 
 
+def test_uv_comes_last_and_fetches(tmp_path: Path) -> None:
+    wanted, marker = fake_python(tmp_path / "managed", "python3.99", "3.99"), tmp_path / "fetched"
+    uv = fake_python(tmp_path / "bin", "uv", None)
+    uv.write_text(f"#!/bin/bash\n[ $2 = install ] && touch {marker}\n[ -e {marker} ] && echo {wanted}\n")
+    assert find_python([tmp_path / "bin"], tmp_path / "none").stdout.strip() == str(wanted)
+
+
 def test_no_python_is_one_clear_line(tmp_path: Path) -> None:
     fake_python(tmp_path / "shims", "python3.99", None)
     fake_python(tmp_path / "bin", "python3.99", "3.98")
