@@ -11,16 +11,17 @@ import torch
 from lhotse import CutSet
 from torch import nn
 
+from lowbit_k2.data.augment import make_spec_augment
 from lowbit_k2.data.datamodule import AsrDataModule, DataConfig
 from lowbit_k2.data.features import FeatureConfig
-from lowbit_k2.data.filter import filter_cuts
+from lowbit_k2.data.filter import FilterConfig, filter_cuts
+from lowbit_k2.data.flags import str2bool
 from lowbit_k2.data.tokenizer import Tokenizer, load_tokenizer
 from lowbit_k2.errors import UserError
 from lowbit_k2.losses.co_training import CoTraining, CoTrainingConfig
 from lowbit_k2.models import ConformerConfig
 from lowbit_k2.models.conformer import PRESETS
 from lowbit_k2.quant import QuantConfig
-from lowbit_k2.recipe.flags import str2bool
 from lowbit_k2.recipe.model_io import build_model, describe_tokenizer
 from lowbit_k2.train.loop import LoopConfig, Trainer, newest_checkpoint
 from lowbit_k2.train.metrics import set_up_log
@@ -33,7 +34,9 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags on the model, the precisions, the optimiser and the loop; names as icefall's where it has them."""
     run = parser.add_argument_group("run")
     run.add_argument("--exp-dir", type=Path, default=Path("exp"), help="checkpoints, logs and results go here")
-    run.add_argument("--lang-dir", type=Path, required=True, help="folder with tokens.txt and bpe.model")
+    run.add_argument(
+        "--lang-dir", type=Path, default=Path("data/lang_bpe_500"), help="folder with tokens.txt and bpe.model"
+    )
     run.add_argument("--num-epochs", type=int, default=LoopConfig.num_epochs, help="last epoch, counted from 1")
     run.add_argument("--start-epoch", type=int, default=1, help="if over 1, continue from epoch-(N-1).pt")
     run.add_argument("--start-batch", type=int, default=0, help="if positive, continue from checkpoint-N.pt")
@@ -201,31 +204,30 @@ def run_training(args: argparse.Namespace, train_cuts: CutSet, valid_cuts: CutSe
     tokenizer = load_tokenizer(args.lang_dir)
     co_training = co_training_config(args)
     quant = quant_config(args, co_training)
-    data_config = DataConfig.from_args(args)
-    features = data_config.features
-    conformer = model_config(args, tokenizer.vocab_size, features.num_mel_bins)
-
+    data = AsrDataModule(DataConfig.from_args(args))
+    conformer = model_config(args, tokenizer.vocab_size, data.features.num_mel_bins)
     model, report = build_model(conformer, quant)
-    logging.info("%s", report.table() if quant.schemes else "float model")
-    train_cuts, dropped = filter_cuts(train_cuts, tokenizer.encode, data_config)
-    logging.info("train: %s", dropped)
-    valid_cuts, dropped = filter_cuts(valid_cuts, tokenizer.encode, data_config)
-    logging.info("valid: %s", dropped)
+    logging.info("\n%s", report.table())
 
-    data = AsrDataModule(data_config)
+    usable = FilterConfig(features=data.features, load=None if args.on_the_fly_feats else data.load)
+    train_cuts, counts = filter_cuts(train_cuts, tokenizer.encode, usable)
+    logging.info("training: %s", counts)
+    valid_cuts, counts = filter_cuts(valid_cuts, tokenizer.encode, usable)
+    logging.info("validation: %s", counts)
+
+    spec_augment = data.config.spec_augment
     trainer = make_trainer(
         model.to(device),
         quant,
         co_training,
         args,
         encode=tokenizer.encode,
-        augment=data.augment,
-        meta=describe_run(conformer, quant, co_training, tokenizer, features, args),
+        augment=make_spec_augment(spec_augment) if spec_augment else None,
+        meta=describe_run(conformer, quant, co_training, tokenizer, data.features, args),
     )
     start_or_resume(trainer, args)
     for epoch in range(trainer.progress.epoch, args.num_epochs + 1):
         batches = data.train_batches(train_cuts, epoch, skip=trainer.progress.batch)
-        train = trainer.train_epoch(batches)
-        valid = trainer.validate(data.valid_batches(valid_cuts))
-        trainer.finish_epoch(train, valid)
+        means = trainer.train_epoch(batches, total=data.num_train_batches(train_cuts, epoch))
+        trainer.finish_epoch(means, trainer.validate(data.valid_batches(valid_cuts)))
     trainer.board.close()
