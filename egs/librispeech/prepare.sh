@@ -141,7 +141,30 @@ if [ $stage -le 2 ] && [ $stop_stage -ge 2 ]; then
   fi
 fi
 
-# FBANK_STAGES
+if [ $stage -le 3 ] && [ $stop_stage -ge 3 ]; then
+  log "Stage 3: fbank of LibriSpeech"
+  find_parts
+  for part in $parts; do
+    settings=$(cat "$manifest_dir/.librispeech_$part.done")
+    case $part in train*) settings="$settings perturb_speed=$perturb_speed" ;; esac
+    if needed "$fbank_dir/.librispeech_$part.done" "$settings"; then
+      $python -m lowbit_k2.recipe.compute_fbank --corpus librispeech --splits "$part" --manifest-dir "$manifest_dir" \
+        --output-dir "$fbank_dir" --perturb-speed "$perturb_speed" --num-jobs "$nj"
+      finish "$fbank_dir/.librispeech_$part.done" "$settings"
+    fi
+  done
+fi
+
+if [ $stage -le 4 ] && [ $stop_stage -ge 4 ]; then
+  log "Stage 4: fbank of MUSAN"
+  if [ "$use_musan" = false ]; then
+    log "Skipped: --use-musan false"
+  elif needed "$fbank_dir/.musan.done" "corpus=$musan_dir"; then
+    $python -m lowbit_k2.recipe.compute_fbank --corpus musan --splits "music speech noise" --window 10 \
+      --manifest-dir "$manifest_dir" --output-dir "$fbank_dir" --num-jobs "$nj"
+    finish "$fbank_dir/.musan.done" "corpus=$musan_dir"
+  fi
+fi
 
 if [ $stage -le 5 ] && [ $stop_stage -ge 5 ]; then
   log "Stage 5: transcripts and a BPE of $vocab_size pieces"

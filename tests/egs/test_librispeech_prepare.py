@@ -103,8 +103,9 @@ def test_stages_make_features_and_units(prepared: tuple[Path, list[str | Path]])
 def test_musan_stages(prepared: tuple[Path, list[str | Path]]):
     from lhotse import load_manifest
 
-    cuts = list(load_manifest(prepared[0] / "fbank" / "musan_cuts.jsonl.gz"))
-    assert len(cuts) >= 3 and all(c.has_features for c in cuts)
+    for part in ("music", "speech", "noise"):
+        cuts = list(load_manifest(prepared[0] / "fbank" / f"musan_cuts_{part}.jsonl.gz"))
+        assert [round(c.duration) for c in cuts] == [10, 10, 5] and all(c.has_features for c in cuts)
 
 
 @pytest.mark.k2
