@@ -1,0 +1,123 @@
+"""SpecAugment (arXiv 1904.08779) on padded batches, as a pure function of a generator.
+
+The training loop seeds one generator per update, so that a resumed run draws the same masks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lowbit_k2.errors import UserError
+
+
+@dataclass(frozen=True)
+class SpecAugmentConfig:
+    """Sizes in frames and mel bins. Warp 5, two masks each, F=27, T=40: Conformer recipes' usual policy, with the
+    time masks held back in short utterances (commands of a second would lose all their words)."""
+
+    time_warp_factor: int = 5  # frames that a point of the utterance is moved by, at most; 0 turns it off
+    num_freq_masks: int = 2
+    max_freq_width: int = 27
+    num_time_masks: int = 2
+    max_time_width: int = 40
+    max_time_fraction: float = 0.25  # of an utterance, all its time masks together
+    fill: str = "zero"  # "zero", for features with mean 0, or "mean": each utterance's mean by bin
+
+    def __post_init__(self) -> None:
+        for name in ("time_warp_factor", "num_freq_masks", "max_freq_width", "num_time_masks", "max_time_width"):
+            if getattr(self, name) < 0:
+                raise UserError(f"SpecAugment: {name} must not be negative, it is {getattr(self, name)}")
+        if not 0.0 <= self.max_time_fraction <= 1.0:
+            raise UserError(f"SpecAugment: max_time_fraction must lie in 0..1, not {self.max_time_fraction}")
+        if self.fill not in ("zero", "mean"):
+            raise UserError(f"SpecAugment: fill must be zero or mean, not {self.fill!r}")
+
+
+def spec_augment(features: Tensor, lens: Tensor, config: SpecAugmentConfig, generator: torch.Generator) -> Tensor:
+    """Warp and mask a padded batch.
+
+    Args:
+      features: (N, T, F), padded behind each utterance.
+      lens: (N,) frames of each utterance.
+      generator: a CPU generator; the same state gives the same result.
+
+    Returns:
+      (N, T, F), a new tensor; padding stays as it is.
+    """
+    (batch, num_frames, num_bins), device = features.shape, features.device
+    # All draws come first and on the CPU: their number depends on the shape and the config alone.
+    warp_draws = torch.rand((batch, 2), generator=generator).to(device)
+    freq_draws = torch.rand((2, batch, config.num_freq_masks), generator=generator).to(device)
+    time_draws = torch.rand((2, batch, config.num_time_masks), generator=generator).to(device)
+    lens = lens.to(device)
+    if config.time_warp_factor > 0:
+        features = time_warp(features, lens, config.time_warp_factor, warp_draws)
+    fraction = config.max_time_fraction / max(1, config.num_time_masks)
+    time_limit = (lens * fraction).long().clamp(max=config.max_time_width)
+    freq_limit = torch.full_like(lens, min(config.max_freq_width, num_bins))
+    in_freq = draw_masks(freq_draws, freq_limit, torch.full_like(lens, num_bins), num_bins)  # (N, F)
+    in_time = draw_masks(time_draws, time_limit, lens, num_frames)  # (N, T)
+    speech = torch.arange(num_frames, device=device) < lens.unsqueeze(1)  # (N, T)
+    masked = (in_freq.unsqueeze(1) | in_time.unsqueeze(2)) & speech.unsqueeze(2)  # (N, T, F)
+    if config.fill == "zero":
+        return features.masked_fill(masked, 0.0)
+    total = (features * speech.unsqueeze(2)).sum(dim=1, keepdim=True)
+    return torch.where(masked, total / lens.clamp(min=1).view(-1, 1, 1), features)
+
+
+def draw_masks(draws: Tensor, max_width: Tensor, length: Tensor, size: int) -> Tensor:
+    """Union of random intervals: widths uniform in 0..max_width, starts uniform where the interval fits.
+
+    Args:
+      draws: (2, N, K) uniform in [0, 1): for widths and for starts of K intervals.
+      max_width, length: (N,) largest width, and the length that intervals lie in, at most `size`.
+
+    Returns:
+      (N, size) bool.
+    """
+    widths = (draws[0] * (max_width.unsqueeze(1) + 1)).long()  # (N, K)
+    starts = (draws[1] * (length.unsqueeze(1) - widths + 1)).long()  # (N, K)
+    position = torch.arange(size, device=draws.device).view(1, 1, -1)
+    inside = (position >= starts.unsqueeze(2)) & (position < (starts + widths).unsqueeze(2))  # (N, K, size)
+    return inside.any(dim=1)
+
+
+def time_warp(features: Tensor, lens: Tensor, factor: int, draws: Tensor) -> Tensor:
+    """Move one random point of each utterance by at most `factor` frames; linear interpolation on both sides of it.
+
+    Utterances too short for it (at most 2 * factor + 2 frames) and padding stay as they are.
+
+    Args:
+      features: (N, T, F); lens: (N,).
+      draws: (N, 2) uniform in [0, 1): for the point and for its way.
+
+    Returns:
+      (N, T, F)
+    """
+    last = (lens - 1).clamp(min=1).to(draws.dtype).unsqueeze(1)  # (N, 1)
+    room = (last - 2 * factor - 1).clamp(min=0)
+    target = factor + 0.5 + draws[:, :1] * room  # point in the warped utterance, > factor away from its ends
+    source = target + (2 * draws[:, 1:] - 1) * factor * (room > 0)
+    time = torch.arange(features.size(1), device=features.device, dtype=draws.dtype).unsqueeze(0)  # (1, T)
+    before = time * source / target
+    behind = source + (time - target) * (last - source) / (last - target).clamp(min=1e-3)
+    moved = torch.where(time < target, before, behind)
+    moved = torch.where((time <= last) & (room > 0), moved.clamp(min=0).minimum(last), time)  # (N, T)
+    left = moved.floor().long()
+    right = (left + 1).clamp(max=features.size(1) - 1)
+    weight = (moved - left).unsqueeze(2)  # (N, T, 1)
+    rows = torch.arange(features.size(0), device=features.device).unsqueeze(1)
+    return torch.lerp(features[rows, left], features[rows, right], weight)
+
+
+def make_spec_augment(config: SpecAugmentConfig) -> Callable[[Tensor, Tensor, torch.Generator], Tensor]:
+    """`spec_augment` with its settings bound, as the training loop takes it."""
+
+    def augment(features: Tensor, lens: Tensor, generator: torch.Generator) -> Tensor:
+        return spec_augment(features, lens, config, generator)
+
+    return augment

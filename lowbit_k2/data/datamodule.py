@@ -1,0 +1,235 @@
+"""Batches of cuts for training, validation and decoding.
+
+lhotse's DynamicBucketingSampler composes the training batches. A fresh sampler is made for every epoch from a seed
+derived from (seed, epoch), so the order needs no state: a resumed run asks for the same epoch and skips what it has
+consumed, without loading it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import warnings
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from lowbit_k2.data.augment import SpecAugmentConfig
+from lowbit_k2.data.batch import Batch, collate
+from lowbit_k2.data.features import (
+    NORMALIZATIONS,
+    FeatureConfig,
+    load_features,
+    make_extractor,
+    read_feature_config,
+)
+from lowbit_k2.data.filter import cut_text
+from lowbit_k2.data.flags import SPEC_AUGMENT_FLAGS, add_data_arguments
+from lowbit_k2.data.manifests import load_noise
+from lowbit_k2.data.noise import NoiseConfig, add_noise
+from lowbit_k2.errors import UserError
+
+if TYPE_CHECKING:
+    from lhotse import CutSet
+    from lhotse.cut import Cut
+    from lhotse.dataset.sampling.base import CutSampler
+
+__all__ = ["AsrDataModule", "DataConfig", "add_data_arguments"]
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """How batches are made; the flags of `add_data_arguments` are its command line."""
+
+    manifest_dir: Path = Path("data/fbank")
+    max_duration: float = 200.0  # seconds in a batch, padding included
+    num_buckets: int = 30
+    drop_last: bool = False
+    num_workers: int = 0
+    cache_features: bool = False  # float32 in memory, 115 MB per hour of speech
+    on_the_fly_feats: bool = False
+    feature_normalize: str = "utterance"
+    enable_musan: bool = False
+    noise: NoiseConfig = field(default_factory=NoiseConfig)
+    spec_augment: SpecAugmentConfig | None = field(default_factory=SpecAugmentConfig)  # applied by the training loop
+    seed: int = 42
+
+    def __post_init__(self) -> None:
+        if not self.max_duration > 0:
+            raise UserError(f"--max-duration must be positive, not {self.max_duration}")
+        if self.num_buckets < 1:
+            raise UserError(f"--num-buckets must be at least 1, not {self.num_buckets}")
+        if self.num_workers < 0:
+            raise UserError(f"--num-workers must not be negative, it is {self.num_workers}")
+        if self.feature_normalize not in NORMALIZATIONS:
+            raise UserError(f"--feature-normalize takes one of {', '.join(NORMALIZATIONS)}")
+        if self.cache_features and self.num_workers:
+            raise UserError("--cache-features true needs --num-workers 0: the cache lives in the main process")
+        if self.cache_features and self.enable_musan:
+            raise UserError("--cache-features and --enable-musan exclude each other: noisy features differ every epoch")
+
+    @classmethod
+    def from_args(cls, args: argparse.Namespace) -> DataConfig:
+        """From the flags of `add_data_arguments`, and `--seed` where the script has it."""
+        names = ("manifest_dir", "max_duration", "num_buckets", "drop_last", "num_workers", "cache_features")
+        names += ("on_the_fly_feats", "feature_normalize", "enable_musan")
+        spec_augment = None
+        if args.enable_spec_aug:
+            sizes = {name: getattr(args, "spec_aug_" + name) for name in SPEC_AUGMENT_FLAGS}
+            # Normalised features have mean 0 in every bin, so that zero is the mean.
+            fill = "mean" if args.feature_normalize == "none" else "zero"
+            spec_augment = SpecAugmentConfig(**sizes, fill=fill)
+        values = {name: getattr(args, name) for name in names}
+        return cls(**values, spec_augment=spec_augment, seed=getattr(args, "seed", cls.seed))
+
+
+class AsrDataModule:
+    """Makes batches from cuts. One object serves training, validation and decoding, and holds the feature cache."""
+
+    def __init__(
+        self,
+        config: DataConfig,
+        features: FeatureConfig | None = None,
+        world_size: int = 1,
+        rank: int = 0,
+    ) -> None:
+        """
+        Args:
+          features: settings of the features; default: those stored in the manifest folder.
+          world_size, rank: in distributed training, the rank gets every world_size-th batch.
+        """
+        self.config = config
+        self.features = features or read_feature_config(config.manifest_dir, config.feature_normalize)
+        self.world_size, self.rank = world_size, rank
+        self._extractor = make_extractor(self.features) if config.on_the_fly_feats else None
+        self._noises: list[Cut] | None = None
+        self._cache: dict[str, Tensor] = {}
+
+    # --- what the scripts call --------------------------------------------------------------------------------
+
+    def train_batches(self, cuts: CutSet, epoch: int, skip: int = 0) -> Iterator[Batch]:
+        """Shuffled batches of one epoch, their order a pure function of (seed, epoch).
+
+        Args:
+          epoch: counts from 1.
+          skip: batches of this epoch that were consumed before; they are passed over without loading features.
+        """
+        batches = islice(iter(self.train_sampler(cuts, epoch)), skip, None)
+        return self._load(batches, epoch if self.config.enable_musan else None)
+
+    def num_train_batches(self, cuts: CutSet, epoch: int) -> int:
+        """How many batches the epoch has; a pass over the manifest, not over the features."""
+        return sum(1 for _ in self.train_sampler(cuts, epoch))
+
+    def valid_batches(self, cuts: CutSet) -> Iterator[Batch]:
+        """All cuts once, long ones first, the same batches at every call, no noise."""
+        return self._load(iter(self.test_sampler(cuts)), None)
+
+    def test_batches(self, cuts: CutSet) -> Iterator[Batch]:
+        """As `valid_batches`: for decoding."""
+        return self.valid_batches(cuts)
+
+    def load(self, cut: Cut) -> Tensor:
+        """Normalised features of one cut, from the cache where it is on. (T, F)"""
+        found = self._cache.get(cut.id)
+        if found is None:
+            found = load_features(cut, self.features, self._extractor)
+            if self.config.cache_features:
+                self._cache[cut.id] = found
+        return found
+
+    # --- samplers ---------------------------------------------------------------------------------------------
+
+    def train_sampler(self, cuts: CutSet, epoch: int) -> CutSampler:
+        """A fresh bucketing sampler for one epoch."""
+        from lhotse.dataset import DynamicBucketingSampler
+
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*eagerly read CutSet.*")
+            return DynamicBucketingSampler(
+                cuts,
+                max_duration=self.config.max_duration,
+                num_buckets=self.config.num_buckets,
+                shuffle=True,
+                drop_last=self.config.drop_last,
+                seed=epoch_seed(self.config.seed, epoch),
+                # Ranks in step by a bucket order that never changes; a single process may draw a new one each epoch.
+                sync_buckets=self.world_size > 1,
+                world_size=self.world_size,
+                rank=self.rank,
+            )
+
+    def test_sampler(self, cuts: CutSet) -> CutSampler:
+        """Cuts by falling duration, so that batches hold little padding; a lazy set stays in its own order."""
+        from lhotse.dataset import SimpleCutSampler
+
+        if not cuts.is_lazy:
+            cuts = cuts.sort_by_duration(ascending=False)
+        return SimpleCutSampler(cuts, max_duration=self.config.max_duration, shuffle=False, world_size=1, rank=0)
+
+    # --- loading ----------------------------------------------------------------------------------------------
+
+    def _load(self, cut_batches: Iterable[CutSet], noise_epoch: int | None) -> Iterator[Batch]:
+        if noise_epoch is not None and self._noises is None:
+            self._noises = list(load_noise(self.config.manifest_dir))
+        dataset = _CutBatches(self, noise_epoch)
+        if self.config.num_workers == 0:
+            items = (dataset[cuts] for cuts in cut_batches)
+        else:
+            items = torch.utils.data.DataLoader(
+                dataset,
+                batch_size=None,
+                sampler=_Once(cut_batches),
+                num_workers=self.config.num_workers,
+                generator=torch.Generator().manual_seed(0),  # or it would draw from the training's generator
+            )
+        for item in items:
+            if isinstance(item, UserError):
+                raise item
+            yield item
+
+    def make_batch(self, cuts: CutSet, noise_epoch: int | None = None) -> Batch:
+        """Load the features of some cuts, noise mixed in when an epoch is given."""
+        chosen: list[Cut] = list(cuts)
+        if noise_epoch is not None:
+            assert self._noises is not None
+            seed = self.config.seed
+            noisy = [add_noise(cut, self._noises, self.config.noise, seed, noise_epoch) for cut in chosen]
+        else:
+            noisy = chosen
+        features = [self.load(cut) for cut in noisy]
+        return collate(features, [cut_text(cut) for cut in chosen], [cut.id for cut in chosen])
+
+
+class _CutBatches(torch.utils.data.Dataset):
+    """Maps a batch of cuts to a Batch; hands a UserError over as a value, since workers wrap raised ones."""
+
+    def __init__(self, module: AsrDataModule, noise_epoch: int | None) -> None:
+        self.module, self.noise_epoch = module, noise_epoch
+
+    def __getitem__(self, cuts: CutSet) -> Batch | UserError:
+        try:
+            return self.module.make_batch(cuts, self.noise_epoch)
+        except UserError as error:
+            return error
+
+
+class _Once(torch.utils.data.Sampler):
+    """An iterator in the shape that DataLoader wants its sampler in."""
+
+    def __init__(self, batches: Iterable[CutSet]) -> None:
+        self.batches = batches
+
+    def __iter__(self) -> Iterator[CutSet]:
+        return iter(self.batches)
+
+
+def epoch_seed(seed: int, epoch: int) -> int:
+    """A sampler seed in which (seed 1, epoch 2) and (seed 2, epoch 1) have nothing in common."""
+    digest = hashlib.blake2b(f"{seed}/{epoch}".encode(), digest_size=4).digest()
+    return int.from_bytes(digest, "big") >> 1

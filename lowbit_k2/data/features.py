@@ -1,0 +1,236 @@
+"""Log-Mel filter banks: their settings, the extractor behind them, and the one normalisation that all users share.
+
+Training, decoding of cuts and decoding of single files (`--wav`) all go through `normalize_features`, and the
+`FeatureConfig` travels inside checkpoints and packed files, so that a model always sees the features it was trained on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lowbit_k2.errors import UserError
+from lowbit_k2.fileio import read_json, write_json
+
+if TYPE_CHECKING:
+    from lhotse.cut import Cut
+    from lhotse.features import FeatureExtractor
+
+FEATURES_FILE = "features.json"  # beside the cut manifests: the settings that the stored features were made with
+EXTRACTORS = ("lhotse", "kaldifeat")
+NORMALIZATIONS = ("none", "utterance", "utterance-std")
+
+
+@dataclass(frozen=True)
+class FeatureConfig:
+    """All that defines the features of a model. The defaults are Kaldi's and icefall's 80-dimensional filter banks."""
+
+    type: str = "fbank"
+    num_mel_bins: int = 80
+    sampling_rate: int = 16000  # Hz
+    extractor: str = "lhotse"  # "kaldifeat" gives the same within rounding, on the GPU where wanted
+    frame_length: float = 0.025  # seconds
+    frame_shift: float = 0.01  # seconds
+    low_freq: float = 20.0  # Hz
+    high_freq: float = -400.0  # Hz; zero or less counts from half the sampling rate
+    # "utterance" subtracts each bin's mean over the utterance (channel and level fall out, no statistics to store);
+    # "utterance-std" also divides by each bin's deviation; "none" leaves the logarithms as they are.
+    normalize: str = "utterance"
+
+    def __post_init__(self) -> None:
+        if self.type != "fbank":
+            raise UserError(f"features of type {self.type!r} are not known: only fbank is")
+        if self.extractor not in EXTRACTORS:
+            raise UserError(f"unknown feature extractor {self.extractor!r}: choose one of {', '.join(EXTRACTORS)}")
+        if self.normalize not in NORMALIZATIONS:
+            raise UserError(f"unknown normalisation {self.normalize!r}: choose one of {', '.join(NORMALIZATIONS)}")
+        for name in ("num_mel_bins", "sampling_rate", "frame_length", "frame_shift"):
+            if getattr(self, name) <= 0:
+                raise UserError(f"features: {name} must be positive, not {getattr(self, name)}")
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any]) -> FeatureConfig:
+        """Rebuild from `to_dict`.
+
+        Raises:
+          UserError: a setting that this version does not know.
+        """
+        unknown = sorted(set(value) - {field.name for field in fields(cls)})
+        if unknown:
+            raise UserError(f"unknown feature settings {', '.join(unknown)}: made by another version of lowbit_k2")
+        return cls(**value)
+
+    def stored(self) -> dict[str, Any]:
+        """The settings that stored features depend on: normalisation comes after loading."""
+        return {name: value for name, value in self.to_dict().items() if name != "normalize"}
+
+
+def read_feature_config(manifest_dir: str | Path, normalize: str | None = None) -> FeatureConfig:
+    """The settings that the features beside the manifests were made with; the defaults where nothing says so.
+
+    Args:
+      manifest_dir: folder that compute_fbank wrote.
+      normalize: replaces the normalisation.
+    """
+    path = Path(manifest_dir) / FEATURES_FILE
+    config = FeatureConfig.from_dict(read_json(path)) if path.is_file() else FeatureConfig()
+    return FeatureConfig.from_dict({**config.to_dict(), "normalize": normalize or config.normalize})
+
+
+def write_feature_config(manifest_dir: str | Path, config: FeatureConfig) -> None:
+    """Write `features.json`, or check that the one that is there says the same.
+
+    Raises:
+      UserError: features with other settings are in that folder.
+    """
+    path = Path(manifest_dir) / FEATURES_FILE
+    if path.is_file():
+        if read_feature_config(manifest_dir).stored() != config.stored():
+            raise UserError(f"{path} names other feature settings: remove that folder or choose another one")
+        return
+    write_json(path, config.to_dict())
+
+
+def make_extractor(config: FeatureConfig, device: str = "cpu") -> FeatureExtractor:
+    """The lhotse extractor that computes these features, without dither, `snip_edges` off: one frame per shift.
+
+    Raises:
+      UserError: kaldifeat is wanted but not installed.
+    """
+    if config.extractor == "kaldifeat":
+        return _kaldifeat_extractor(config, device)
+    from lhotse import Fbank, FbankConfig
+
+    return Fbank(
+        FbankConfig(
+            sampling_rate=config.sampling_rate,
+            frame_length=config.frame_length,
+            frame_shift=config.frame_shift,
+            num_filters=config.num_mel_bins,
+            low_freq=config.low_freq,
+            high_freq=config.high_freq,
+            device=device,
+        )
+    )
+
+
+def _kaldifeat_extractor(config: FeatureConfig, device: str) -> FeatureExtractor:
+    from lhotse.features.kaldifeat import (
+        KaldifeatFbank,
+        KaldifeatFbankConfig,
+        KaldifeatFrameOptions,
+        KaldifeatMelOptions,
+    )
+
+    frames = KaldifeatFrameOptions(
+        sampling_rate=config.sampling_rate, frame_shift=config.frame_shift, frame_length=config.frame_length
+    )
+    mel = KaldifeatMelOptions(num_bins=config.num_mel_bins, low_freq=config.low_freq, high_freq=config.high_freq)
+    try:
+        return KaldifeatFbank(KaldifeatFbankConfig(frame_opts=frames, mel_opts=mel, device=device))
+    except (ImportError, OSError, AssertionError):
+        raise UserError("kaldifeat is not installed: run `make kaldifeat`, or use --feature-extractor lhotse") from None
+
+
+def normalize_features(features: Tensor, config: FeatureConfig) -> Tensor:
+    """Normalise the features of one whole utterance, as `config.normalize` says. (T, F) -> (T, F)"""
+    if config.normalize == "none":
+        return features
+    centred = features - features.mean(dim=0, keepdim=True)
+    if config.normalize == "utterance":
+        return centred
+    # The floor keeps a bin without variation (digital silence) from being blown up.
+    return centred / centred.pow(2).mean(dim=0, keepdim=True).sqrt().clamp(min=0.1)
+
+
+def num_frames(cut: Cut, config: FeatureConfig) -> int:
+    """Frames that a cut has, or will have once its features are computed."""
+    if cut.has_features:
+        return cut.num_frames
+    from lhotse.utils import compute_num_frames
+
+    return compute_num_frames(cut.duration, frame_shift=config.frame_shift, sampling_rate=cut.sampling_rate)
+
+
+def load_features(cut: Cut, config: FeatureConfig, extractor: FeatureExtractor | None = None) -> Tensor:
+    """Normalised features of a cut: the stored ones, or with `extractor` computed from its audio. -> (T, F)
+
+    Raises:
+      UserError: the features or the audio cannot be read.
+    """
+    try:
+        if extractor is None:
+            matrix = cut.load_features()
+        else:
+            samples = np.atleast_2d(cut.load_audio())[:1]  # (1, num_samples), first channel
+            matrix = extractor.extract(samples, config.sampling_rate)
+    except Exception as error:  # lhotse, lilcom and the audio libraries have no common class
+        what = "features" if extractor is None else "audio"
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"the {what} of cut {cut.id} cannot be read ({type(error).__name__}: {reason})") from None
+    if matrix is None:
+        raise UserError(f"cut {cut.id} has no stored features: run compute_fbank, or use --on-the-fly-feats true")
+    return normalize_features(torch.as_tensor(matrix, dtype=torch.float32), config)
+
+
+def resample(samples: Tensor, source_rate: int, target_rate: int) -> Tensor:
+    """Resample along the last axis with lhotse's windowed sinc, which needs neither torchaudio nor scipy."""
+    if source_rate == target_rate:
+        return samples
+    from lhotse.augmentation.resample import Resample
+
+    return Resample(source_rate, target_rate)(samples)
+
+
+def read_audio(path: str | Path, sampling_rate: int) -> Tensor:
+    """Read the first channel of an audio file (WAV, FLAC, OGG, SPHERE, ... as libsndfile can). -> (num_samples,)
+
+    Raises:
+      UserError: missing, unreadable or empty file.
+    """
+    import soundfile
+
+    if not Path(path).is_file():
+        raise UserError(f"{path} does not exist, or is no file: give the path of an audio file")
+    try:
+        samples, rate = soundfile.read(str(path), dtype="float32", always_2d=True)  # (num_samples, channels)
+    except (soundfile.SoundFileError, RuntimeError, OSError) as error:
+        reason = str(error).split(": ")[-1].strip()
+        raise UserError(f"{path} cannot be read as audio ({reason}): convert it to WAV or FLAC") from None
+    if not len(samples):
+        raise UserError(f"{path} holds no audio samples")
+    return resample(torch.from_numpy(np.ascontiguousarray(samples[:, 0])), rate, sampling_rate)
+
+
+def extract_wav(
+    source: str | Path | Tensor | np.ndarray, config: FeatureConfig, extractor: FeatureExtractor | None = None
+) -> Tensor:
+    """Normalised features of an audio file or of samples at `config.sampling_rate`. -> (T, F)
+
+    Args:
+      source: a path (any sampling rate, the first channel is taken), or samples (num_samples,) in [-1, 1].
+      extractor: `make_extractor(config)`, to spare its construction for every file.
+
+    Raises:
+      UserError: unreadable or empty audio, or less than one frame of it.
+    """
+    if isinstance(source, (str, Path)):
+        name, samples = str(source), read_audio(source, config.sampling_rate)
+    else:
+        name, samples = "the audio", torch.as_tensor(source, dtype=torch.float32).flatten()
+    if len(samples) < config.frame_length * config.sampling_rate:
+        raise UserError(f"{name} is too short: {len(samples)} samples are less than one frame")
+    if not bool(torch.isfinite(samples).all()):
+        raise UserError(f"{name} holds samples that are not finite numbers")
+    extractor = extractor or make_extractor(config)
+    matrix = extractor.extract(samples.unsqueeze(0), config.sampling_rate)
+    return normalize_features(torch.as_tensor(matrix, dtype=torch.float32), config)

@@ -1,0 +1,133 @@
+"""The one place that drops training utterances, and counts what it drops.
+
+An utterance that CTC cannot align, that has no text, or whose features are not numbers would stop or spoil an update.
+A few of these are normal in a corpus; many of them mean that something is set up wrongly, which is an error here.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from lowbit_k2.data.features import FeatureConfig, num_frames
+from lowbit_k2.errors import UserError
+
+if TYPE_CHECKING:
+    from lhotse import CutSet
+    from lhotse.cut import Cut
+
+Encode = Callable[[str], list[int]]
+REASONS = ("empty-text", "not-in-lexicon", "sampling-rate", "too-short", "too-long", "non-finite")
+
+
+def subsampled_frames(frames: int) -> int:
+    """Frames behind the models' two convolutions of width 3 and stride 2."""
+    return ((frames - 1) // 2 - 1) // 2
+
+
+@dataclass(frozen=True)
+class FilterConfig:
+    """What is dropped, and how much of it is too much."""
+
+    features: FeatureConfig = field(default_factory=FeatureConfig)
+    output_frames: Callable[[int], int] = subsampled_frames  # frames of input -> frames of the network's output
+    max_seconds: float = float("inf")  # longer utterances are dropped; they may not fit into memory
+    max_dropped: float = 0.05  # share of the cuts; more is an error
+    # Cut -> features; where given, every matrix is loaded once and looked at.
+    load: Callable[[Cut], Tensor] | None = None
+
+
+@dataclass(frozen=True)
+class FilterReport:
+    """How many cuts were looked at, how many were dropped and why."""
+
+    total: int
+    dropped: dict[str, int]  # by reason, those that occur
+    examples: dict[str, str]  # reason -> id of the first cut dropped for it
+
+    @property
+    def num_dropped(self) -> int:
+        return sum(self.dropped.values())
+
+    @property
+    def kept(self) -> int:
+        return self.total - self.num_dropped
+
+    def __str__(self) -> str:
+        if not self.dropped:
+            return f"all {self.total} cuts kept"
+        reasons = ", ".join(f"{n} {reason} (as {self.examples[reason]})" for reason, n in self.dropped.items())
+        return f"{self.kept} of {self.total} cuts kept, dropped: {reasons}"
+
+
+def cut_text(cut: Cut) -> str:
+    """The transcript of a cut: the texts of its supervisions, words separated by single spaces."""
+    return " ".join(" ".join(s.text or "" for s in cut.supervisions).split())
+
+
+def required_frames(ids: list[int]) -> int:
+    """Output frames that CTC needs: one per label, and a blank between two equal ones."""
+    return len(ids) + sum(left == right for left, right in zip(ids, ids[1:], strict=False))
+
+
+def reason_to_drop(cut: Cut, encode: Encode, config: FilterConfig) -> str | None:
+    """The first reason of `REASONS` that speaks against a cut, or None."""
+    text = cut_text(cut)
+    if not text:
+        return "empty-text"
+    try:
+        ids = encode(text)
+    except UserError:
+        return "not-in-lexicon"
+    if not ids:
+        return "empty-text"
+    if cut.sampling_rate != config.features.sampling_rate:
+        return "sampling-rate"
+    if config.output_frames(num_frames(cut, config.features)) < required_frames(ids):
+        return "too-short"
+    if cut.duration > config.max_seconds:
+        return "too-long"
+    if config.load is not None and not bool(torch.isfinite(config.load(cut)).all()):
+        return "non-finite"
+    return None
+
+
+def filter_cuts(cuts: CutSet, encode: Encode, config: FilterConfig | None = None) -> tuple[CutSet, FilterReport]:
+    """Drop the cuts that training cannot use.
+
+    Args:
+      cuts: cuts with transcripts; one that was opened lazily stays lazy (and is read once here, to count).
+      encode: text -> token ids; a UserError of it (a word that is not in the lexicon) drops the cut.
+      config: what to look at.
+
+    Returns:
+      The other cuts in the same order, and the counts.
+
+    Raises:
+      UserError: no cuts at all, or more than `max_dropped` of them are bad.
+    """
+    config = config or FilterConfig()
+    total, dropped, examples, kept = 0, Counter(), {}, []
+    for cut in cuts:
+        total += 1
+        reason = reason_to_drop(cut, encode, config)
+        if reason is not None:
+            dropped[reason] += 1
+            examples.setdefault(reason, cut.id)
+        elif not cuts.is_lazy:
+            kept.append(cut)
+    report = FilterReport(total, {reason: dropped[reason] for reason in REASONS if dropped[reason]}, examples)
+    if total == 0:
+        raise UserError("the manifest holds no cuts: run the earlier stages of prepare.sh again")
+    if report.num_dropped > config.max_dropped * total:
+        raise UserError(f"too many cuts cannot be used: {report}; check the transcripts, the units and the features")
+    if cuts.is_lazy:
+        return cuts.filter(lambda cut: reason_to_drop(cut, encode, config) is None), report
+    from lhotse import CutSet
+
+    return CutSet.from_cuts(kept), report

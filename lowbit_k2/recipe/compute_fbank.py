@@ -1,0 +1,186 @@
+"""Compute filter banks of a corpus's splits: features and cut manifests, the last stage before training.
+
+  python -m lowbit_k2.recipe.compute_fbank --corpus an4 --splits "train dev test" \
+    --manifest-dir data/manifests --output-dir data/fbank --perturb-speed true
+  python -m lowbit_k2.recipe.compute_fbank --corpus musan --splits "music speech noise" --window 10 \
+    --manifest-dir data/manifests --output-dir data/fbank
+
+Reads `<corpus>_recordings_<split>.jsonl.gz` and `<corpus>_supervisions_<split>.jsonl.gz` (or
+`<corpus>_cuts_<split>.jsonl.gz`) and writes `<corpus>_cuts_<split>.jsonl.gz` with the features beside it. Training
+splits (`train*`) are written in a shuffled order, with copies at 0.9 and 1.1 of the speed if wanted. A split whose
+manifest is there already is skipped; the manifest is written last, so an interrupted run leaves none.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import random
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from lowbit_k2.data.features import FeatureConfig, make_extractor, write_feature_config
+from lowbit_k2.data.flags import add_feature_arguments, str2bool
+from lowbit_k2.data.manifests import cuts_path, read_cuts
+from lowbit_k2.errors import UserError, run_main
+from lowbit_k2.fileio import atomic_write
+
+if TYPE_CHECKING:
+    from lhotse import CutSet
+
+SPEEDS = (0.9, 1.1)
+
+
+def read_split(manifest_dir: Path, corpus: str, split: str) -> CutSet:
+    """Cuts of a split: from its cut manifest if there is one, else one per supervision of its recordings.
+
+    Recordings without a supervision manifest (noise) give one cut each.
+
+    Raises:
+      UserError: no manifests, or damaged ones.
+    """
+    from lhotse import CutSet, RecordingSet, SupervisionSet
+
+    if cuts_path(manifest_dir, corpus, split).is_file():
+        return read_cuts(cuts_path(manifest_dir, corpus, split))
+    recordings = manifest_dir / f"{corpus}_recordings_{split}.jsonl.gz"
+    supervisions = manifest_dir / f"{corpus}_supervisions_{split}.jsonl.gz"
+    if not recordings.is_file():
+        raise UserError(f"{recordings} does not exist: run the stage that makes manifests first")
+    try:
+        audio = RecordingSet.from_file(recordings)
+        if not supervisions.is_file():
+            return CutSet.from_manifests(recordings=audio)
+        return CutSet.from_manifests(recordings=audio, supervisions=SupervisionSet.from_file(supervisions))
+    except Exception as error:  # lhotse has no class of its own for damaged manifests
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{recordings} cannot be read ({reason}): remove it and make it again") from None
+
+
+def prepare_cuts(cuts: CutSet, split: str, config: FeatureConfig, perturb_speed: bool, window: float) -> CutSet:
+    """Trim to supervisions, cut windows, bring to one sampling rate, add speeds, shuffle training splits."""
+    from lhotse import CutSet
+
+    if any(cut.supervisions for cut in cuts):
+        cuts = cuts.trim_to_supervisions(keep_overlapping=False).to_eager()
+        names = [cut.supervisions[0].id for cut in cuts]
+        if len(set(names)) == len(names):  # utterance ids, not those of recordings with a counter
+            cuts = CutSet.from_cuts(cut.with_id(name) for cut, name in zip(cuts, names, strict=True))
+    if window > 0:
+        cuts = cuts.cut_into_windows(window).to_eager()
+    cuts = to_sampling_rate(cuts, config.sampling_rate)
+    if not split.startswith("train"):
+        return cuts
+    if perturb_speed:
+        cuts = CutSet.from_cuts([*cuts, *(cut.perturb_speed(speed) for speed in SPEEDS for cut in cuts)])
+    order = sorted(cuts, key=lambda cut: cut.id)
+    random.Random(0).shuffle(order)  # a lazily read manifest is shuffled in a window only
+    return CutSet.from_cuts(order)
+
+
+def to_sampling_rate(cuts: CutSet, sampling_rate: int) -> CutSet:
+    """Cuts whose audio is resampled on reading.
+
+    Raises:
+      UserError: lhotse lacks what it resamples with.
+    """
+    import importlib.util
+
+    from lhotse import CutSet
+
+    rates = {cut.sampling_rate for cut in cuts}
+    if rates <= {sampling_rate}:
+        return cuts
+    if not any(importlib.util.find_spec(name) for name in ("torchaudio", "scipy")):
+        odd = min(rates - {sampling_rate})
+        raise UserError(f"audio at {odd} Hz has to be resampled, which needs torchaudio or scipy: pip install scipy")
+    return CutSet.from_cuts(cut if cut.sampling_rate == sampling_rate else cut.resample(sampling_rate) for cut in cuts)
+
+
+def compute_split(
+    cuts: CutSet, name: str, output_dir: Path, config: FeatureConfig, num_jobs: int, device: str = "cpu"
+) -> CutSet:
+    """Compute and store the features of `cuts` in `<output_dir>/feats_<name>`; shows a progress bar.
+
+    Raises:
+      UserError: audio that cannot be read.
+    """
+    from lhotse import LilcomChunkyWriter
+
+    storage = output_dir / f"feats_{name}"
+    for path in (storage, storage.with_suffix(".lca")):  # left by an interrupted run
+        shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+    check_audio(cuts)
+    try:
+        return cuts.compute_and_store_features(
+            extractor=make_extractor(config, device),
+            storage_path=storage,
+            num_jobs=num_jobs,
+            storage_type=LilcomChunkyWriter,
+        ).to_eager()
+    except Exception as error:  # the audio libraries have no common class
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"features of {name}: {type(error).__name__}: {reason}") from None
+
+
+def check_audio(cuts: CutSet) -> None:
+    """All audio files are there: a minute of work before a missing one is found would be lost."""
+    seen: set[str] = set()
+    for cut in cuts:
+        for source in cut.recording.sources if cut.has_recording else ():
+            if source.type == "file" and source.source not in seen:
+                seen.add(source.source)
+                if not Path(source.source).is_file():
+                    raise UserError(f"{source.source} (cut {cut.id}) does not exist: has the corpus been moved?")
+
+
+def compute_fbank(args: argparse.Namespace) -> None:
+    """Do all splits that are not done."""
+    config = FeatureConfig(
+        num_mel_bins=args.num_mel_bins, sampling_rate=args.sampling_rate, extractor=args.feature_extractor
+    )
+    splits = args.splits.split()
+    if not splits:
+        raise UserError("--splits names no split")
+    output_dir = args.output_dir.resolve()  # manifests name features by full paths: usable from any folder
+    write_feature_config(output_dir, config)
+    for split in splits:
+        target = cuts_path(output_dir, args.corpus, split)
+        if target.is_file():
+            logging.info("%s is there already: skipped", target)
+            continue
+        cuts = read_split(args.manifest_dir, args.corpus, split)
+        cuts = prepare_cuts(cuts, split, config, args.perturb_speed, args.window)
+        cuts = compute_split(cuts, f"{args.corpus}_{split}", output_dir, config, args.num_jobs, args.device)
+        with atomic_write(target) as temporary:
+            cuts.to_file(temporary)
+        hours = sum(cut.duration for cut in cuts) / 3600
+        logging.info("%s: %d cuts, %.2f hours", target, len(cuts), hours)
+
+
+def get_parser() -> argparse.ArgumentParser:
+    """Flags of this stage."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--manifest-dir", type=Path, required=True, help="recordings and supervisions")
+    parser.add_argument("--output-dir", type=Path, required=True, help="features and cut manifests go here")
+    parser.add_argument("--corpus", required=True, help="first part of the manifests' names")
+    parser.add_argument("--splits", required=True, help="splits, separated by spaces")
+    parser.add_argument("--perturb-speed", type=str2bool, default=False, help="add training speech at 0.9 and 1.1")
+    parser.add_argument("--window", type=float, default=0.0, help="cut recordings into windows of so many seconds")
+    parser.add_argument("--num-jobs", type=int, default=1, help="processes at a time")
+    parser.add_argument("--device", default="cpu", help="for kaldifeat: cpu or cuda")
+    add_feature_arguments(parser)
+    return parser
+
+
+def main() -> None:
+    logging.basicConfig(format="%(asctime)s %(message)s", level=logging.INFO, datefmt="%Y-%m-%d %H:%M:%S")
+    torch.set_num_threads(1)
+    compute_fbank(get_parser().parse_args())
+
+
+if __name__ == "__main__":
+    run_main(main)
