@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from types import ModuleType
+from typing import Any
 
 from lowbit_k2.errors import UserError
 
@@ -28,3 +29,11 @@ def require_k2() -> ModuleType:
             "k2-fsa.github.io/k2 that fits your torch; greedy search, training and packing work without it"
         ) from None
     return k2
+
+
+def forget_properties(fsa: Any) -> None:
+    """Make k2 compute the properties of a graph again after its labels were changed (k2 issue 874).
+
+    k2 caches them under this name in 1.23.4 and 1.24.4 and keeps stale ones after `fsa.labels = ...`.
+    """
+    fsa.__dict__["_properties"] = None

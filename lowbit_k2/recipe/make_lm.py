@@ -1,6 +1,6 @@
 """Estimate the word n-gram of a graph and write it as ARPA.
 
-  python -m lowbit_k2.recipe.make_lm --transcript data/train.txt --order 3 --words data/lang/words.txt --arpa data/3gram.arpa
+  python -m lowbit_k2.recipe.make_lm --transcript data/train.txt --words data/lang/words.txt --arpa data/3gram.arpa
 
 The smoothing is interpolated modified Kneser-Ney (graphs/ngram.py). All words of words.txt get a unigram. Words of
 the transcript that are not in it are left out with their n-grams, unless `--unknown-word` gives them a symbol.

@@ -17,7 +17,6 @@ from pathlib import Path
 
 from lowbit_k2.data.tokenizer import BPE_MODEL, UNKNOWN, WORD_START, SentencePieceTokenizer, load_tokenizer
 from lowbit_k2.errors import UserError, run_main
-from lowbit_k2.fileio import atomic_write
 from lowbit_k2.graphs.lexicon import (
     BLANK,
     EPSILON,
@@ -30,7 +29,7 @@ from lowbit_k2.graphs.lexicon import (
     write_lexicon,
     write_symbols,
 )
-from lowbit_k2.k2_compat import has_k2, require_k2
+from lowbit_k2.k2_compat import has_k2
 
 UNKNOWN_WORD = "<UNK>"
 RESERVED = {EPSILON, UNKNOWN_WORD, WORD_DISAMBIG, "<s>", "</s>", "!SIL"}
@@ -102,21 +101,11 @@ def write_lang(lang_dir: Path, pieces: list[str], entries: list[Entry]) -> dict[
     write_lexicon(lang_dir / "lexicon.txt", entries)
     write_lexicon(lang_dir / "lexicon_disambig.txt", marked)
     if has_k2():
-        save_fsa(lang_dir / "L.pt", entries, tokens, words, disambig_loop=False)
-        save_fsa(lang_dir / "L_disambig.pt", marked, tokens, words, disambig_loop=True)
+        from lowbit_k2.graphs.fsa_io import save_fsa  # here, because it loads torch
+
+        save_fsa(lang_dir / "L.pt", lexicon_fsa(entries, tokens, words))
+        save_fsa(lang_dir / "L_disambig.pt", lexicon_fsa(marked, tokens, words, disambig_loop=True))
     return words
-
-
-def save_fsa(
-    path: Path, entries: list[Entry], tokens: dict[str, int], words: dict[str, int], disambig_loop: bool
-) -> None:
-    """Compile a lexicon and save it as k2's dict of tensors."""
-    import torch
-
-    require_k2()
-    fsa = lexicon_fsa(entries, tokens, words, disambig_loop)
-    with atomic_write(path) as temporary:
-        torch.save(fsa.as_dict(), temporary)
 
 
 def prepare_lang(lang_dir: Path, lexicon: Path | None, words: Path | None, transcript: Path | None) -> int:

@@ -1,0 +1,138 @@
+"""Decoding graphs: the CTC topology H alone, and HLG = H o det(L o G), as k2's recipes compile it.
+
+L has disambiguation symbols, so that L o G can be determinized; they are removed before H is composed. The labels
+of a graph are classes of the network (0: blank), its `aux_labels` tokens (H) or words (HLG), its scores those of G.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lowbit_k2.errors import UserError
+from lowbit_k2.graphs.lexicon import BLANK, WORD_DISAMBIG, read_lines
+from lowbit_k2.k2_compat import forget_properties, require_k2
+
+if TYPE_CHECKING:
+    import k2
+
+
+def ctc_topology(num_classes: int, device: str = "cpu") -> k2.Fsa:
+    """The standard CTC topology over classes 0..num_classes-1 (a blank is required between equal tokens).
+
+    It has num_classes^2 arcs: 250 thousand for 500 classes.
+    """
+    k2 = require_k2()
+    return k2.arc_sort(k2.ctc_topo(max_token=num_classes - 1, modified=False, device=device))
+
+
+def read_grammar(path: str | Path, words: Path, order: int | None = None) -> k2.Fsa:
+    """G from an ARPA file (through kaldilm), or from its text form in OpenFst's format (`G_3_gram.fst.txt`).
+
+    Args:
+      path: ARPA or OpenFst text.
+      words: words.txt; n-grams with other words are left out.
+      order: highest order of n-grams taken from the ARPA file; all by default.
+
+    Raises:
+      UserError: the file is missing or is neither.
+    """
+    k2 = require_k2()
+    lines = read_lines(path)
+    text = "\n".join(lines) + "\n"
+    if any(line.strip() == "\\data\\" for line in lines[:1000]):
+        text = _arpa_to_fst(Path(path), words, order)
+    elif not lines or not lines[0].split() or not all(field.isdigit() for field in lines[0].split()[:4]):
+        raise UserError(f"{path} is neither an ARPA file nor a grammar in OpenFst's text format")
+    try:
+        fsa = k2.Fsa.from_openfst(text, acceptor=False)
+    except (RuntimeError, ValueError):
+        raise UserError(f"{path} is no valid grammar in OpenFst's text format: make it again") from None
+    if fsa.num_arcs == 0:
+        raise UserError(f"{path} shares no n-gram with {words}: are letter cases equal?")
+    return fsa
+
+
+def _arpa_to_fst(arpa: Path, words: Path, order: int | None) -> str:
+    """kaldilm's OpenFst text of an ARPA file; in a process of its own, because it aborts on damaged files."""
+    command = [sys.executable, "-m", "kaldilm", f"--read-symbol-table={words}", f"--disambig-symbol={WORD_DISAMBIG}"]
+    command += [f"--max-order={order or -1}", str(arpa)]
+    done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", check=False)
+    if done.returncode != 0 or not done.stdout:
+        raise UserError(f"{arpa} cannot be turned into a grammar{_reason(done.stderr)}: is it a complete ARPA file?")
+    return done.stdout
+
+
+def _reason(stderr: str) -> str:
+    """kaldilm's own complaint in brackets, where it made one (lines of level E or F)."""
+    complaints = [line.split("] ", 1)[1] for line in stderr.splitlines() if line.startswith(("[E] ", "[F] "))]
+    return f" ({complaints[0].strip()})" if complaints else ""
+
+
+def compile_hlg(
+    lexicon: k2.Fsa,
+    grammar: k2.Fsa,
+    tokens: Mapping[str, int],
+    words: Mapping[str, int],
+    log: Callable[[str], None] = lambda line: None,
+) -> k2.Fsa:
+    """Compile HLG.
+
+    Args:
+      lexicon: L with disambiguation symbols, `#0` loop included.
+      grammar: G with `#0` on its back-off arcs.
+      tokens: tokens.txt; `#0` and all ids above it are disambiguation symbols.
+      words: words.txt; `#0` and all ids above it are no words.
+      log: called with one line per step.
+
+    Returns:
+      An arc-sorted graph, its labels below the number of classes.
+
+    Raises:
+      UserError: the composition is empty.
+    """
+    k2 = require_k2()
+    num_classes = tokens[WORD_DISAMBIG]
+    assert tokens[BLANK] == 0, tokens[BLANK]
+    lg = k2.connect(k2.compose(k2.arc_sort(lexicon), k2.arc_sort(grammar)))
+    _check(lg, "L o G")
+    log(f"L o G: {lg.shape[0]} states, {lg.num_arcs} arcs")
+    lg = k2.connect(k2.determinize(lg))
+    log(f"determinized: {lg.shape[0]} states, {lg.num_arcs} arcs")
+    lg = _remove_disambig(lg, num_classes, words[WORD_DISAMBIG])
+    log(f"without disambiguation symbols: {lg.shape[0]} states, {lg.num_arcs} arcs")
+    hlg = k2.compose(ctc_topology(num_classes), lg, inner_labels="inner_labels")
+    hlg = k2.arc_sort(k2.connect(hlg))
+    del hlg.inner_labels  # the tokens between H and L: no decoder reads them, and they would double the file
+    _check(hlg, "HLG")
+    assert int(hlg.labels.max()) < num_classes, (int(hlg.labels.max()), num_classes)
+    log(f"HLG: {hlg.shape[0]} states, {hlg.num_arcs} arcs")
+    return hlg
+
+
+def _remove_disambig(lg: k2.Fsa, first_token: int, first_word: int) -> k2.Fsa:
+    """Turn disambiguation symbols into epsilons, then remove epsilons; `aux_labels` become ragged."""
+    k2 = require_k2()
+    labels = lg.labels.clone()
+    labels[labels >= first_token] = 0
+    lg.labels = labels
+    forget_properties(lg)
+    if isinstance(lg.aux_labels, k2.RaggedTensor):
+        values = lg.aux_labels.values
+        values[values >= first_word] = 0
+    else:
+        aux = lg.aux_labels.clone()
+        aux[aux >= first_word] = 0
+        lg.aux_labels = aux
+    lg = k2.connect(k2.remove_epsilon(lg))
+    if isinstance(lg.aux_labels, k2.RaggedTensor):
+        lg.aux_labels = lg.aux_labels.remove_values_eq(0)
+    return k2.arc_sort(lg)
+
+
+def _check(fsa: k2.Fsa, name: str) -> None:
+    if fsa.num_arcs == 0:
+        raise UserError(f"{name} is empty: the lexicon and the grammar share no sentence")

@@ -1,0 +1,162 @@
+"""Word error rate and icefall's files: recogs-*.txt, errs-*.txt, wer-summary-*.txt.
+
+    %WER 2.17% [1142 / 52576, 127 ins, 88 del, 927 sub ]
+
+Alignments are kaldialign's, of least total cost with insertions, deletions and substitutions at 1 each.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import kaldialign
+import numpy as np
+
+from lowbit_k2.fileio import atomic_write
+
+EPS = "*"  # icefall's sign of nothing on one side of an alignment
+Result = tuple[str, Sequence[str], Sequence[str]]  # utterance, reference words, hypothesis words
+
+
+@dataclass(frozen=True)
+class WerStats:
+    """Errors of a test set; `rate` is their share of the reference words."""
+
+    ins: int
+    dels: int
+    sub: int
+    ref_words: int
+
+    @property
+    def errors(self) -> int:
+        return self.ins + self.dels + self.sub
+
+    @property
+    def rate(self) -> float:
+        """Errors per reference word; without reference words 0, or infinity where there are insertions."""
+        if self.ref_words:
+            return self.errors / self.ref_words
+        return float("inf") if self.errors else 0.0
+
+    def __str__(self) -> str:
+        return (
+            f"%WER {self.rate:.2%} [{self.errors} / {self.ref_words}, {self.ins} ins, {self.dels} del, {self.sub} sub ]"
+        )
+
+
+def score(results: Iterable[Result]) -> WerStats:
+    """Count the errors of all utterances together."""
+    counts, ref_words = Counter(), 0
+    for _, ref, hyp in results:
+        distance = kaldialign.edit_distance(list(ref), list(hyp))
+        counts.update({kind: distance[kind] for kind in ("ins", "del", "sub")})
+        ref_words += len(ref)
+    return WerStats(counts["ins"], counts["del"], counts["sub"], ref_words)
+
+
+def bootstrap_interval(
+    results: Sequence[Result], level: float = 0.95, num_samples: int = 10000, seed: int = 0
+) -> tuple[float, float]:
+    """Confidence interval of the word error rate, by drawing utterances with replacement.
+
+    Bisani and Ney, "Bootstrap estimates for confidence intervals in ASR performance evaluation", 2004; the ends are
+    percentiles of the rates of the samples.
+
+    Args:
+      results: at least one utterance with reference words.
+      level: coverage.
+      num_samples: number of resampled test sets.
+      seed: of the draws; the same seed gives the same interval.
+
+    Returns:
+      Lower and upper end, as fractions.
+    """
+    errors = np.array([kaldialign.edit_distance(list(ref), list(hyp))["total"] for _, ref, hyp in results])
+    words = np.array([len(ref) for _, ref, _ in results])
+    assert words.sum() > 0, "no reference words"
+    draws = np.random.default_rng(seed).multinomial(len(results), [1 / len(results)] * len(results), num_samples)
+    drawn_words = draws @ words  # (num_samples,)
+    rates = (draws @ errors)[drawn_words > 0] / drawn_words[drawn_words > 0]
+    low, high = np.quantile(rates, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def write_recogs(path: str | Path, results: Iterable[Result]) -> None:
+    """Write references and hypotheses, sorted by utterance, two lines each."""
+    with atomic_write(path) as temporary, temporary.open("w", encoding="utf-8") as out:
+        for utterance, ref, hyp in sorted(results, key=lambda result: result[0]):
+            out.write(f"{utterance}:\tref={list(ref)}\n{utterance}:\thyp={list(hyp)}\n")
+
+
+def write_errs(path: str | Path, results: Iterable[Result]) -> WerStats:
+    """Write the error file: totals, alignments by utterance, error counts by word; return the totals."""
+    results = sorted(results, key=lambda result: result[0])
+    stats = score(results)
+    alignments = {utterance: kaldialign.align(list(ref), list(hyp), EPS) for utterance, ref, hyp in results}
+    with atomic_write(path) as temporary, temporary.open("w", encoding="utf-8") as out:
+        out.write(f"{stats}\n")
+        correct = stats.ref_words - stats.dels - stats.sub
+        out.write(
+            f"Errors: {stats.ins} insertions, {stats.dels} deletions, {stats.sub} substitutions, "
+            f"over {stats.ref_words} reference words ({correct} correct)\n"
+            "Search below for sections starting with PER-UTT DETAILS:, SUBSTITUTIONS:, DELETIONS:, "
+            "INSERTIONS:, PER-WORD STATS:\n\n"
+            "PER-UTT DETAILS: corr or (ref->hyp)  \n"
+        )
+        for utterance, pairs in alignments.items():
+            out.write(f"{utterance}:\t{' '.join(_merged(pairs))}\n")
+        out.writelines(_by_word([pair for pairs in alignments.values() for pair in pairs]))
+    return stats
+
+
+def _merged(pairs: Sequence[tuple[str, str]]) -> list[str]:
+    """An alignment as words and `(ref->hyp)`, neighbouring errors joined."""
+    shown: list[str] = []
+    refs: list[str] = []
+    hyps: list[str] = []
+    for ref, hyp in [*pairs, (None, None)]:
+        if ref != hyp:
+            refs += [ref] if ref != EPS else []
+            hyps += [hyp] if hyp != EPS else []
+            continue
+        if refs or hyps:
+            shown.append(f"({' '.join(refs) or EPS}->{' '.join(hyps) or EPS})")
+            refs, hyps = [], []
+        shown += [ref] if ref is not None else []
+    return shown
+
+
+def _by_word(pairs: Sequence[tuple[str, str]]) -> Iterable[str]:
+    """The sections of the error file that count over the whole test set."""
+    times = Counter(pairs)
+    ordered = sorted(times.items(), key=lambda item: (-item[1], item[0]))
+    yield "\nSUBSTITUTIONS: count ref -> hyp\n"
+    yield from (f"{n}   {ref} -> {hyp}\n" for (ref, hyp), n in ordered if ref != hyp and EPS not in (ref, hyp))
+    yield "\nDELETIONS: count ref\n"
+    yield from (f"{n}   {ref}\n" for (ref, hyp), n in ordered if hyp == EPS)
+    yield "\nINSERTIONS: count hyp\n"
+    yield from (f"{n}   {hyp}\n" for (ref, hyp), n in ordered if ref == EPS)
+    yield "\nPER-WORD STATS: word  corr tot_errs count_in_ref count_in_hyp\n"
+    words: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    for (ref, hyp), n in times.items():
+        words[ref].update({"ref": n, "corr" if ref == hyp else "errs": n})
+        words[hyp].update({"hyp": n} if ref == hyp else {"hyp": n, "errs": n})
+    words.pop(EPS, None)
+    for word, c in sorted(words.items(), key=lambda item: (-item[1]["errs"], item[0])):
+        yield f"{word}   {c['corr']} {c['errs']} {c['ref']} {c['hyp']}\n"
+
+
+def write_summary(path: str | Path, rates: Mapping[str, WerStats]) -> None:
+    """Write `settings<tab>WER`, best first, WER in percent.
+
+    Args:
+      path: wer-summary-<test set>-*.txt.
+      rates: statistics by the name of the settings, e.g. "lm_scale_1.0".
+    """
+    rows = sorted(rates.items(), key=lambda item: (item[1].rate, item[0]))
+    with atomic_write(path) as temporary:
+        lines = ["settings\tWER\n", *(f"{key}\t{100 * stats.rate:.2f}\n" for key, stats in rows)]
+        temporary.write_text("".join(lines), encoding="utf-8")

@@ -1,0 +1,168 @@
+"""k2's lattices against exhaustive search, by hand, and against torch's CTC loss."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn.functional import ctc_loss
+
+from lowbit_k2.decode.greedy import ctc_greedy_search
+from lowbit_k2.decode.lattice import SearchConfig, decode_lattice, make_lattice, one_best, scale_graph
+from lowbit_k2.decode.methods import decode_batch, load_hlg, load_resources
+from lowbit_k2.errors import UserError
+from lowbit_k2.graphs.ngram import BackoffModel
+from tests.decode import toy
+
+pytestmark = pytest.mark.k2
+WIDE = SearchConfig(search_beam=200.0, output_beam=200.0, min_active_states=9999)
+
+
+@pytest.fixture(scope="module")
+def lang(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, BackoffModel]:
+    path = tmp_path_factory.mktemp("toy") / "lang"
+    return path, toy.make_lang(path)
+
+
+@pytest.fixture(scope="module")
+def topology():
+    from lowbit_k2.graphs.hlg import ctc_topology
+
+    return ctc_topology(toy.NUM_CLASSES)
+
+
+def best_score(lattice) -> list[float]:
+    return lattice.get_tot_scores(use_double_scores=True, log_semiring=False).tolist()
+
+
+def test_score_by_hand(topology) -> None:
+    # Frame 1: blank .5, x .3, y .2; frame 2: x .9, blank and y .05: best is blank x.
+    log_probs = torch.tensor([[[0.5, 0.3, 0.2], [0.05, 0.9, 0.05]]]).log()  # (1, 2, 3)
+    lattice = make_lattice(log_probs, torch.tensor([2]), topology, WIDE)
+    assert one_best(lattice) == [[1]]
+    assert best_score(lattice) == pytest.approx([math.log(0.5 * 0.9)])
+
+
+def test_topology_against_all_paths(topology) -> None:
+    log_probs, lens = toy.random_log_probs(0, 6, 5), torch.tensor([3, 5, 1, 4, 5, 2])
+    lattice = make_lattice(log_probs, lens, topology, WIDE)
+    expected = [
+        max((s, k) for k, s in toy.best_alignments(x[:t]).items()) for x, t in zip(log_probs, lens, strict=True)
+    ]
+    assert one_best(lattice) == [list(tokens) for _, tokens in expected]
+    assert best_score(lattice) == pytest.approx([score for score, _ in expected], abs=1e-5)
+    # All 3^T paths are in the lattice and their probabilities sum to 1.
+    total = lattice.get_tot_scores(use_double_scores=True, log_semiring=True)
+    assert total.abs().max() < 1e-5
+
+
+def test_ctc_decoding_is_greedy_search_through_k2(topology) -> None:
+    log_probs, lens = toy.random_log_probs(1, 8, 40), torch.arange(1, 41, 5)
+    labels, without_path = decode_lattice(log_probs, lens, topology, SearchConfig())
+    assert labels == ctc_greedy_search(log_probs, lens)
+    assert not without_path
+
+
+def test_topology_gives_torchs_ctc_loss(topology) -> None:
+    import k2
+
+    log_probs, lens = toy.random_log_probs(2, 3, 12), torch.tensor([12, 9, 7])
+    targets = [[1, 1, 2], [2], [1, 2, 1]]
+    graphs = k2.arc_sort(k2.compose(topology, k2.linear_fsa(targets)))
+    segments = torch.tensor([[n, 0, t] for n, t in enumerate(lens.tolist())], dtype=torch.int32)
+    lattice = k2.intersect_dense(graphs, k2.DenseFsaVec(log_probs, segments), output_beam=1000.0)
+    scores = lattice.get_tot_scores(use_double_scores=True, log_semiring=True)
+    loss = ctc_loss(
+        log_probs.transpose(0, 1),  # (T, N, V)
+        torch.tensor([k for target in targets for k in target]),
+        lens,
+        torch.tensor([len(target) for target in targets]),
+        reduction="none",
+    )
+    torch.testing.assert_close(-scores.float(), loss, atol=1e-4, rtol=1e-5)
+
+
+@pytest.mark.parametrize("lm_scale", [1.0, 0.4])
+def test_hlg_against_all_word_sequences(lang: tuple[Path, BackoffModel], lm_scale: float) -> None:
+    path, model = lang
+    graph = load_hlg(path, toy.NUM_CLASSES, lm_scale, "cpu")
+    words = {int(line.split()[1]): line.split()[0] for line in (path / "words.txt").read_text().splitlines()}
+    log_probs, lens = toy.random_log_probs(3, 12, 5), torch.tensor([5, 4, 3, 5] * 3)
+    lattice = make_lattice(log_probs, lens, graph, WIDE)
+    found = one_best(lattice)
+    for n, (x, frames) in enumerate(zip(log_probs, lens.tolist(), strict=True)):
+        score, expected = toy.best_words(x[:frames], model, lm_scale)
+        assert [words[i] for i in found[n]] == expected
+        assert best_score(lattice)[n] == pytest.approx(score, abs=1e-4)
+
+
+def test_order_of_the_batch_does_not_matter(lang: tuple[Path, BackoffModel]) -> None:
+    graph = load_hlg(lang[0], toy.NUM_CLASSES, 1.0, "cpu")
+    log_probs, lens = toy.random_log_probs(4, 7, 20), torch.tensor([3, 20, 7, 20, 1, 11, 5])
+    together, _ = decode_lattice(log_probs, lens, graph, SearchConfig())
+    alone = [
+        decode_lattice(log_probs[n : n + 1, :t], lens[n : n + 1], graph, SearchConfig())[0][0]
+        for n, t in enumerate(lens.tolist())
+    ]
+    assert together == alone
+
+
+def only_xy():
+    """CTC paths of the one token sequence x y."""
+    import k2
+
+    from lowbit_k2.graphs.hlg import ctc_topology
+
+    return k2.arc_sort(k2.connect(k2.compose(ctc_topology(3), k2.linear_fsa([1, 2]))))
+
+
+def test_empty_lattices_are_retried_then_counted() -> None:
+    # Two frames leave x y only; the first frame prefers the blank, so a beam below 1 loses the one path.
+    log_probs = torch.tensor([[0.0, -1.0, -9.0], [-9.0, -1.0, 0.0]]).log_softmax(-1).expand(3, 2, 3)
+    narrow = SearchConfig(search_beam=0.5, output_beam=0.5, min_active_states=0, max_active_states=1)
+    lens = torch.tensor([2, 1, 0])  # one frame, or none, cannot hold two tokens
+    assert one_best(make_lattice(log_probs[:1], lens[:1], only_xy(), narrow)) == [None]
+    labels, without_path = decode_lattice(log_probs, lens, only_xy(), narrow)
+    assert labels == [[1, 2], [], []]
+    assert without_path == [1, 2]
+
+
+def test_scaling_leaves_the_graph_alone(topology) -> None:
+    graph = only_xy()
+    graph.scores = torch.ones_like(graph.scores)
+    assert scale_graph(graph, 0.5).scores.tolist() == [0.5] * graph.num_arcs
+    assert graph.scores.tolist() == [1.0] * graph.num_arcs
+
+
+def test_methods_give_words(lang: tuple[Path, BackoffModel]) -> None:
+    resources = load_resources("1best", str, False, toy.NUM_CLASSES, lang[0])
+    log_probs = toy.random_log_probs(5, 2, 6)
+    hypotheses = decode_batch(log_probs, torch.tensor([6, 0]), resources)
+    assert set(hypotheses[0]) <= set(toy.ENTRIES) and hypotheses[1] == []
+    assert (resources.num_decoded, resources.num_without_path) == (2, 1)
+
+
+def test_methods_refuse_what_cannot_work(lang: tuple[Path, BackoffModel], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="spell no words"):
+        load_resources("ctc-decoding", str, False, 3)
+    with pytest.raises(UserError, match="needs --lang-dir"):
+        load_resources("1best", str, True, 3)
+    with pytest.raises(UserError, match="HLG.pt does not exist"):
+        load_resources("1best", str, True, 3, tmp_path)
+    with pytest.raises(UserError, match="the model 2 classes"):
+        load_resources("1best", str, True, 2, lang[0])
+    (tmp_path / "HLG.pt").write_bytes(b"no graph")
+    with pytest.raises(UserError, match="cannot be read as a graph"):
+        load_resources("1best", str, True, 3, tmp_path)
+
+
+def test_every_path_of_a_beam_search_is_scored_exactly(lang: tuple[Path, BackoffModel]) -> None:
+    """A narrow beam may lose the best path but never misjudges the one it returns."""
+    path, model = lang
+    graph = load_hlg(path, toy.NUM_CLASSES, 1.0, "cpu")
+    log_probs, lens = toy.random_log_probs(6, 5, 5), torch.full((5,), 5)
+    narrow = SearchConfig(search_beam=2.0, output_beam=1.0, min_active_states=1, max_active_states=3)
+    for score, x in zip(best_score(make_lattice(log_probs, lens, graph, narrow)), log_probs, strict=True):
+        assert score <= toy.best_words(x, model, 1.0)[0] + 1e-4

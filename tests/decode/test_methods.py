@@ -1,0 +1,42 @@
+"""Greedy decoding through the methods' front door (no k2), and the flags' errors."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from lowbit_k2.data.tokenizer import SentencePieceTokenizer
+from lowbit_k2.decode.lattice import SearchConfig
+from lowbit_k2.decode.methods import METHODS, decode_batch, load_resources, parse_methods
+from lowbit_k2.errors import UserError
+from lowbit_k2.recipe.train_bpe import train_sentencepiece
+
+
+def test_greedy_gives_the_words_that_were_encoded() -> None:
+    tokenizer = SentencePieceTokenizer(train_sentencepiece(["HELLO WOOD", "GO LOW"], "char", 0))
+    texts = ["HELLO WOOD", "GO", ""]
+    frames = [[f for i in tokenizer.encode(text) for f in (i, i, 0)] for text in texts]  # blanks part double letters
+    lens = torch.tensor([len(row) for row in frames])
+    scores = torch.zeros(3, int(lens.max()), tokenizer.vocab_size)  # (N, T, V)
+    for n, row in enumerate(frames):
+        scores[n, range(len(row)), row] = 9.0
+    resources = load_resources("ctc-greedy-search", tokenizer.decode, True, tokenizer.vocab_size)
+    assert decode_batch(scores.log_softmax(-1), lens, resources) == [text.split() for text in texts]
+    assert resources.num_decoded == 3
+
+
+def test_lists_of_methods() -> None:
+    assert parse_methods("ctc-greedy-search, 1best") == ["ctc-greedy-search", "1best"]
+    assert parse_methods(",".join(METHODS)) == list(METHODS)
+    for text in ("", "greedy", "1best,1best"):
+        with pytest.raises(UserError, match="--decoding-method"):
+            parse_methods(text)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [{"search_beam": 0.0}, {"output_beam": -1.0}, {"min_active_states": 9, "max_active_states": 8}, {"lm_scale": -1.0}],
+)
+def test_impossible_beams_are_refused(flags: dict) -> None:
+    with pytest.raises(UserError):
+        SearchConfig(**flags)

@@ -1,0 +1,89 @@
+"""Graphs on disk and grammars from files. What HLG accepts and scores is tested in tests/decode/test_lattice.py."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from lowbit_k2.errors import UserError
+from lowbit_k2.graphs.fsa_io import load_fsa, save_fsa
+from lowbit_k2.graphs.hlg import compile_hlg, ctc_topology, read_grammar
+from lowbit_k2.graphs.lexicon import lexicon_fsa, write_symbols
+from lowbit_k2.graphs.ngram import estimate, write_arpa
+from lowbit_k2.recipe.compile_hlg import compile_lang
+from lowbit_k2.recipe.prepare_lang import prepare_lang
+
+pytestmark = pytest.mark.k2
+WORDS = {"<eps>": 0, "A": 1, "B": 2, "#0": 3, "<s>": 4, "</s>": 5}
+
+
+@pytest.fixture
+def lang(tmp_path: Path) -> Path:
+    (tmp_path / "dict.txt").write_text("A x\nB y z\n")
+    prepare_lang(tmp_path, tmp_path / "dict.txt", None, None)
+    write_arpa(estimate([("A", "B"), ("B",)], 2, ["A", "B"]), tmp_path / "lm.arpa")
+    return tmp_path
+
+
+def test_graphs_come_back(tmp_path: Path) -> None:
+    import k2
+
+    graph = ctc_topology(4)
+    save_fsa(tmp_path / "H.pt", graph)
+    again = load_fsa(tmp_path / "H.pt")
+    assert str(again) == str(graph)
+    several = k2.RaggedTensor([[1, 2] if arc % 3 == 0 else [] for arc in range(graph.num_arcs)], dtype=torch.int32)
+    graph.aux_labels = several
+    save_fsa(tmp_path / "H.pt", graph)
+    assert load_fsa(tmp_path / "H.pt").aux_labels == several
+
+
+def test_one_word_per_arc_is_stored_as_icefall_reads_it(lang: Path) -> None:
+    import k2
+
+    compile_lang(lang, lang / "lm.arpa", None, lang / "HLG.pt")
+    stored = torch.load(lang / "HLG.pt", weights_only=True)
+    graph = k2.Fsa.from_dict(stored)
+    assert set(stored) == {"arcs", "aux_labels"}
+    assert set(graph.aux_labels.tolist()) == {-1, 0, 1, 2} or set(graph.aux_labels.tolist()) == {0, 1, 2}
+
+
+def test_compilation_is_skipped_when_nothing_changed(lang: Path) -> None:
+    assert compile_lang(lang, lang / "lm.arpa", None, lang / "HLG.pt")
+    assert not compile_lang(lang, lang / "lm.arpa", None, lang / "HLG.pt")
+
+
+def test_lower_order_of_the_same_arpa_is_smaller(lang: Path) -> None:
+    unigrams, bigrams = (read_grammar(lang / "lm.arpa", lang / "words.txt", n).num_arcs for n in (1, 2))
+    assert unigrams < bigrams
+
+
+def test_openfst_text_is_a_grammar(tmp_path: Path) -> None:
+    write_symbols(tmp_path / "words.txt", WORDS)
+    (tmp_path / "G.fst.txt").write_text("0 1 1 1 0.5\n1 0.25\n")
+    grammar = read_grammar(tmp_path / "G.fst.txt", tmp_path / "words.txt")
+    assert grammar.labels.tolist() == [1, -1]
+    assert grammar.scores.tolist() == [-0.5, -0.25]
+
+
+def test_bad_grammars(lang: Path) -> None:
+    words = lang / "words.txt"
+    for text, reason in [("hello\n", "neither an ARPA"), ("", "neither an ARPA"), ("\\data\\\nngram 1=2\n", "grammar")]:
+        (lang / "bad").write_text(text)
+        with pytest.raises(UserError, match=reason):
+            read_grammar(lang / "bad", words)
+    with pytest.raises(UserError, match="does not exist"):
+        compile_lang(lang, lang / "none.arpa", None, lang / "HLG.pt")
+    assert not (lang / "HLG.pt").exists()
+
+
+def test_an_empty_composition_is_named() -> None:
+    import k2
+
+    tokens = {"<blk>": 0, "x": 1, "#0": 2}
+    lexicon = lexicon_fsa([("A", ("x",))], tokens, WORDS, disambig_loop=True)
+    only_b = k2.Fsa.from_openfst("0 1 2 2 0\n1 0\n", acceptor=False)
+    with pytest.raises(UserError, match="share no sentence"):
+        compile_hlg(lexicon, only_b, tokens, WORDS)
