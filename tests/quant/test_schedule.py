@@ -35,14 +35,13 @@ def test_other_schedules() -> None:
 @given(st.integers(1, 40), st.sampled_from(["log", "linear"]))
 def test_probability_rises_with_depth(num_layers: int, schedule: str) -> None:
     p = sp_probabilities(num_layers, schedule)
-    assert len(p) == num_layers and p == sorted(p) and 0 < p[0] and p[-1] < 1
+    assert len(p) == num_layers and p == sorted(p) and p[0] > 0 and p[-1] < 1
 
 
 def test_draws_follow_the_probabilities_and_the_generator() -> None:
     p = [0.1, 0.5, 0.9]
-    draws = torch.tensor(
-        [draw_sp(p, generator) for generator in [torch.Generator().manual_seed(3)] for _ in range(4000)]
-    )
+    generator = torch.Generator().manual_seed(3)
+    draws = torch.tensor([draw_sp(p, generator) for _ in range(4000)])
     torch.testing.assert_close((draws == 1).double().mean(0), torch.tensor(p).double(), atol=0.03, rtol=0)
     assert set(draws.unique().tolist()) == {1, 2}
     again = torch.Generator().manual_seed(3)
