@@ -158,8 +158,8 @@ class AsrDataModule:
                 shuffle=True,
                 drop_last=self.config.drop_last,
                 seed=epoch_seed(self.config.seed, epoch),
-                # Ranks in step by a bucket order that never changes; a single process may draw a new one each epoch.
-                sync_buckets=self.world_size > 1,
+                # Without it lhotse (1.31 to 1.33 at least) ends the epoch at the first bucket that is empty.
+                sync_buckets=True,
                 world_size=self.world_size,
                 rank=self.rank,
             )
