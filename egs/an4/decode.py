@@ -1,0 +1,44 @@
+#!/usr/bin/env python3
+"""Decode CMU AN4, or audio files, with a trained or a packed model.
+
+./decode.py --exp-dir exp/cotrain --avg 5 --precision 2 1.5 1 --decoding-method ctc-greedy-search,1best
+./decode.py --exp-dir exp/cotrain --avg 5 --test-sets dev --decoding-method 1best --lm-scale 0.3,0.6,1   # choose
+./decode.py --packed exp/cotrain/1bit.packed --decoding-method ctc-greedy-search,1best
+./decode.py --packed exp/cotrain/1bit.packed --wav speech.wav
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parents[1]))
+from lowbit_k2.launch import use_project_interpreter  # noqa: E402
+
+use_project_interpreter()
+
+from lowbit_k2.data.manifests import load_cuts  # noqa: E402
+from lowbit_k2.errors import run_main  # noqa: E402
+from lowbit_k2.recipe.decoding import add_decoding_arguments, run_decode  # noqa: E402
+from lowbit_k2.recipe.flags import make_parser  # noqa: E402
+
+DEFAULTS = {
+    "lang_dir": HERE / "data/lang_char",
+    "manifest_dir": HERE / "data/fbank",
+    "exp_dir": HERE / "exp/tiny",
+}
+
+
+def main() -> None:
+    parser = make_parser(__doc__)
+    parser.add_argument("--test-sets", default="test", help="dev, test, or both by a comma")
+    add_decoding_arguments(parser)
+    parser.set_defaults(**DEFAULTS)
+    args = parser.parse_args()
+    names = args.test_sets.split(",")
+    run_decode(args, lambda: {name: load_cuts(args.manifest_dir, "an4", name) for name in names})
+
+
+if __name__ == "__main__":
+    run_main(main)

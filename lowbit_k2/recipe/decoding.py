@@ -1,0 +1,323 @@
+"""What every decode.py does once its corpus is known: load a model, run it once, search, score, write the files.
+
+Results go to `<exp-dir>/<method>/{recogs,errs,wer-summary}-<test set>-...txt`, as in icefall, and a line per result
+    [test, 1best, lm_scale_1, epoch-30-avg-5-precision-1] %WER 5.43% [42 / 773, 9 ins, 10 del, 23 sub ]
+is printed with its 95% confidence interval.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from lowbit_k2.data.batch import Batch, collate
+from lowbit_k2.data.datamodule import AsrDataModule, DataConfig
+from lowbit_k2.data.features import FeatureConfig, extract_wav, make_extractor, read_feature_config
+from lowbit_k2.data.flags import str2bool
+from lowbit_k2.decode.lattice import SearchConfig
+from lowbit_k2.decode.methods import METHODS, DecodingResources, decode_batch, load_resources, parse_methods
+from lowbit_k2.errors import UserError
+from lowbit_k2.models.subsampling import subsampled_length
+from lowbit_k2.quant import layer_assignment, parse_precision, use_precision
+from lowbit_k2.recipe.model_io import LoadedModel, load_trained
+from lowbit_k2.scoring.wer import Result, WerStats, bootstrap_interval, score, write_errs, write_recogs, write_summary
+from lowbit_k2.train.checkpoint import numbered
+
+if TYPE_CHECKING:
+    from lhotse import CutSet
+
+MIN_FRAMES = next(t for t in range(100) if subsampled_length(t) > 0)  # fewer give the encoder nothing
+Key = tuple[str, str, str, str]  # test set, method, setting of the method, model (checkpoint and precision)
+
+
+def add_decoding_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags of decode.py; names as icefall's where it has them."""
+    model = parser.add_argument_group("model")
+    model.add_argument("--exp-dir", type=Path, default=Path("exp"), help="folder of train.py; results go there, too")
+    model.add_argument("--epoch", type=int, default=0, help="epoch-N.pt; 0: the newest")
+    model.add_argument("--iter", type=int, default=0, help="if positive, checkpoint-N.pt instead of an epoch")
+    model.add_argument("--avg", type=int, default=1, help="how many checkpoints to average")
+    model.add_argument("--use-averaged-model", type=str2bool, default=False, help="average over all updates between")
+    model.add_argument("--packed", type=Path, help="a file of export.py instead of checkpoints")
+    model.add_argument(
+        "--precision",
+        nargs="+",
+        help="1, 2, 1.5, 1.5r, 32 or one per layer as 1,1,2,2; several are decoded in turn; default: the first trained",
+    )
+
+    search = parser.add_argument_group("search")
+    search.add_argument(
+        "--decoding-method", default="ctc-greedy-search", help=f"one or several, by commas, of {', '.join(METHODS)}"
+    )
+    search.add_argument("--lang-dir", type=Path, help="HLG.pt and words.txt, for 1best")
+    search.add_argument("--lm-scale", default="1.0", help="factor on HLG's scores; several by commas (choose on dev)")
+    search.add_argument("--search-beam", type=float, default=SearchConfig.search_beam)
+    search.add_argument("--output-beam", type=float, default=SearchConfig.output_beam)
+    search.add_argument("--min-active-states", type=int, default=SearchConfig.min_active_states)
+    search.add_argument("--max-active-states", type=int, default=SearchConfig.max_active_states)
+
+    data = parser.add_argument_group("data")
+    data.add_argument("--manifest-dir", type=Path, default=Path("data/fbank"), help="cut manifests and features")
+    data.add_argument("--max-duration", type=float, default=DataConfig.max_duration, help="seconds in a batch")
+    data.add_argument("--num-workers", type=int, default=DataConfig.num_workers)
+    data.add_argument("--on-the-fly-feats", type=str2bool, default=False, help="compute features from the audio")
+    data.add_argument("--wav", type=Path, nargs="+", metavar="FILE", help="transcribe audio files: FILE<tab>words")
+    data.add_argument("--quiet", action="store_true", help="no progress bar")
+    data.add_argument("--num-threads", type=int, default=0, help="CPU threads; 0 leaves PyTorch's choice")
+
+
+@dataclass
+class Recognizer:
+    """A loaded model at one precision, with the searches that read its output.
+
+    Attributes:
+      label: checkpoint and precision, as they appear in file names.
+      assignment: what `use_precision` gets; None for packed models, whose weights have their values.
+      searches: by (method, setting).
+    """
+
+    loaded: LoadedModel
+    label: str
+    assignment: int | Mapping[str, int] | None
+    device: torch.device
+    searches: dict[tuple[str, str], DecodingResources] = field(default_factory=dict)
+
+    def precision(self) -> object:
+        """Context in which the model runs at its precision."""
+        return nullcontext() if self.assignment is None else use_precision(self.loaded.model, self.assignment)
+
+    @torch.no_grad()
+    def log_probs(self, features: Tensor, feature_lens: Tensor) -> tuple[Tensor, Tensor]:
+        """(N, T, F) -> (N, T', V) log-probabilities and (N,) frames; audio too short for the encoder has 0 frames."""
+        missing = max(0, MIN_FRAMES - features.size(1))
+        features = torch.nn.functional.pad(features, (0, 0, 0, missing)).to(self.device)
+        lens = feature_lens.clamp(min=MIN_FRAMES).to(self.device)
+        log_probs, frames = self.loaded.model(features, lens)
+        return log_probs, frames.cpu() * (feature_lens >= MIN_FRAMES)
+
+
+@dataclass
+class Timing:
+    """Seconds of audio, of the network, and of the searches by (method, setting)."""
+
+    audio: float = 0.0
+    network: float = 0.0
+    search: dict[tuple[str, str], float] = field(default_factory=dict)
+
+    def real_time_factor(self, key: tuple[str, str]) -> float:
+        return (self.network + self.search[key]) / max(self.audio, 1e-9)
+
+
+def load_model(args: argparse.Namespace) -> tuple[LoadedModel, str]:
+    """The model that the flags name, and how files call it."""
+    if args.packed is not None:
+        if args.precision:
+            raise UserError("--precision is fixed in a packed file: leave it out, or decode from --exp-dir")
+        from lowbit_k2.export.load import load_packed_model
+
+        return load_packed_model(args.packed), f"packed-{args.packed.stem}"
+    loaded = load_trained(args.exp_dir, args.epoch, args.iter, args.avg, args.use_averaged_model)
+    label = f"iter-{args.iter}" if args.iter > 0 else f"epoch-{args.epoch or numbered(args.exp_dir, 'epoch')[-1]}"
+    averaged = "-use-averaged-model" if args.use_averaged_model else ""
+    return loaded, f"{label}-avg-{args.avg}{averaged}"
+
+
+def make_recognizers(args: argparse.Namespace) -> list[Recognizer]:
+    """One recognizer per precision; they share the model and the graphs.
+
+    Raises:
+      UserError: a precision that was never trained, or searches that the flags do not make possible.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    loaded, label = load_model(args)
+    loaded.model.to(device).eval()
+    searches = make_searches(args, loaded, device)
+    if loaded.quant_config is None:
+        return [Recognizer(loaded, label, None, device, searches)]
+    trained = loaded.quant_config.switched_precisions or (32,)
+    names = args.precision or [str(trained[0])]
+    assignments = [precision_assignment(name, loaded, trained) for name in names]
+    return [
+        Recognizer(loaded, f"{label}-precision-{name.replace(',', '_')}", assignment, device, searches)
+        for name, assignment in zip(names, assignments, strict=True)
+    ]
+
+
+def precision_assignment(name: str, loaded: LoadedModel, trained: Sequence[int]) -> int | dict[str, int]:
+    """What `--precision NAME` means for this model."""
+    bits = parse_precision(name, loaded.model_config.num_layers)
+    untrained = sorted({bits} - set(trained) if isinstance(bits, int) else set(bits) - set(trained))
+    if untrained:
+        had = ", ".join(str(b) for b in trained)
+        raise UserError(f"--precision {name}: the model was never trained at {untrained[0]} bits, only at {had}")
+    assert loaded.quant_config is not None
+    return bits if isinstance(bits, int) else layer_assignment(loaded.quant_config, bits)
+
+
+def make_searches(
+    args: argparse.Namespace, loaded: LoadedModel, device: torch.device
+) -> dict[tuple[str, str], DecodingResources]:
+    """Resources by method and setting; only `1best` has several settings, one per `--lm-scale`."""
+    try:
+        scales = [float(text) for text in str(args.lm_scale).split(",")]
+    except ValueError:
+        raise UserError(f"--lm-scale {args.lm_scale}: give a number, or several by commas") from None
+    beams = SearchConfig(args.search_beam, args.output_beam, args.min_active_states, args.max_active_states)
+    tokenizer, searches = loaded.tokenizer, {}
+    for method in parse_methods(args.decoding_method):
+        settings = {f"lm_scale_{s:g}": replace(beams, lm_scale=s) for s in scales} if method == "1best" else {"": beams}
+        for setting, beam in settings.items():
+            searches[method, setting] = load_resources(
+                method,
+                tokenizer.decode,
+                tokenizer.spells_words,
+                loaded.model_config.vocab_size,
+                args.lang_dir,
+                beam,
+                device,
+            )
+    return searches
+
+
+def run_decode(args: argparse.Namespace, load_test_sets: Callable[[], Mapping[str, CutSet]]) -> dict[Key, WerStats]:
+    """Decode test sets, or transcribe the files of `--wav`.
+
+    Args:
+      args: flags of `add_decoding_arguments`.
+      load_test_sets: gives the cuts by the name of the test set; not called with `--wav`.
+
+    Returns:
+      Errors by (test set, method, setting, model).
+    """
+    if args.num_threads > 0:
+        torch.set_num_threads(args.num_threads)
+    recognizers = make_recognizers(args)
+    if args.wav:
+        transcribe_files(args.wav, recognizers)
+        return {}
+    test_sets = load_test_sets()
+    data = make_data(args, FeatureConfig.from_dict(recognizers[0].loaded.features))
+    results: dict[Key, WerStats] = {}
+    for recognizer in recognizers:
+        for name, cuts in test_sets.items():
+            frame_shift = data.features.frame_shift
+            with tqdm(total=len(cuts), desc=name, unit="utt", disable=args.quiet, leave=False) as bar:
+                found, timing = decode_set(recognizer, data.test_batches(cuts), frame_shift, bar.update)
+            results.update(report(args.exp_dir, name, recognizer, found, timing))
+    return results
+
+
+def make_data(args: argparse.Namespace, features: FeatureConfig) -> AsrDataModule:
+    """The datamodule with the model's features.
+
+    Raises:
+      UserError: the stored features were made with other settings.
+    """
+    if not args.on_the_fly_feats and read_feature_config(args.manifest_dir).stored() != features.stored():
+        raise UserError(
+            f"the features in {args.manifest_dir} are not those that the model was trained on: "
+            "use --on-the-fly-feats true, or compute them again"
+        )
+    config = DataConfig(
+        manifest_dir=args.manifest_dir,
+        max_duration=args.max_duration,
+        num_workers=args.num_workers,
+        on_the_fly_feats=args.on_the_fly_feats,
+        feature_normalize=features.normalize,
+    )
+    return AsrDataModule(config, features)
+
+
+def decode_set(
+    recognizer: Recognizer,
+    batches: Iterable[Batch],
+    frame_shift: float,
+    advance: Callable[[int], object] = lambda n: None,
+) -> tuple[dict[tuple[str, str], list[Result]], Timing]:
+    """Run the network once over the batches and every search on its output.
+
+    Args:
+      frame_shift: seconds per feature frame, for the real-time factor.
+      advance: called with the number of utterances done.
+    """
+    found: dict[tuple[str, str], list[Result]] = {key: [] for key in recognizer.searches}
+    timing = Timing(search=dict.fromkeys(recognizer.searches, 0.0))
+    for resources in recognizer.searches.values():
+        resources.num_decoded = resources.num_without_path = 0
+    with recognizer.precision():
+        for batch in batches:
+            start = time.perf_counter()
+            log_probs, lens = recognizer.log_probs(batch.features, batch.feature_lens)
+            timing.network += time.perf_counter() - start
+            timing.audio += float(batch.feature_lens.sum()) * frame_shift
+            for key, resources in recognizer.searches.items():
+                start = time.perf_counter()
+                hyps = decode_batch(log_probs, lens, resources)
+                timing.search[key] += time.perf_counter() - start
+                refs = [text.split() for text in batch.texts]
+                found[key] += zip(batch.ids, refs, hyps, strict=True)
+            advance(len(batch.ids))
+    return found, timing
+
+
+def report(
+    exp_dir: Path,
+    test_set: str,
+    recognizer: Recognizer,
+    found: Mapping[tuple[str, str], list[Result]],
+    timing: Timing,
+) -> dict[Key, WerStats]:
+    """Write icefall's files of one test set and print a line per result."""
+    all_stats: dict[Key, WerStats] = {}
+    for method in dict.fromkeys(method for method, _ in found):
+        folder, summary = exp_dir / method, {}
+        for (_, setting), results in ((key, value) for key, value in found.items() if key[0] == method):
+            name = "-".join(part for part in (test_set, setting, recognizer.label) if part)
+            write_recogs(folder / f"recogs-{name}.txt", results)
+            stats = write_errs(folder / f"errs-{name}.txt", results)
+            summary[setting or method] = all_stats[test_set, method, setting, recognizer.label] = stats
+            what = ", ".join(part for part in (test_set, method, setting, recognizer.label) if part)
+            print(f"[{what}] {stats}")
+            print_details(recognizer.searches[method, setting], results, timing.real_time_factor((method, setting)))
+        write_summary(folder / f"wer-summary-{test_set}-{recognizer.label}.txt", summary)
+    return all_stats
+
+
+def print_details(resources: DecodingResources, results: Sequence[Result], rtf: float) -> None:
+    """Confidence interval, real-time factor, and what the search could not decode."""
+    line = f"  RTF {rtf:.4f}"
+    if score(results).ref_words:
+        low, high = bootstrap_interval(results)
+        line = f"  95% interval {low:.2%} - {high:.2%} (bootstrap over {len(results)} utterances)," + line[1:]
+    if resources.num_without_path:
+        line += f"; {resources.num_without_path} utterances without any path were left empty: widen --search-beam"
+    print(line, flush=True)
+
+
+def transcribe_files(files: Sequence[Path], recognizers: Sequence[Recognizer]) -> None:
+    """Print `FILE<tab>words` for each audio file, one by one, so that a file never depends on its neighbours.
+
+    Raises:
+      UserError: unreadable audio, or flags that name several methods, scales or precisions.
+    """
+    if len(recognizers) != 1 or len(recognizers[0].searches) != 1:
+        raise UserError("--wav takes one --precision, one --decoding-method and one --lm-scale")
+    [recognizer] = recognizers
+    [resources] = recognizer.searches.values()
+    config = FeatureConfig.from_dict(recognizer.loaded.features)
+    extractor = make_extractor(config)
+    with recognizer.precision():
+        for file in files:
+            batch = collate([extract_wav(file, config, extractor)], [""], [str(file)])
+            log_probs, lens = recognizer.log_probs(batch.features, batch.feature_lens)
+            [words] = decode_batch(log_probs, lens, resources)
+            print(f"{file}\t{' '.join(words)}", flush=True)

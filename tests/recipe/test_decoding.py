@@ -1,0 +1,180 @@
+"""decode.py: from a checkpoint and audio to icefall's files, and what is refused."""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import soundfile
+import torch
+
+from lowbit_k2.data.batch import Batch
+from lowbit_k2.data.features import FeatureConfig, extract_wav
+from lowbit_k2.data.tokenizer import SentencePieceTokenizer
+from lowbit_k2.decode.greedy import ctc_greedy_search
+from lowbit_k2.decode.methods import load_resources
+from lowbit_k2.errors import UserError
+from lowbit_k2.k2_compat import has_k2
+from lowbit_k2.models import ConformerConfig
+from lowbit_k2.quant import QuantConfig, layer_assignment, use_precision
+from lowbit_k2.recipe.decoding import MIN_FRAMES, Recognizer, add_decoding_arguments, decode_set, report, run_decode
+from lowbit_k2.recipe.model_io import LoadedModel, build_model, describe_tokenizer, load_trained
+from lowbit_k2.recipe.train_bpe import train_sentencepiece
+from lowbit_k2.train.checkpoint import Checkpoint, save_checkpoint
+
+TOKENIZER = SentencePieceTokenizer(train_sentencepiece(["YES NO", "GO"], "char", 0))
+TINY = ConformerConfig(
+    vocab_size=TOKENIZER.vocab_size, d_model=16, num_layers=2, num_heads=2, ffn_dim=16, conv_kernel=3,
+    subsampling_channels=4,
+)  # fmt: skip
+
+
+class Speller(torch.nn.Module):
+    """A network whose features are its answer: feature k of a frame is the score of class k; no subsampling."""
+
+    def forward(self, features: torch.Tensor, lens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return features.log_softmax(-1), lens
+
+
+def spelled_batch(texts: list[str], refs: list[str]) -> Batch:
+    """Features that `Speller` turns into `texts`, padded with blanks to at least MIN_FRAMES frames."""
+    rows = [[f for i in TOKENIZER.encode(text) for f in (i, 0)] for text in texts]
+    longest = max(MIN_FRAMES, *map(len, rows))
+    tokens = torch.tensor([row + [0] * (longest - len(row)) for row in rows])
+    features = 9.0 * torch.nn.functional.one_hot(tokens, TOKENIZER.vocab_size)  # (N, T, V)
+    return Batch(features, torch.full((len(rows),), longest), refs, [f"u{n}" for n in range(len(rows))])
+
+
+@pytest.fixture
+def speller() -> Recognizer:
+    resources = load_resources("ctc-greedy-search", TOKENIZER.decode, True, TOKENIZER.vocab_size)
+    loaded = LoadedModel(Speller(), TINY, None, TOKENIZER, FeatureConfig().to_dict())
+    return Recognizer(
+        loaded, "epoch-3-avg-2-precision-1", None, torch.device("cpu"), {(resources.method, ""): resources}
+    )
+
+
+@pytest.fixture
+def exp_dir(tmp_path: Path) -> Path:
+    """A checkpoint of an untrained 2-bit/1-bit model."""
+    torch.manual_seed(0)
+    quant = QuantConfig.preset("lossless16", precisions=(2, 1))
+    model, _ = build_model(TINY, quant)
+    meta = {"model": TINY.to_dict(), "quant": quant.to_dict(), "tokenizer": describe_tokenizer(TOKENIZER)}
+    meta |= {"features": FeatureConfig().to_dict(), "update": 1, "average_period": 1}
+    save_checkpoint(tmp_path / "exp/epoch-4.pt", Checkpoint(model.state_dict(), meta))
+    return tmp_path / "exp"
+
+
+def flags(exp_dir: Path, *more: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    add_decoding_arguments(parser)
+    return parser.parse_args(["--exp-dir", str(exp_dir), "--quiet", *more])
+
+
+@pytest.fixture
+def wavs(tmp_path: Path) -> list[Path]:
+    """A second and half a second of noise, and 20 ms more than one frame, which the encoder cannot use."""
+    generator = torch.Generator().manual_seed(1)
+    paths = []
+    for n, samples in enumerate((16000, 8000, 720)):
+        paths.append(tmp_path / f"noise{n}.wav")
+        soundfile.write(paths[-1], (0.1 * torch.randn(samples, generator=generator)).numpy(), 16000)
+    return paths
+
+
+def make_cuts(wavs: list[Path]):
+    from lhotse import CutSet, Recording, SupervisionSegment
+
+    cuts = []
+    for path in wavs:
+        cut = Recording.from_file(path).to_cut()
+        cut.supervisions = [SupervisionSegment(path.stem, path.stem, 0, cut.duration, text="YES NO")]
+        cuts.append(cut)
+    return CutSet.from_cuts(cuts)
+
+
+def test_files_of_a_test_set(speller: Recognizer, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    batches = [spelled_batch(["YES NO", "GO"], ["YES NO", "GO GO"]), spelled_batch(["NO"], ["YES"])]
+    found, timing = decode_set(speller, batches, 0.01)
+    stats = report(tmp_path, "test", speller, found, timing)
+    [(key, value)] = stats.items()
+    assert key == ("test", "ctc-greedy-search", "", "epoch-3-avg-2-precision-1")
+    assert str(value) == "%WER 40.00% [2 / 5, 0 ins, 1 del, 1 sub ]"
+    printed = capsys.readouterr().out
+    assert f"[test, ctc-greedy-search, epoch-3-avg-2-precision-1] {value}" in printed
+    assert "95% interval" in printed and "RTF" in printed
+    name = "test-epoch-3-avg-2-precision-1.txt"
+    folder = tmp_path / "ctc-greedy-search"
+    assert sorted(p.name for p in folder.iterdir()) == [f"errs-{name}", f"recogs-{name}", f"wer-summary-{name}"]
+    assert (folder / f"wer-summary-{name}").read_text() == "settings\tWER\nctc-greedy-search\t40.00\n"
+    assert timing.audio == pytest.approx(0.01 * sum(int(b.feature_lens.sum()) for b in batches))
+
+
+def test_audio_too_short_for_the_encoder_gives_no_words(speller: Recognizer) -> None:
+    full = spelled_batch(["YES"], ["YES"])
+    short = Batch(full.features[:, :2], torch.tensor([2]), ["YES"], ["short"])
+    found, _ = decode_set(speller, [short], 0.01)
+    assert found["ctc-greedy-search", ""] == [("short", ["YES"], [])]
+
+
+def test_every_precision_from_one_checkpoint(exp_dir: Path, wavs: list[Path]) -> None:
+    args = flags(exp_dir, "--precision", "2", "1.5", "1", "--on-the-fly-feats", "true", "--max-duration", "1.2")
+    methods = "ctc-greedy-search,ctc-decoding" if has_k2() else "ctc-greedy-search"
+    args.decoding_method = methods
+    results = run_decode(args, lambda: {"noise": make_cuts(wavs)})
+    assert {key[1] for key in results} == set(methods.split(","))
+    assert {key[3] for key in results} == {f"epoch-4-avg-1-precision-{p}" for p in ("2", "1.5", "1")}
+    loaded = load_trained(exp_dir)
+    mixed = layer_assignment(loaded.quant_config, [1, 2])
+    for name, assignment in (("2", 2), ("1.5", mixed), ("1", 1)):
+        recogs = (exp_dir / f"ctc-greedy-search/recogs-noise-epoch-4-avg-1-precision-{name}.txt").read_text()
+        for path in wavs[:2]:
+            features = extract_wav(path, FeatureConfig())
+            with torch.no_grad(), use_precision(loaded.model, assignment):
+                [ids] = ctc_greedy_search(*loaded.model(features[None], torch.tensor([len(features)])))
+            hyp = [line for line in recogs.splitlines() if f"{path.stem}" in line and "hyp=" in line]
+            assert len(hyp) == 1 and hyp[0].endswith(f"hyp={TOKENIZER.decode(ids).split()}")
+
+
+def test_wav_files(exp_dir: Path, wavs: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
+    args = flags(exp_dir, "--precision", "1", "--wav", *map(str, wavs))
+    assert run_decode(args, dict) == {}
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("\t")[0] for line in lines] == [str(path) for path in wavs]
+    assert lines[2].endswith("\t")
+
+
+@pytest.mark.parametrize(
+    "more, reason",
+    [
+        (["--precision", "32"], "never trained at 32 bits, only at 2, 1"),
+        (["--precision", "1,2,1"], "names 3 layers, the model has 2"),
+        (["--decoding-method", "greedy"], "--decoding-method 'greedy' is unknown"),
+        (["--epoch", "9"], "epoch-9.pt does not exist"),
+        (["--lm-scale", "x", "--decoding-method", "1best"], "--lm-scale x"),
+        (["--packed", "m.packed", "--precision", "1"], "--precision is fixed"),
+        (["--precision", "1", "2", "--wav", "x.wav"], "--wav takes one --precision"),
+        (["--wav", "none.wav"], "none.wav does not exist"),
+        (["--search-beam", "0"], "--search-beam"),
+    ],
+)
+def test_refusals(exp_dir: Path, more: list[str], reason: str) -> None:
+    with pytest.raises(UserError, match=reason):
+        run_decode(flags(exp_dir, *more), dict)
+
+
+def test_stored_features_must_be_the_models(exp_dir: Path, tmp_path: Path) -> None:
+    (tmp_path / "features.json").write_text('{"num_mel_bins": 40}')
+    with pytest.raises(UserError, match="not those that the model was trained on"):
+        run_decode(flags(exp_dir, "--manifest-dir", str(tmp_path)), dict)
+
+
+def test_the_an4_script_says_what_is_missing(repo_root: Path, tmp_path: Path) -> None:
+    command = [sys.executable, str(repo_root / "egs/an4/decode.py"), "--exp-dir", str(tmp_path / "none")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.returncode == 1
+    assert done.stderr.splitlines() == [f"error: --exp-dir {tmp_path / 'none'} does not exist"]

@@ -1,0 +1,41 @@
+"""The stage make_lm: which words get n-grams, and what it refuses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from lowbit_k2.errors import UserError
+from lowbit_k2.recipe.make_lm import make_lm
+
+
+@pytest.fixture
+def inputs(tmp_path: Path) -> tuple[Path, Path, Path]:
+    words, transcript = tmp_path / "words.txt", tmp_path / "train.txt"
+    words.write_text("<eps> 0\n<UNK> 1\nA 2\nB 3\nNEVER 4\n#0 5\n<s> 6\n</s> 7\n")
+    transcript.write_text("A B\n\nB OTHER A\n")
+    return transcript, words, tmp_path / "lm.arpa"
+
+
+def ngrams(arpa: Path) -> set[str]:
+    return {line.split("\t")[1] for line in arpa.read_text().splitlines() if "\t" in line}
+
+
+def test_vocabulary(inputs: tuple[Path, Path, Path]) -> None:
+    transcript, words, arpa = inputs
+    assert make_lm(transcript, 2, words, arpa) == [4, 5]
+    unigrams = {"<s>", "</s>", "A", "B", "NEVER"}
+    assert ngrams(arpa) == unigrams | {"<s> A", "<s> B", "A B", "B </s>", "A </s>"}
+    make_lm(transcript, 2, words, arpa, unknown="<UNK>")
+    assert ngrams(arpa) == unigrams | {"<UNK>", "<s> A", "<s> B", "A B", "B </s>", "A </s>", "B <UNK>", "<UNK> A"}
+
+
+def test_refusals(inputs: tuple[Path, Path, Path]) -> None:
+    transcript, words, arpa = inputs
+    with pytest.raises(UserError, match="--unknown-word"):
+        make_lm(transcript, 2, words, arpa, unknown="<oov>")
+    transcript.write_text("\n")
+    with pytest.raises(UserError, match="no sentence"):
+        make_lm(transcript, 2, words, arpa)
+    assert not arpa.exists()
