@@ -8,6 +8,7 @@ from lowbit_k2.packed.bitpack import ENCODINGS, pack, unpack
 from lowbit_k2.packed.errors import PackedFileError
 from lowbit_k2.packed.format import read_packed, write_packed
 from lowbit_k2.packed.model import FileSizes, PackedModel, PackedTensor
+from lowbit_k2.packed.sizes import SizeRow, SizeTable, size_table
 
 __all__ = [
     "ENCODINGS",
@@ -15,8 +16,11 @@ __all__ = [
     "PackedFileError",
     "PackedModel",
     "PackedTensor",
+    "SizeRow",
+    "SizeTable",
     "pack",
     "read_packed",
+    "size_table",
     "unpack",
     "write_packed",
 ]

@@ -138,15 +138,15 @@ def _header(lengths: Mapping[str, int]) -> bytes:
 
 
 def _map(path: Path) -> mmap.mmap:
-    if not path.exists():
-        raise PackedFileError(f"{path} does not exist: export a model first")
-    if not path.is_file():
-        raise PackedFileError(f"{path} is not a file: give the packed file itself")
     try:
+        if path.exists() and not path.is_file():
+            raise PackedFileError(f"{path} is not a file: give the packed file itself")
         with path.open("rb") as file:
             if os.fstat(file.fileno()).st_size == 0:
                 raise PackedFileError(f"{path} is empty: export the model again")
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except FileNotFoundError:
+        raise PackedFileError(f"{path} does not exist: export a model first") from None
     except OSError as error:
         raise PackedFileError(f"{path} cannot be read: {error.strerror or error}") from None
 

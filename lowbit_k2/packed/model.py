@@ -82,6 +82,8 @@ class PackedTensor:
           PackedFileError: codes that the encoding cannot hold, or steps of a wrong shape, not finite or not positive.
         """
         check_encoding(encoding)
+        if not codes.ndim or not codes.size:
+            raise PackedFileError(f"tensor {name}: codes of shape {codes.shape} cannot be packed")
         step = np.asarray(step, dtype=np.float32)
         try:
             data = pack(codes.reshape(matrix_shape(codes.shape)), encoding)
@@ -98,6 +100,8 @@ class PackedTensor:
           PackedFileError: numbers that are not finite, or that "float16" would round.
         """
         check_encoding(encoding)
+        if not values.size:
+            raise PackedFileError(f"tensor {name} is empty")
         try:
             data = pack(values.reshape(1, -1), encoding)
         except PackedFileError as error:
