@@ -18,24 +18,24 @@ from lowbit_k2.launch import use_project_interpreter  # noqa: E402
 
 use_project_interpreter()
 
-from lowbit_k2.data.datamodule import add_data_arguments  # noqa: E402
 from lowbit_k2.data.manifests import load_cuts  # noqa: E402
 from lowbit_k2.errors import run_main  # noqa: E402
-from lowbit_k2.recipe.flags import make_parser  # noqa: E402
-from lowbit_k2.recipe.training import add_training_arguments, run_training  # noqa: E402
-
-DEFAULTS = {
-    "lang_dir": HERE / "data/lang_char",
-    "manifest_dir": HERE / "data/fbank",
-    "exp_dir": HERE / "exp/tiny",
-}
+from lowbit_k2.recipe.training import run_training, training_parser  # noqa: E402
 
 
 def main() -> None:
-    parser = make_parser(__doc__)
-    add_training_arguments(parser)
-    add_data_arguments(parser)
-    parser.set_defaults(**DEFAULTS)
+    parser = training_parser(
+        __doc__,
+        exp_dir=HERE / "exp/tiny",
+        lang_dir=HERE / "data/lang_char",
+        manifest_dir=HERE / "data/fbank",
+        model="tiny",
+        max_duration=40.0,
+        cache_features=True,
+        num_epochs=25,
+        lr_factor=0.62,
+        warm_step=300,
+    )
     args = parser.parse_args()
     train_cuts = load_cuts(args.manifest_dir, "an4", "train")
     valid_cuts = load_cuts(args.manifest_dir, "an4", "dev")

@@ -71,9 +71,9 @@ PRESETS = {
     "demo": ConformerConfig(
         d_model=96, num_layers=4, ffn_dim=384, subsampling_channels=32, conv_kernel=15, ffn_dropout=0.0
     ),
-    # about 2.2 M: AN4 on two CPU cores
+    # about 2.1 M: AN4 on two CPU cores
     "tiny": ConformerConfig(
-        d_model=144, num_layers=4, ffn_dim=576, subsampling_channels=64, conv_kernel=15, ffn_dropout=0.0
+        d_model=144, num_layers=4, ffn_dim=576, subsampling_channels=32, conv_kernel=15, ffn_dropout=0.0
     ),
     # about 9 M, the size of Conformer-S
     "small": ConformerConfig(d_model=144, num_layers=16, ffn_dim=576, subsampling_channels=144),

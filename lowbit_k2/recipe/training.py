@@ -12,7 +12,7 @@ from lhotse import CutSet
 from torch import nn
 
 from lowbit_k2.data.augment import make_spec_augment
-from lowbit_k2.data.datamodule import AsrDataModule, DataConfig
+from lowbit_k2.data.datamodule import AsrDataModule, DataConfig, add_data_arguments
 from lowbit_k2.data.features import FeatureConfig
 from lowbit_k2.data.filter import FilterConfig, filter_cuts
 from lowbit_k2.data.flags import str2bool
@@ -22,12 +22,22 @@ from lowbit_k2.losses.co_training import CoTraining, CoTrainingConfig
 from lowbit_k2.models import ConformerConfig
 from lowbit_k2.models.conformer import PRESETS
 from lowbit_k2.quant import QuantConfig
+from lowbit_k2.recipe.flags import make_parser
 from lowbit_k2.recipe.model_io import build_model, describe_tokenizer
 from lowbit_k2.train.loop import LoopConfig, Trainer, newest_checkpoint
 from lowbit_k2.train.metrics import set_up_log
 from lowbit_k2.train.optim import OptimConfig, make_optimizer
 
 QUANT_PRESETS = ("float", "paper", "lossless16", "all-low")
+
+
+def training_parser(description: str | None, **defaults: Any) -> argparse.ArgumentParser:
+    """All flags on training and data, with a recipe's defaults; the recipe may add its own."""
+    parser = make_parser(description)
+    add_training_arguments(parser)
+    add_data_arguments(parser)
+    parser.set_defaults(**defaults)
+    return parser
 
 
 def add_training_arguments(parser: argparse.ArgumentParser) -> None:
@@ -207,7 +217,7 @@ def run_training(args: argparse.Namespace, train_cuts: CutSet, valid_cuts: CutSe
     data = AsrDataModule(DataConfig.from_args(args))
     conformer = model_config(args, tokenizer.vocab_size, data.features.num_mel_bins)
     model, report = build_model(conformer, quant)
-    logging.info("\n%s", report.table())
+    logging.info("\n%s", report)
 
     usable = FilterConfig(features=data.features, load=None if args.on_the_fly_feats else data.load)
     train_cuts, counts = filter_cuts(train_cuts, tokenizer.encode, usable)
