@@ -112,7 +112,7 @@ if [ $stage -le 0 ] && [ $stop_stage -ge 0 ]; then
     $python local/download_corpus.py --download-dir "$download_dir" --parts "$wanted_parts"
   fi
   if [ "$use_musan" = true ] && [ -z "$given_musan_dir" ]; then
-    $python local/download_corpus.py --download-dir "$download_dir" --musan true
+    $python local/download_corpus.py --download-dir "$download_dir" --musan
   fi
   if [ "$lm_source" = openslr11 ]; then
     $python local/download_lm.py --output-dir "$lm_dir"
@@ -122,13 +122,19 @@ fi
 if [ $stage -le 1 ] && [ $stop_stage -ge 1 ]; then
   log "Stage 1: manifests of LibriSpeech"
   find_usable_parts
+  todo=""
   for part in $usable_parts; do
     if needed "$manifest_dir/.librispeech_$part.done" "corpus=$corpus_dir"; then
-      $python local/prepare_manifests.py --corpus-dir "$corpus_dir" --parts "$part" \
-        --manifest-dir "$manifest_dir" --num-jobs "$nj"
-      finish "$manifest_dir/.librispeech_$part.done" "corpus=$corpus_dir"
+      todo="$todo $part"
     fi
   done
+  if [ -n "$todo" ]; then
+    $python local/prepare_manifests.py --corpus-dir "$corpus_dir" --parts "$todo" --manifest-dir "$manifest_dir" \
+      --num-jobs "$nj"
+    for part in $todo; do
+      finish "$manifest_dir/.librispeech_$part.done" "corpus=$corpus_dir"
+    done
+  fi
 fi
 
 if [ $stage -le 2 ] && [ $stop_stage -ge 2 ]; then

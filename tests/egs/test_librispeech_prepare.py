@@ -20,7 +20,6 @@ import pytest
 import soundfile
 
 from lowbit_k2.errors import UserError
-from lowbit_k2.k2_compat import has_k2
 
 RECIPE = Path(__file__).resolve().parents[2] / "egs" / "librispeech"
 ARPA_TEXT = "\\data\\\nngram 1=1\n\n\\1-grams:\n-1\t</s>\n\n\\end\\\n"
@@ -73,7 +72,7 @@ def prepared(
     path = tmp_path_factory.mktemp("real") / "data"
     flags = ["--librispeech-dir", data_dir / "LibriSpeech", "--musan-dir", musan_dir, "--data-dir", path]
     flags += ["--full-libri", "false", "--lm-source", "transcripts", "--vocab-size", "80", "--perturb-speed", "false"]
-    flags += ["--stop-stage", "8" if has_k2() else "6"]
+    flags += ["--nj", "1"]
     result = prepare(*flags)
     assert result.returncode == 0, result.stderr
     assert "does not hold dev-other test-clean: left out" in result.stderr
@@ -105,7 +104,7 @@ def test_musan_stages(prepared: tuple[Path, list[str | Path]]):
 
     for part in ("music", "speech", "noise"):
         cuts = list(load_manifest(prepared[0] / "fbank" / f"musan_cuts_{part}.jsonl.gz"))
-        assert [round(c.duration) for c in cuts] == [10, 10, 5] and all(c.has_features for c in cuts)
+        assert sorted(round(c.duration) for c in cuts) == [5, 10, 10] and all(c.has_features for c in cuts)
 
 
 @pytest.mark.k2
@@ -261,7 +260,7 @@ def lm_server() -> Iterator[str]:
     }
     LmServer.cut, LmServer.starts = None, []
     server = ThreadingHTTPServer(("127.0.0.1", 0), LmServer)
-    thread = threading.Thread(target=server.serve_forever)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     yield f"http://127.0.0.1:{server.server_address[1]}"
     server.shutdown()

@@ -2,7 +2,7 @@
 """Download LibriSpeech's parts (OpenSLR 12, or 31 for Mini LibriSpeech) or MUSAN (OpenSLR 17) through lhotse.
 
     ./local/download_corpus.py --download-dir download --parts "train-clean-100 dev-clean"
-    ./local/download_corpus.py --download-dir download --musan true
+    ./local/download_corpus.py --download-dir download --musan
 
 Interrupted downloads go on where they stopped; what has been unpacked whole is not fetched again.
 """
@@ -18,7 +18,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
 from lowbit_k2.errors import UserError, run_main  # noqa: E402
-from lowbit_k2.recipe.flags import str2bool  # noqa: E402
 
 
 def fetch(what: str, page: str, download: Callable[[], object]) -> None:
@@ -39,7 +38,7 @@ def get_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--download-dir", type=Path, required=True, help="LibriSpeech/ and musan/ appear in it")
     parser.add_argument("--parts", default="", help="parts of LibriSpeech, separated by spaces")
-    parser.add_argument("--musan", type=str2bool, default=False)
+    parser.add_argument("--musan", action="store_true")
     return parser
 
 
