@@ -31,8 +31,9 @@ def save_fsa(path: str | Path, fsa: k2.Fsa) -> None:
         tensors.update(_ragged_tensors(aux))
     elif aux is not None:
         tensors["aux_labels"] = aux.cpu()
-    with atomic_write(path) as temporary:
-        torch.save(tensors, temporary)
+    # An open file, because torch writes the name of a path into the archive: equal graphs give equal bytes.
+    with atomic_write(path) as temporary, temporary.open("wb") as file:
+        torch.save(tensors, file)
 
 
 def _ragged_tensors(aux: k2.RaggedTensor) -> dict[str, Tensor]:

@@ -3,15 +3,17 @@
   python -m lowbit_k2.recipe.compile_hlg --lang-dir data/lang_char --lm data/3gram.arpa
 
 `--lm` takes an ARPA file, or G as OpenFst text. words.txt, the names of HLG's output labels, stays beside HLG.pt.
-Nothing is done where HLG.pt is newer than its inputs.
+HLG.json records what it was made from; nothing is done where that has not changed.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 from pathlib import Path
 
 from lowbit_k2.errors import UserError, run_main
+from lowbit_k2.fileio import read_json, write_json
 from lowbit_k2.graphs.fsa_io import load_fsa, save_fsa
 from lowbit_k2.graphs.hlg import compile_hlg, read_grammar
 from lowbit_k2.graphs.lexicon import read_symbols
@@ -19,18 +21,21 @@ from lowbit_k2.k2_compat import require_k2
 
 
 def compile_lang(lang_dir: Path, lm: Path, order: int | None, output: Path) -> bool:
-    """Write HLG to `output`; False where it is newer than its inputs.
+    """Write HLG to `output`, and beside it what it was made from; False where that has not changed.
 
     Raises:
       UserError: an input is missing or damaged, or k2 is not installed.
     """
     require_k2()
-    inputs = [lm, *(lang_dir / name for name in ("L_disambig.pt", "tokens.txt", "words.txt"))]
-    for path in inputs:
+    inputs = {"lm": lm, **{name: lang_dir / name for name in ("L_disambig.pt", "tokens.txt", "words.txt")}}
+    for path in inputs.values():
         if not path.is_file():
             raise UserError(f"{path} does not exist: run prepare_lang and make_lm first")
-    if output.is_file() and all(path.stat().st_mtime <= output.stat().st_mtime for path in inputs):
+    origin = {"max_order": order, **{name: sha256(path) for name, path in inputs.items()}}
+    record = output.with_suffix(".json")
+    if output.is_file() and record.is_file() and read_json(record) == origin:
         return False
+    record.unlink(missing_ok=True)
     hlg = compile_hlg(
         load_fsa(lang_dir / "L_disambig.pt"),
         read_grammar(lm, lang_dir / "words.txt", order),
@@ -39,7 +44,17 @@ def compile_lang(lang_dir: Path, lm: Path, order: int | None, output: Path) -> b
         log=lambda line: print(line, flush=True),
     )
     save_fsa(output, hlg)
+    write_json(record, origin)
     return True
+
+
+def sha256(path: Path) -> str:
+    """Checksum of a file of any size."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -56,7 +71,7 @@ def main() -> None:
     args = get_parser().parse_args()
     output = args.output or args.lang_dir / "HLG.pt"
     made = compile_lang(args.lang_dir, args.lm, args.max_order, output)
-    print(f"{output}{'' if made else ' is newer than its inputs'}")
+    print(f"{output}{'' if made else ' is up to date'}")
 
 
 if __name__ == "__main__":

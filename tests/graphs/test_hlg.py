@@ -53,6 +53,11 @@ def test_one_word_per_arc_is_stored_as_icefall_reads_it(lang: Path) -> None:
 def test_compilation_is_skipped_when_nothing_changed(lang: Path) -> None:
     assert compile_lang(lang, lang / "lm.arpa", None, lang / "HLG.pt")
     assert not compile_lang(lang, lang / "lm.arpa", None, lang / "HLG.pt")
+    assert compile_lang(lang, lang / "lm.arpa", 1, lang / "HLG.pt")  # another order
+    write_arpa(estimate([("A",)], 1, ["A", "B"]), lang / "other.arpa")
+    assert compile_lang(lang, lang / "other.arpa", 1, lang / "HLG.pt")
+    prepare_lang(lang, lang / "dict.txt", None, None)  # the same files again
+    assert not compile_lang(lang, lang / "other.arpa", 1, lang / "HLG.pt")
 
 
 def test_lower_order_of_the_same_arpa_is_smaller(lang: Path) -> None:
