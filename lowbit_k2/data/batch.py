@@ -29,7 +29,7 @@ class Batch:
 def collate(features: Sequence[Tensor], texts: Sequence[str], ids: Sequence[str]) -> Batch:
     """Pad utterances (T_n, F) to one batch, in the order given."""
     lens = torch.tensor([len(matrix) for matrix in features], dtype=torch.int64)
-    # Copied by numpy, on one thread: torch's threads waiting for each other make this 20 times slower on a busy machine.
+    # Copied by numpy, on one thread: on a busy machine torch waits for its threads 20 times as long as this takes.
     padded = np.zeros((len(features), int(lens.max()), features[0].size(1)), dtype=np.float32)  # (N, T, F)
     for row, matrix in zip(padded, features, strict=True):
         row[: len(matrix)] = matrix.numpy()

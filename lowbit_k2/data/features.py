@@ -86,18 +86,22 @@ def read_feature_config(manifest_dir: str | Path, normalize: str | None = None) 
     return FeatureConfig.from_dict({**config.to_dict(), "normalize": normalize or config.normalize})
 
 
-def write_feature_config(manifest_dir: str | Path, config: FeatureConfig) -> None:
-    """Write `features.json`, or check that the one that is there says the same.
+def check_feature_config(manifest_dir: str | Path, config: FeatureConfig) -> None:
+    """Features of one folder have one set of settings.
 
     Raises:
       UserError: features with other settings are in that folder.
     """
     path = Path(manifest_dir) / FEATURES_FILE
-    if path.is_file():
-        if read_feature_config(manifest_dir).stored() != config.stored():
-            raise UserError(f"{path} names other feature settings: remove that folder or choose another one")
-        return
-    write_json(path, config.to_dict())
+    if path.is_file() and read_feature_config(manifest_dir).stored() != config.stored():
+        raise UserError(f"{path} names other feature settings: remove that folder or choose another one")
+
+
+def write_feature_config(manifest_dir: str | Path, config: FeatureConfig) -> None:
+    """Write `features.json` where it is missing."""
+    path = Path(manifest_dir) / FEATURES_FILE
+    if not path.is_file():
+        write_json(path, config.to_dict())
 
 
 def make_extractor(config: FeatureConfig, device: str = "cpu") -> FeatureExtractor:

@@ -39,11 +39,15 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags that `DataConfig.from_args` reads; `--seed` is the run's own flag."""
     data = parser.add_argument_group("data")
     data.add_argument("--manifest-dir", type=Path, default=Path("data/fbank"), help="cut manifests and features")
-    data.add_argument("--max-duration", type=float, default=200.0, help="seconds of speech in a batch, padding included")
+    data.add_argument(
+        "--max-duration", type=float, default=200.0, help="seconds of speech in a batch, padding included"
+    )
     data.add_argument("--num-buckets", type=int, default=30, help="buckets of similar duration")
     data.add_argument("--drop-last", type=str2bool, default=False, help="leave out batches that a bucket cannot fill")
     data.add_argument("--num-workers", type=int, default=0, help="processes that load batches; 0: the main process")
-    data.add_argument("--cache-features", type=str2bool, default=False, help="keep features in memory (115 MB per hour)")
+    data.add_argument(
+        "--cache-features", type=str2bool, default=False, help="keep features in memory (115 MB per hour)"
+    )
     data.add_argument("--on-the-fly-feats", type=str2bool, default=False, help="compute features from the audio")
     data.add_argument(
         "--feature-normalize",

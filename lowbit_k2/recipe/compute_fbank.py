@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from lowbit_k2.data.features import FeatureConfig, make_extractor, write_feature_config
+from lowbit_k2.data.features import FeatureConfig, check_feature_config, make_extractor, write_feature_config
 from lowbit_k2.data.flags import add_feature_arguments, str2bool
 from lowbit_k2.data.manifests import cuts_path, read_cuts
 from lowbit_k2.errors import UserError, run_main
@@ -111,8 +111,7 @@ def compute_split(
     from lhotse import LilcomChunkyWriter
 
     storage = output_dir / f"feats_{name}"
-    for path in (storage, storage.with_suffix(".lca")):  # left by an interrupted run
-        shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+    remove_features(storage)  # left by an interrupted run
     check_audio(cuts)
     try:
         return cuts.compute_and_store_features(
@@ -122,8 +121,15 @@ def compute_split(
             storage_type=LilcomChunkyWriter,
         ).to_eager()
     except Exception as error:  # the audio libraries have no common class
+        remove_features(storage)
         reason = " ".join(str(error).split())[:300]
-        raise UserError(f"features of {name}: {type(error).__name__}: {reason}") from None
+        raise UserError(f"features of {name} cannot be computed ({type(error).__name__}: {reason})") from None
+
+
+def remove_features(storage: Path) -> None:
+    """One job writes a file, several jobs write a folder."""
+    shutil.rmtree(storage, ignore_errors=True)
+    storage.with_suffix(".lca").unlink(missing_ok=True)
 
 
 def check_audio(cuts: CutSet) -> None:
@@ -146,7 +152,7 @@ def compute_fbank(args: argparse.Namespace) -> None:
     if not splits:
         raise UserError("--splits names no split")
     output_dir = args.output_dir.resolve()  # manifests name features by full paths: usable from any folder
-    write_feature_config(output_dir, config)
+    check_feature_config(output_dir, config)
     for split in splits:
         target = cuts_path(output_dir, args.corpus, split)
         if target.is_file():
@@ -155,6 +161,7 @@ def compute_fbank(args: argparse.Namespace) -> None:
         cuts = read_split(args.manifest_dir, args.corpus, split)
         cuts = prepare_cuts(cuts, split, config, args.perturb_speed, args.window)
         cuts = compute_split(cuts, f"{args.corpus}_{split}", output_dir, config, args.num_jobs, args.device)
+        write_feature_config(output_dir, config)
         with atomic_write(target) as temporary:
             cuts.to_file(temporary)
         hours = sum(cut.duration for cut in cuts) / 3600

@@ -1,0 +1,129 @@
+#!/usr/bin/env bash
+# Prepare CMU AN4 (0.8 h of read names, dates, digits and commands) for training and decoding.
+#
+#   ./prepare.sh                               # download the corpus (92 MB), then all stages
+#   ./prepare.sh --an4-dir /path/to/an4        # a corpus that you have: the folder with etc/ and wav/
+#   ./prepare.sh --stage 2 --stop-stage 2      # one stage
+#
+# Stages that are done are skipped; remove their .done file, or the data folder, to do them again.
+
+set -eou pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/../../lowbit_k2/recipe/prepare_lib.sh"
+
+option stage 0 "first stage to run"
+option stop_stage 100 "last stage to run"
+option an4_dir "" "an existing AN4 folder, used instead of a download"
+option download_dir "" "where the corpus is downloaded (download)"
+option data_dir "" "where all that is prepared goes (data)"
+option perturb_speed true "add copies of the training speech at 0.9 and 1.1 of the speed"
+option vocab_size 100 "pieces of the BPE, which is made besides characters and phones"
+option nj 1 "processes at a time"
+parse_options "$@"
+cd "$(dirname "${BASH_SOURCE[0]}")"
+
+[[ $vocab_size =~ ^[0-9]+$ ]] || usage_error "--vocab-size takes a whole number, not '$vocab_size'"
+url=https://github.com/cmusphinx/an4.git
+download_dir=$(absolute "${download_dir:-$PWD/download}")
+data_dir=$(absolute "${data_dir:-$PWD/data}")
+corpus_dir=$(absolute "${an4_dir:-$download_dir/an4}")
+manifest_dir=$data_dir/manifests
+fbank_dir=$data_dir/fbank
+dict_dir=$data_dir/dict
+lm_dir=$data_dir/lm
+transcript=$manifest_dir/transcript_train.txt
+lang_dirs="$data_dir/lang_char $data_dir/lang_phone $data_dir/lang_bpe_$vocab_size"
+
+if [ $stage -le 0 ] && [ $stop_stage -ge 0 ]; then
+  log "Stage 0: corpus"
+  if [ -n "$an4_dir" ]; then
+    log "Taking the corpus that is at $corpus_dir"
+  elif [ -d "$corpus_dir" ]; then
+    log "Skipped, downloaded before: $corpus_dir"
+  else
+    command -v git >/dev/null || die "git is not installed: install it, or give --an4-dir"
+    mkdir -p "$download_dir"
+    rm -rf "$corpus_dir.partial"
+    git clone --depth 1 "$url" "$corpus_dir.partial" || {
+      rm -rf "$corpus_dir.partial"
+      die "$url cannot be downloaded: get it by other means and give its folder with --an4-dir"
+    }
+    mv "$corpus_dir.partial" "$corpus_dir"
+  fi
+  [ -d "$corpus_dir/etc" ] && [ -d "$corpus_dir/wav" ] ||
+    die "no AN4 at $corpus_dir: give --an4-dir the folder that holds etc/ and wav/"
+fi
+
+if [ $stage -le 1 ] && [ $stop_stage -ge 1 ]; then
+  log "Stage 1: manifests (train: 64 speakers, dev: 10 of the training speakers, test: 10 others)"
+  if needed "$manifest_dir/.done" "corpus=$corpus_dir"; then
+    $python local/prepare_manifests.py --corpus-dir "$corpus_dir" --manifest-dir "$manifest_dir"
+    finish "$manifest_dir/.done" "corpus=$corpus_dir"
+  fi
+fi
+
+if [ $stage -le 2 ] && [ $stop_stage -ge 2 ]; then
+  log "Stage 2: fbank"
+  [ -f "$manifest_dir/.done" ] || die "no manifests in $manifest_dir: run stage 1 first"
+  settings="$(cat "$manifest_dir/.done") perturb_speed=$perturb_speed"
+  if needed "$fbank_dir/.done" "$settings"; then
+    $python -m lowbit_k2.recipe.compute_fbank --corpus an4 --splits "train dev test" --manifest-dir "$manifest_dir" \
+      --output-dir "$fbank_dir" --perturb-speed "$perturb_speed" --num-jobs "$nj"
+    finish "$fbank_dir/.done" "$settings"
+  fi
+fi
+
+# Does this Python have k2? The graphs need it; features, units and greedy decoding do not.
+has_k2=$($python -c 'from lowbit_k2.k2_compat import has_k2; print(str(has_k2()).lower())')
+
+if [ $stage -le 3 ] && [ $stop_stage -ge 3 ]; then
+  log "Stage 3: units and lang directories: characters, phones, a BPE of $vocab_size pieces"
+  [ -f "$manifest_dir/.done" ] || die "no manifests in $manifest_dir: run stage 1 first"
+  if needed "$dict_dir/.done" "corpus=$corpus_dir"; then
+    $python local/prepare_dict.py --corpus-dir "$corpus_dir" --transcript "$transcript" --dict-dir "$dict_dir"
+    finish "$dict_dir/.done" "corpus=$corpus_dir"
+  fi
+  for lang_dir in $lang_dirs; do
+    if needed "$lang_dir/.lang.done" "k2=$has_k2" again; then
+      case $lang_dir in
+        */lang_phone)
+          $python -m lowbit_k2.recipe.prepare_lang --lang-dir "$lang_dir" --lexicon "$dict_dir/lexicon.txt"
+          ;;
+        *)
+          model_type=bpe
+          if [ "$lang_dir" = "$data_dir/lang_char" ]; then model_type=char; fi
+          $python -m lowbit_k2.recipe.train_bpe --lang-dir "$lang_dir" --transcript "$transcript" \
+            --model-type "$model_type" --vocab-size "$vocab_size"
+          $python -m lowbit_k2.recipe.prepare_lang --lang-dir "$lang_dir" --words "$dict_dir/words.txt"
+          ;;
+      esac
+      finish "$lang_dir/.lang.done" "k2=$has_k2"
+    fi
+  done
+fi
+
+if [ $stage -le 4 ] && [ $stop_stage -ge 4 ]; then
+  log "Stage 4: 3-gram of the training transcripts, all words of the dictionary in it"
+  if needed "$lm_dir/.done" "order=3"; then
+    [ -f "$data_dir/lang_char/words.txt" ] || die "no $data_dir/lang_char/words.txt: run stage 3 first"
+    $python -m lowbit_k2.recipe.make_lm --transcript "$transcript" --order 3 \
+      --words "$data_dir/lang_char/words.txt" --arpa "$lm_dir/3gram.arpa"
+    finish "$lm_dir/.done" "order=3"
+  fi
+fi
+
+if [ $stage -le 5 ] && [ $stop_stage -ge 5 ]; then
+  log "Stage 5: decoding graphs HLG"
+  if [ "$has_k2" = false ]; then
+    log "Skipped: k2 is not installed, so there are no graphs; ctc-greedy-search decodes without them"
+  else
+    [ -f "$lm_dir/3gram.arpa" ] || die "no $lm_dir/3gram.arpa: run stage 4 first"
+    for lang_dir in $lang_dirs; do
+      if needed "$lang_dir/.hlg.done" "lm=3gram"; then
+        $python -m lowbit_k2.recipe.compile_hlg --lang-dir "$lang_dir" --lm "$lm_dir/3gram.arpa"
+        finish "$lang_dir/.hlg.done" "lm=3gram"
+      fi
+    done
+  fi
+fi
+
+log "Done: $data_dir"
