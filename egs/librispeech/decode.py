@@ -1,0 +1,61 @@
+#!/usr/bin/env python3
+"""Decode LibriSpeech, the embedded corpus (--mini true), or audio files, with a trained or a packed model.
+
+./decode.py --exp-dir exp/paper --avg 5 --use-averaged-model true --precision 2 1 --decoding-method 1best
+./decode.py --mini true --precision 1 --decoding-method ctc-greedy-search,1best
+./decode.py --mini true --packed exp-mini/demo/1bit.packed
+./decode.py --packed exp/paper/1bit.packed --wav speech.flac
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parents[1]))
+from lowbit_k2.launch import use_project_interpreter  # noqa: E402
+
+use_project_interpreter()
+
+from lowbit_k2.data.flags import str2bool  # noqa: E402
+from lowbit_k2.data.manifests import load_cuts  # noqa: E402
+from lowbit_k2.errors import run_main  # noqa: E402
+from lowbit_k2.recipe.decoding import add_decoding_arguments, run_decode  # noqa: E402
+from lowbit_k2.recipe.flags import make_parser  # noqa: E402
+
+MINI = {
+    "exp_dir": HERE / "exp-mini/demo",
+    "lang_dir": HERE / "data-mini/lang_bpe_100",
+    "manifest_dir": HERE / "data-mini/fbank",
+    "test_sets": "test-clean",
+}
+REAL = {
+    "exp_dir": HERE / "exp/paper",
+    "lang_dir": HERE / "data/lang_bpe_500",
+    "manifest_dir": HERE / "data/fbank",
+    "test_sets": "test-clean,test-other",
+}
+
+
+def add_corpus_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--mini", type=str2bool, default=False, help="the embedded corpus")
+    parser.add_argument("--test-sets", help="names of splits, by commas: dev-clean, test-other, ...")
+
+
+def main() -> None:
+    corpus = argparse.ArgumentParser(add_help=False)
+    add_corpus_arguments(corpus)
+    mini = corpus.parse_known_args()[0].mini
+    parser = make_parser(__doc__)
+    add_corpus_arguments(parser)
+    add_decoding_arguments(parser)
+    parser.set_defaults(**(MINI if mini else REAL))
+    args = parser.parse_args()
+    names = args.test_sets.split(",")
+    run_decode(args, lambda: {name: load_cuts(args.manifest_dir, "librispeech", name) for name in names})
+
+
+if __name__ == "__main__":
+    run_main(main)
