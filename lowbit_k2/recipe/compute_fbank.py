@@ -113,6 +113,7 @@ def compute_split(
     storage = output_dir / f"feats_{name}"
     remove_features(storage)  # left by an interrupted run
     check_audio(cuts)
+    storage.parent.mkdir(parents=True, exist_ok=True)  # lhotse makes the folder only for several jobs
     try:
         return cuts.compute_and_store_features(
             extractor=make_extractor(config, device),
