@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import shutil
+import signal
 import sys
 from collections.abc import Iterator
 from functools import partial
@@ -79,7 +80,9 @@ def synthesize(plan: Plan, corpus_dir: Path, num_jobs: int) -> dict[int, dict[in
     work = partial(synthesize_speaker, plan, corpus_dir)
     progress = tqdm(total=plan.num_utterances, desc="Synthesizing", unit="utt")
     seconds = {}
-    with context.Pool(num_jobs, maxtasksperchild=1) as pool, progress:
+    # An interrupt is the parent's to handle: its leaving the `with` ends the children.
+    ignore = (signal.SIGINT, signal.SIG_IGN)
+    with context.Pool(num_jobs, signal.signal, ignore, maxtasksperchild=1) as pool, progress:
         results: Iterator[dict[int, float]] = pool.imap(work, plan.speakers, chunksize=1)
         for speaker, by_chapter in zip(plan.speakers, results, strict=True):
             seconds[speaker.id] = by_chapter
