@@ -1,0 +1,53 @@
+#!/usr/bin/env python3
+"""Decode, pack, and decode again from the packed files: one table of all precisions of a trained model.
+
+./evaluate.py --mini true --exp-dir exp-mini/demo --precisions 2 1.5 1 --avg 3
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parents[1]))
+from lowbit_k2.launch import use_project_interpreter  # noqa: E402
+
+use_project_interpreter()
+
+from lowbit_k2.data.flags import str2bool  # noqa: E402
+from lowbit_k2.data.manifests import load_cuts  # noqa: E402
+from lowbit_k2.errors import run_main  # noqa: E402
+from lowbit_k2.recipe.evaluation import evaluate, format_table  # noqa: E402
+from lowbit_k2.recipe.flags import make_parser  # noqa: E402
+
+
+def main() -> None:
+    parser = make_parser(__doc__)
+    parser.add_argument("--mini", type=str2bool, default=False, help="the embedded corpus")
+    parser.add_argument("--exp-dir", type=Path, required=True)
+    parser.add_argument("--precisions", nargs="+", default=["2", "1.5", "1"])
+    parser.add_argument("--test-set", default="test-clean")
+    parser.add_argument("--avg", type=int, default=1)
+    parser.add_argument("--use-averaged-model", default="false")
+    parser.add_argument("--decoding-method", default="ctc-greedy-search,1best")
+    args = parser.parse_args()
+    data = HERE / ("data-mini" if args.mini else "data")
+    lang_dir = data / ("lang_bpe_100" if args.mini else "lang_bpe_500")
+    evaluations = evaluate(
+        args.exp_dir,
+        args.precisions,
+        args.test_set,
+        lambda: load_cuts(data / "fbank", "librispeech", args.test_set),
+        decode_flags=[
+            *("--manifest-dir", str(data / "fbank"), "--lang-dir", str(lang_dir)),
+            *("--decoding-method", args.decoding_method),
+        ],
+        average_flags=["--avg", str(args.avg), "--use-averaged-model", args.use_averaged_model],
+    )
+    print()
+    print(format_table(evaluations))
+
+
+if __name__ == "__main__":
+    run_main(main)
