@@ -20,8 +20,11 @@ from lowbit_k2.errors import UserError
 from lowbit_k2.k2_compat import has_k2
 from lowbit_k2.models import ConformerConfig
 from lowbit_k2.quant import QuantConfig, layer_assignment, use_precision
+from lowbit_k2.recipe.compile_hlg import compile_lang
 from lowbit_k2.recipe.decoding import MIN_FRAMES, Recognizer, add_decoding_arguments, decode_set, report, run_decode
+from lowbit_k2.recipe.make_lm import make_lm
 from lowbit_k2.recipe.model_io import LoadedModel, build_model, describe_tokenizer, load_trained
+from lowbit_k2.recipe.prepare_lang import prepare_lang
 from lowbit_k2.recipe.train_bpe import train_sentencepiece
 from lowbit_k2.train.checkpoint import Checkpoint, save_checkpoint
 
@@ -138,6 +141,24 @@ def test_every_precision_from_one_checkpoint(exp_dir: Path, wavs: list[Path]) ->
                 [ids] = ctc_greedy_search(*loaded.model(features[None], torch.tensor([len(features)])))
             hyp = [line for line in recogs.splitlines() if f"{path.stem}" in line and "hyp=" in line]
             assert len(hyp) == 1 and hyp[0].endswith(f"hyp={TOKENIZER.decode(ids).split()}")
+
+
+@pytest.mark.k2
+def test_language_model_scales_share_one_pass(exp_dir: Path, wavs: list[Path], tmp_path: Path) -> None:
+    lang, text = tmp_path / "lang", tmp_path / "train.txt"
+    text.write_text("YES NO\nGO\n")
+    lang.mkdir()
+    (lang / "bpe.model").write_bytes(TOKENIZER.to_bytes())
+    prepare_lang(lang, None, None, text)
+    make_lm(text, 2, lang / "words.txt", lang / "lm.arpa")
+    compile_lang(lang, lang / "lm.arpa", None, lang / "HLG.pt")
+    args = flags(exp_dir, "--decoding-method", "1best", "--lm-scale", "0.5,1", "--on-the-fly-feats", "true")
+    args.lang_dir = lang
+    results = run_decode(args, lambda: {"noise": make_cuts(wavs)})
+    assert [key[2] for key in results] == ["lm_scale_0.5", "lm_scale_1"]
+    summary = (exp_dir / "1best/wer-summary-noise-epoch-4-avg-1-precision-2.txt").read_text()
+    assert {line.split("\t")[0] for line in summary.splitlines()} == {"settings", "lm_scale_0.5", "lm_scale_1"}
+    assert (exp_dir / "1best/errs-noise-lm_scale_0.5-epoch-4-avg-1-precision-2.txt").is_file()
 
 
 def test_wav_files(exp_dir: Path, wavs: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
