@@ -3,8 +3,8 @@
 
 ./decode.py --exp-dir exp/cotrain --avg 5 --precision 2 1.5 1 --decoding-method ctc-greedy-search,1best
 ./decode.py --exp-dir exp/cotrain --avg 5 --test-sets dev --decoding-method 1best --lm-scale 0.3,0.6,1   # choose
-./decode.py --packed exp/cotrain/1bit.packed --decoding-method ctc-greedy-search,1best
-./decode.py --packed exp/cotrain/1bit.packed --wav speech.wav
+./decode.py --packed exp/cotrain/pretrained-1bit.safetensors --decoding-method ctc-greedy-search,1best
+./decode.py --packed exp/cotrain/pretrained-1bit.safetensors --wav speech.wav
 """
 
 from __future__ import annotations
