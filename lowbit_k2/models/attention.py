@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from lowbit_k2.models.dropout import dropout
 
 
 def relative_positions(num_frames: int, d_model: int, like: Tensor) -> Tensor:
@@ -17,15 +19,30 @@ def relative_positions(num_frames: int, d_model: int, like: Tensor) -> Tensor:
     return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(1).to(like.dtype)  # (2T-1, d_model)
 
 
-def shift_relative(scores: Tensor) -> Tensor:
-    """Turn scores over distances (N, H, T, 2T-1) into scores over keys (N, H, T, T).
+class _ShiftRelative(torch.autograd.Function):
+    """A view forward; one zero-filled buffer backward, where slicing would fill and copy several."""
 
-    Row i takes the T entries that start at T-1-i. One column of padding and two reshapes move every row by one
-    more place than the row before, without an index tensor.
-    """
+    @staticmethod
+    def forward(ctx: Any, scores: Tensor) -> Tensor:
+        ctx.shape = scores.shape
+        return _diagonals(scores.contiguous()).contiguous()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        result = grad.new_zeros(ctx.shape)
+        _diagonals(result).copy_(grad)
+        return result
+
+
+def _diagonals(scores: Tensor) -> Tensor:
+    """View of contiguous scores (N, H, T, P) in which row i starts at column T-1-i: (N, H, T, T)."""
     n, h, t, p = scores.shape
-    scores = F.pad(scores, (1, 0)).view(n, h, p + 1, t)  # (N, H, 2T, T)
-    return scores[:, :, 1:].reshape(n, h, t, p)[..., :t]  # (N, H, T, T)
+    return scores.as_strided((n, h, t, t), (h * t * p, t * p, p - 1, 1), scores.storage_offset() + t - 1)
+
+
+def shift_relative(scores: Tensor) -> Tensor:
+    """Turn scores over distances (N, H, T, 2T-1) into scores over keys (N, H, T, T): row i starts at T-1-i."""
+    return _ShiftRelative.apply(scores)
 
 
 class RelativeSelfAttention(nn.Module):
@@ -63,7 +80,7 @@ class RelativeSelfAttention(nn.Module):
         by_position = ((query + self.pos_bias_v) * scale).transpose(1, 2) @ pos.transpose(2, 3)  # (N, H, T, 2T-1)
         scores = by_content + shift_relative(by_position)  # (N, H, T, T)
         scores = scores.masked_fill(~mask[:, None, None, :], float("-inf"))
-        weights = F.dropout(scores.softmax(dim=-1), self.dropout, self.training)
+        weights = dropout(scores.softmax(dim=-1), self.dropout, self.training)
         context = (weights @ value).transpose(1, 2).reshape(n, t, c)  # (N, T, C)
         return self.out(context)
 

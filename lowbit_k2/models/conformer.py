@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from lowbit_k2.errors import UserError
 from lowbit_k2.models.attention import RelativeSelfAttention, relative_positions
 from lowbit_k2.models.convolution import ConvolutionModule
+from lowbit_k2.models.dropout import dropout
 from lowbit_k2.models.masking import valid_frames
 from lowbit_k2.models.subsampling import Conv2dSubsampling, subsampled_length
 
@@ -94,7 +95,7 @@ class FeedForward(nn.Module):
         self.dropout = dropout
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.w2(F.dropout(F.silu(self.w1(x)), self.dropout, self.training))
+        return self.w2(dropout(F.silu(self.w1(x)), self.dropout, self.training))
 
 
 class ConformerLayer(nn.Module):
@@ -110,7 +111,10 @@ class ConformerLayer(nn.Module):
         self.conv = ConvolutionModule(d, config.conv_kernel, config.conv_norm)
         self.norm_ff2, self.ff2 = nn.LayerNorm(d), FeedForward(d, config.ffn_dim, config.ffn_dropout)
         self.norm_out = nn.LayerNorm(d)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout_rate = config.dropout
+
+    def dropout(self, x: Tensor) -> Tensor:
+        return dropout(x, self.dropout_rate, self.training)
 
     def forward(self, x: Tensor, positions: Tensor, mask: Tensor) -> Tensor:
         """x (N, T, C), positions (2T-1, C), mask (N, T) -> (N, T, C)."""
@@ -130,7 +134,7 @@ class ConformerEncoder(nn.Module):
         self.layers = nn.ModuleList(ConformerLayer(config) for _ in range(config.num_layers))
         self.norm = nn.LayerNorm(config.d_model)
         self.input_scale = config.d_model**0.5  # keeps the signal's size beside the residual branches, as in ESPnet
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout_rate = config.dropout
 
     def forward(self, features: Tensor, feature_lens: Tensor) -> tuple[Tensor, Tensor]:
         """features (N, T, F), feature_lens (N,) -> (encoder_out (N, T', C), encoder_out_lens (N,))."""
@@ -138,7 +142,7 @@ class ConformerEncoder(nn.Module):
         # the residual stream stays in float32 under autocast
         x = self.subsampling(features).float() * self.input_scale  # (N, T', C)
         mask = valid_frames(lens, x.size(1))
-        x = self.dropout(x * mask[..., None])
+        x = dropout(x * mask[..., None], self.dropout_rate, self.training)
         positions = relative_positions(x.size(1), x.size(2), x)
         for layer in self.layers:
             x = layer(x, positions, mask)
