@@ -118,6 +118,26 @@ def test_graph_stages(prepared: tuple[Path, list[str | Path]]):
     assert int(hlg.labels.max()) < 80  # no disambiguation symbol is left
 
 
+@pytest.mark.k2
+def test_graph_of_openslr_11(prepared: tuple[Path, list[str | Path]], tmp_path: Path):
+    """The stages after the download: words from the list, G from the ARPA file; stand-ins for both files."""
+    path, flags = prepared
+    data, download = tmp_path / "data", tmp_path / "download"
+    shutil.copytree(path, data, ignore=shutil.ignore_patterns("fbank", "HLG.pt", "lm"))
+    (download / "lm").mkdir(parents=True)
+    shutil.copy(path / "lm" / "3-gram.arpa", download / "lm" / "3-gram.pruned.1e-7.arpa")
+    (download / "lm" / "librispeech-vocab.txt").write_text("HELLO\nTHERE\n")
+    changed = {path: data, "transcripts": "openslr11"}
+    flags = [changed.get(flag, flag) for flag in flags] + ["--download-dir", download, "--stage", "6"]
+    result = prepare(*flags)
+    assert result.returncode == 0, result.stderr
+    words = (data / "lang_bpe_80" / "words.txt").read_text().splitlines()
+    assert any(line.startswith("HELLO ") for line in words)
+    assert (data / "lang_bpe_80" / "HLG.pt").is_file()
+    (download / "lm" / "3-gram.pruned.1e-7.arpa").unlink()
+    assert "--stage 0" in one_line(prepare(*flags, "--stage", "7"))
+
+
 def test_second_run_does_nothing(prepared: tuple[Path, list[str | Path]]):
     path, flags = prepared
     before = files_of(path)
@@ -327,6 +347,18 @@ def test_download_corpus_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(UserError, match="no part train-500"):
         download_corpus.main()
     assert not list(tmp_path.iterdir())
+
+
+def test_download_corpus_asks_lhotse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    from lhotse.recipes import librispeech, musan
+
+    calls = []
+    monkeypatch.setattr(librispeech, "download_librispeech", lambda *args, **kwargs: calls.append((args, kwargs)))
+    monkeypatch.setattr(musan, "download_musan", lambda *args, **kwargs: calls.append((args, kwargs)))
+    flags = ["--download-dir", str(tmp_path), "--parts", "train-clean-5 dev-clean-2", "--musan"]
+    monkeypatch.setattr(sys, "argv", ["download_corpus.py", *flags])
+    local_module("download_corpus").main()
+    assert calls == [((tmp_path,), {"dataset_parts": ["train-clean-5", "dev-clean-2"]}), ((tmp_path,), {})]
 
 
 def test_transcript_of_a_damaged_manifest(tmp_path: Path):
