@@ -105,7 +105,7 @@ class WeightQuantizer(nn.Module):
             return weight
         if bits == HALF_BITS:
             return round_to_half(weight)
-        with torch.autocast(weight.device.type, enabled=False):
+        with torch.autocast(weight.device.type, enabled=False):  # whatever a statistic is made of
             if self.training and self.scheme.scale == "running-absmax":
                 self._follow_absmax(weight)
             alpha, scale = self.alphas[str(bits)], self.scale(weight, bits)

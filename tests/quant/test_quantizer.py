@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import gc
+import weakref
 
 import pytest
 import torch
@@ -100,6 +102,20 @@ def test_cache_ends_with_the_context(count: list[int]) -> None:
             _ = model[0].weight
     assert count == [1, 1]
     assert find_quantizers(model)[0].pass_cache is None
+
+
+def test_a_pass_leaves_no_memory_behind() -> None:
+    """The cache and its hooks form a cycle with the tensors; it is cut on exit, not left to the collector."""
+    model, x = make_linear(), torch.randn(5, 12)
+    gc.disable()
+    try:
+        with use_precision(model, 1):
+            weight = weakref.ref(model[0].weight)
+            model(x)  # no backward, as in a pass that failed
+            assert weight() is not None
+        assert weight() is None
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("granularity", ["tensor", "block64"])
