@@ -1,0 +1,151 @@
+#!/usr/bin/env python3
+"""Train, evaluate and tabulate the rows of RESULTS.md.
+
+./local/rows.py train --exp-root exp/rows --use-bf16 true      # all rows, one after the other; call again to go on
+./local/rows.py train --exp-root exp/rows --only float-s1
+./local/rows.py evaluate --exp-root exp/rows                   # rows that are trained: test set, sizes -> results/*.json
+./local/rows.py table                                          # results/*.json as Markdown
+
+Every row has the same model, epochs, optimiser and augmentation (train.py's defaults); it differs by the flags below.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+RECIPE = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(RECIPE.parents[1]))
+from lowbit_k2.launch import use_project_interpreter  # noqa: E402
+
+use_project_interpreter()
+
+from lowbit_k2.data.manifests import load_cuts  # noqa: E402
+from lowbit_k2.errors import UserError, run_main  # noqa: E402
+from lowbit_k2.fileio import read_json, write_json  # noqa: E402
+from lowbit_k2.recipe.evaluation import GREEDY, HLG, Evaluation, evaluate  # noqa: E402
+from lowbit_k2.recipe.flags import make_parser  # noqa: E402
+from lowbit_k2.train.checkpoint import load_checkpoint, numbered  # noqa: E402
+
+RESULTS = RECIPE / "results"
+EPOCHS, AVERAGED = 25, 5
+LM_SCALE = 0.5  # chosen on dev with the float model
+CO_TRAINED = ("2", "1.5", "1")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One training run."""
+
+    name: str
+    label: str
+    seed: int
+    flags: tuple[str, ...]
+    precisions: tuple[str, ...]
+
+    @property
+    def key(self) -> str:
+        return f"{self.name}-s{self.seed}"
+
+
+def row(name: str, label: str, seeds: tuple[int, ...], flags: str, precisions: tuple[str, ...]) -> list[Row]:
+    return [Row(name, label, seed, tuple(flags.split()), precisions) for seed in seeds]
+
+
+ROWS = [
+    *row("float", "float", (1, 2), "--precisions 32", ("32",)),
+    *row("naive1", "naive 1-bit", (1, 2), "--precisions 1", ("1",)),
+    *row("cotrain-kl-sp", "co-trained, (c) + KL + SP", (1, 2), "--precisions 2,1,sp", CO_TRAINED),
+    *row("naive2", "naive 2-bit", (1,), "--precisions 2", ("2",)),
+    *row("cotrain-plain", "co-trained, (a) plain", (1,), "--precisions 2,1 --lambda2 0", CO_TRAINED),
+    *row("cotrain-kl", "co-trained, (b) + KL", (1,), "--precisions 2,1", CO_TRAINED),
+    *row("cotrain-kl-sp-paper", "(c) with `paper`", (1,), "--precisions 2,1,sp --quant-config paper", CO_TRAINED),
+]
+
+
+def train(rows: list[Row], exp_root: Path, further: list[str]) -> None:
+    for r in rows:
+        command = [sys.executable, str(RECIPE / "train.py"), "--exp-dir", str(exp_root / r.key), "--resume", "true"]
+        command += ["--seed", str(r.seed), "--num-epochs", str(EPOCHS), *r.flags, *further]
+        print(" ".join(command), flush=True)
+        subprocess.run(command, check=True)
+
+
+def evaluate_rows(rows: list[Row], exp_root: Path) -> None:
+    """Decode and pack every finished row that has no results yet."""
+    for r in rows:
+        exp_dir, target = exp_root / r.key, RESULTS / f"{r.key}.json"
+        if target.is_file() or EPOCHS not in numbered(exp_dir, "epoch"):
+            continue
+        evaluations = evaluate(
+            exp_dir,
+            r.precisions,
+            "test",
+            lambda: load_cuts(RECIPE / "data/fbank", "an4", "test"),
+            decode_flags=[
+                *("--manifest-dir", str(RECIPE / "data/fbank"), "--lang-dir", str(RECIPE / "data/lang_char")),
+                *("--decoding-method", f"{GREEDY},{HLG}", "--lm-scale", str(LM_SCALE), "--quiet"),
+            ],
+            average_flags=["--epoch", str(EPOCHS), "--avg", str(AVERAGED), "--use-averaged-model", "true"],
+        )
+        meta = load_checkpoint(exp_dir / f"epoch-{EPOCHS}.pt").meta
+        progress = meta["progress"]
+        write_json(
+            target,
+            {
+                "row": r.name,
+                "label": r.label,
+                "seed": r.seed,
+                "flags": " ".join(r.flags),
+                "date": time.strftime("%Y-%m-%d"),
+                "updates": progress["update"],
+                "seconds_per_update": progress["seconds"] / progress["update"],
+                "evaluations": [e.to_dict() for e in evaluations],
+            },
+        )
+
+
+def table() -> str:
+    """All results in the order of ROWS."""
+    head = ["system", "bits", "seed", "WER greedy", "ins/del/sub", "WER HLG", "ins/del/sub", "MB", "ratio"]
+    lines = [head, ["---"] * len(head)]
+    for r in ROWS:
+        path = RESULTS / f"{r.key}.json"
+        if not path.is_file():
+            continue
+        result = read_json(path)
+        for values in result["evaluations"]:
+            e = Evaluation(**values)
+            cells = [result["label"], e.precision, str(result["seed"])]
+            for method in (GREEDY, HLG):
+                s = e.stats(method)
+                cells += [f"{100 * s.rate:.2f}", f"{s.ins}/{s.dels}/{s.sub}"]
+            lines.append([*cells, f"{e.file_bytes / 1e6:.3f}", f"{e.ratio:.1f}"])
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def main() -> None:
+    parser = make_parser(__doc__)
+    parser.add_argument("command", choices=("train", "evaluate", "table"))
+    parser.add_argument("--exp-root", type=Path, default=RECIPE / "exp/rows")
+    parser.add_argument("--only", help="names of rows, by commas, e.g. float-s1,naive1-s1")
+    args, further = parser.parse_known_args()
+    rows = ROWS
+    if args.only:
+        keys = args.only.split(",")
+        rows = [r for r in ROWS if r.key in keys]
+        if len(rows) != len(keys):
+            raise UserError(f"--only {args.only}: choose of {', '.join(r.key for r in ROWS)}")
+    if args.command == "train":
+        train(rows, args.exp_root, further)
+    elif args.command == "evaluate":
+        evaluate_rows(rows, args.exp_root)
+    else:
+        print(table())
+
+
+if __name__ == "__main__":
+    run_main(main)
