@@ -119,4 +119,5 @@ def _float_bytes(model: PackedModel, reference: PackedModel) -> dict[str, int]:
 def _align(line: list[str], widths: list[int]) -> str:
     """Names to the left, numbers to the right."""
     cells = [cell.ljust(w) if i < 2 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))]
-    return "  ".join(cells).rstrip()
+    text = "  ".join(cells).rstrip()
+    return "".join(c if c.isprintable() else "?" for c in text)  # a file must not drive the terminal

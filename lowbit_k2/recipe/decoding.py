@@ -28,6 +28,7 @@ from lowbit_k2.decode.methods import METHODS, DecodingResources, decode_batch, l
 from lowbit_k2.errors import UserError
 from lowbit_k2.models.subsampling import subsampled_length
 from lowbit_k2.quant import layer_assignment, parse_precision, use_precision
+from lowbit_k2.recipe.exporting import load_packed
 from lowbit_k2.recipe.model_io import LoadedModel, load_trained
 from lowbit_k2.scoring.wer import Result, WerStats, bootstrap_interval, score, write_errs, write_recogs, write_summary
 from lowbit_k2.train.checkpoint import numbered
@@ -122,9 +123,7 @@ def load_model(args: argparse.Namespace) -> tuple[LoadedModel, str]:
     if args.packed is not None:
         if args.precision:
             raise UserError("--precision is fixed in a packed file: leave it out, or decode from --exp-dir")
-        from lowbit_k2.export.load import load_packed_model
-
-        return load_packed_model(args.packed), f"packed-{args.packed.stem}"
+        return load_packed(args.packed), f"packed-{args.packed.stem}"
     loaded = load_trained(args.exp_dir, args.epoch, args.iter, args.avg, args.use_averaged_model)
     label = f"iter-{args.iter}" if args.iter > 0 else f"epoch-{args.epoch or numbered(args.exp_dir, 'epoch')[-1]}"
     averaged = "-use-averaged-model" if args.use_averaged_model else ""

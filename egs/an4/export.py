@@ -1,0 +1,35 @@
+#!/usr/bin/env python3
+"""Pack a trained model of CMU AN4 into one file of a few hundred kB, and print what takes how many bytes.
+
+./export.py --exp-dir exp/cotrain --avg 5 --precision 1
+./export.py --exp-dir exp/cotrain --avg 5 --precision 1.5 --output model.safetensors --float-output float.safetensors
+./export.py --exp-dir exp/cotrain --avg 5 --precision 2 --recalibrate-bn 50     # BatchNorm for this precision
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parents[1]))
+from lowbit_k2.launch import use_project_interpreter  # noqa: E402
+
+use_project_interpreter()
+
+from lowbit_k2.data.manifests import load_cuts  # noqa: E402
+from lowbit_k2.errors import run_main  # noqa: E402
+from lowbit_k2.recipe.exporting import add_export_arguments, run_export  # noqa: E402
+from lowbit_k2.recipe.flags import make_parser  # noqa: E402
+
+
+def main() -> None:
+    parser = make_parser(__doc__)
+    add_export_arguments(parser)
+    parser.set_defaults(exp_dir=HERE / "exp/tiny", manifest_dir=HERE / "data/fbank")
+    args = parser.parse_args()
+    run_export(args, lambda: load_cuts(args.manifest_dir, "an4", "train"))
+
+
+if __name__ == "__main__":
+    run_main(main)

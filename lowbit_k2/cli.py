@@ -1,0 +1,118 @@
+"""The command `lowbit-k2`, also `python -m lowbit_k2.cli`.
+
+lowbit-k2 inspect model.safetensors --float float.safetensors    # what takes how many bytes; needs numpy only
+lowbit-k2 transcribe --packed model.safetensors a.wav b.flac     # FILE<tab>words, by greedy search
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lowbit_k2.errors import UserError, run_main
+from lowbit_k2.packed import PackedModel, read_packed, size_table
+
+MIN_FRAMES = 7  # of 10 ms: fewer give the encoder nothing
+
+
+def get_parser() -> argparse.ArgumentParser:
+    """Flags of all subcommands."""
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(prog="lowbit-k2", description=__doc__, formatter_class=formatter)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    inspect = commands.add_parser("inspect", help="sizes by role and encoding, measured in the file; configuration")
+    inspect.add_argument("file", type=Path, metavar="FILE", help="a packed file of export.py")
+    inspect.add_argument(
+        "--float", type=Path, metavar="FILE", dest="float_file", help="its float32 file, for the ratio"
+    )
+    inspect.add_argument("--json", action="store_true", help="for programs")
+    inspect.set_defaults(run=run_inspect)
+
+    transcribe = commands.add_parser("transcribe", help="audio files to text with a packed model, by greedy search")
+    transcribe.add_argument("--packed", type=Path, required=True, metavar="FILE", help="a packed file of export.py")
+    transcribe.add_argument("--num-threads", type=int, default=0, help="CPU threads; 0 leaves PyTorch's choice")
+    transcribe.add_argument("wav", type=Path, nargs="+", metavar="WAV", help="any format that libsndfile reads")
+    transcribe.set_defaults(run=run_transcribe)
+    return parser
+
+
+def run_inspect(args: argparse.Namespace) -> None:
+    """Print what a packed file holds. Imports neither torch nor lhotse."""
+    model = read_packed(args.file)
+    reference = None if args.float_file is None else read_packed(args.float_file)
+    table = size_table(model, reference)
+    if args.json:
+        description = {name: dict(getattr(model, name)) for name in ("model_config", "features", "extra")}
+        tokens = {"kind": model.tokens_kind, "bytes": len(model.tokens)}
+        value = {"path": str(args.file), **description, "tokens": tokens, "sizes": table.to_dict()}
+        print(json.dumps(value, indent=2))
+        return
+    print("\n".join(describe(args.file, model)))
+    print(table)
+    if table.ratio is not None:
+        print(f"ratio: {table.float_file.total:,} / {table.file.total:,} bytes = {table.ratio:.2f}x")
+
+
+def describe(path: Path, model: PackedModel) -> Iterator[str]:
+    """Lines on everything but sizes."""
+    yield f"{path}: packed model of lowbit_k2, checksum right, {path.stat().st_size:,} bytes"
+    for title, values in (("origin", model.extra), ("model", model.model_config), ("features", model.features)):
+        if values:
+            yield f"{title}: {_spell(values)}"
+    yield f"tokens: {model.tokens_kind or 'none'}, {len(model.tokens):,} bytes uncompressed"
+
+
+def _spell(values: Mapping[str, Any]) -> str:
+    text = ", ".join(f"{name} {value}" for name, value in values.items())
+    return "".join(c if c.isprintable() else "?" for c in text)  # a file must not drive the terminal
+
+
+def run_transcribe(args: argparse.Namespace) -> None:
+    """Print `FILE<tab>words` for each audio file, one by one."""
+    missing = [path for path in args.wav if not path.is_file()]
+    if missing:
+        raise UserError(f"{missing[0]} does not exist, or is no file: give the path of an audio file")
+    import torch
+
+    from lowbit_k2.data.features import FeatureConfig, extract_wav, make_extractor
+    from lowbit_k2.decode.greedy import ctc_greedy_search
+    from lowbit_k2.recipe.exporting import load_packed
+
+    if args.num_threads > 0:
+        torch.set_num_threads(args.num_threads)
+    loaded = load_packed(args.packed)
+    config = FeatureConfig.from_dict(loaded.features)
+    extractor = make_extractor(config)
+    for path in args.wav:
+        features = extract_wav(path, config, extractor)  # (T, F)
+        tokens: list[int] = []
+        if len(features) >= MIN_FRAMES:
+            with torch.no_grad():
+                log_probs, lens = loaded.model(features[None], torch.tensor([len(features)]))
+            [tokens] = ctc_greedy_search(log_probs, lens)
+        print(f"{path}\t{loaded.tokenizer.decode(tokens)}", flush=True)
+
+
+def run(argv: Sequence[str] | None = None) -> None:
+    """Parse and run; a reader that stops reading, such as `head`, is no error."""
+    args = get_parser().parse_args(argv)
+    try:
+        args.run(args)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # what Python would flush at exit has no reader either
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def main() -> None:
+    run_main(run)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,110 @@
+"""Torch model -> packed file, under the precisions that are active in the model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from lowbit_k2.errors import UserError
+from lowbit_k2.packed import PackedModel, PackedTensor, write_packed
+from lowbit_k2.quant import ExportTensor, export_tensors, plain_state_dict, use_precision
+from lowbit_k2.quant.walker import NO_ROLE, quant_config_of
+
+# Precision -> encoding. The grids of 3 and 5 to 7 bits have no encoding of their own yet and take the next wider one.
+ENCODING_OF_BITS = {
+    1: "binary",
+    2: "ternary",
+    3: "int4",
+    4: "int4",
+    5: "int8",
+    6: "int8",
+    7: "int8",
+    8: "int8",
+    16: "float16",
+    32: "float32",
+}
+
+
+class _Config(Protocol):
+    def to_dict(self) -> dict[str, Any]: ...
+
+
+class _Tokenizer(Protocol):
+    kind: str
+
+    def to_bytes(self) -> bytes: ...
+
+
+class Exportable(Protocol):
+    """What packing needs of a model; `recipe.model_io.LoadedModel` is one."""
+
+    model: nn.Module
+    model_config: _Config
+    tokenizer: _Tokenizer
+    features: Mapping[str, Any]
+
+
+def pack_model(loaded: Exportable, path: str | Path, extra: Mapping[str, Any] | None = None) -> None:
+    """Write the packed file of a model under its current assignment; call it within `use_precision`.
+
+    Args:
+      loaded: the model with its configuration, tokenizer and feature settings.
+      path: written atomically.
+      extra: plain data on the origin of the file, for `lowbit-k2 inspect`.
+    Raises:
+      UserError: an alpha is not positive, or a weight is not finite.
+      PackedFileError: the file cannot be written.
+    """
+    packed = PackedModel(
+        tensors=packed_tensors(loaded.model),
+        model_config=loaded.model_config.to_dict(),
+        tokens=loaded.tokenizer.to_bytes(),
+        tokens_kind=loaded.tokenizer.kind,
+        features=dict(loaded.features),
+        extra=dict(extra or {}),
+    )
+    write_packed(path, packed)
+
+
+def export_float(loaded: Exportable, path: str | Path, extra: Mapping[str, Any] | None = None) -> None:
+    """Write the latent float32 weights in the same container: the numerator of the compression ratio.
+
+    For a model trained in few bits the latents are no float model: the file serves as a measure, and `extra` should
+    say so (`{"reference": True}` keeps it from being decoded with).
+    """
+    with use_precision(loaded.model, 32):
+        pack_model(loaded, path, extra)
+
+
+def packed_tensors(model: nn.Module) -> list[PackedTensor]:
+    """All parameters under the current assignment, and the float buffers (BatchNorm's mean and variance) as float32."""
+    tensors = [_pack(tensor) for tensor in export_tensors(model)]
+    names = {tensor.name for tensor in tensors}
+    config = quant_config_of(model)
+    for name, value in plain_state_dict(model).items():
+        if name in names or not value.is_floating_point():  # integers: BatchNorm's counter, of no use in inference
+            continue
+        if not torch.isfinite(value).all():
+            raise UserError(f"{name} holds numbers that are not finite: the training diverged")
+        role = config.role_of(name, value.dim()) or NO_ROLE
+        tensors.append(PackedTensor.from_values(name, role, "float32", to_numpy(value)))
+    return tensors
+
+
+def _pack(tensor: ExportTensor) -> PackedTensor:
+    encoding = ENCODING_OF_BITS[tensor.bits]
+    if tensor.codes is None:
+        return PackedTensor.from_values(tensor.name, tensor.role, encoding, to_numpy(tensor.values))
+    if not (tensor.step > 0).all():  # the statistic is never negative, so this is alpha or an underflow
+        raise UserError(f"{tensor.name}: its step at {tensor.bits} bits is not positive: look at its alpha")
+    codes, step = to_numpy(tensor.codes), to_numpy(tensor.step)
+    return PackedTensor.from_codes(tensor.name, tensor.role, encoding, codes, step, tensor.granularity)
+
+
+def to_numpy(tensor: Tensor):
+    """The numbers of a tensor on any device, as a numpy array."""
+    return tensor.detach().cpu().numpy()
