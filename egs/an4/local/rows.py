@@ -3,7 +3,7 @@
 
 ./local/rows.py train --exp-root exp/rows --use-bf16 true      # all rows, one after the other; call again to go on
 ./local/rows.py train --exp-root exp/rows --only float-s1
-./local/rows.py evaluate --exp-root exp/rows                   # rows that are trained: test set, sizes -> results/*.json
+./local/rows.py evaluate --exp-root exp/rows                   # trained rows: test set, sizes -> results/*.json
 ./local/rows.py table                                          # results/*.json as Markdown
 
 Every row has the same model, epochs, optimiser and augmentation (train.py's defaults); it differs by the flags below.
