@@ -34,10 +34,12 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
     """
     alphas = alpha_parameters(model)
     known = {id(p) for p in alphas}
-    rest = [p for p in model.parameters() if id(p) not in known]
+    rest = [(name, p) for name, p in model.named_parameters() if id(p) not in known]
+    matrices = [p for name, p in rest if p.dim() > 1 and "bias" not in name]  # pos_bias_u is a bias of two dimensions
+    vectors = [p for name, p in rest if p.dim() <= 1 or "bias" in name]
     groups = [
-        {"name": "matrices", "params": [p for p in rest if p.dim() > 1], "weight_decay": weight_decay},
-        {"name": "vectors", "params": [p for p in rest if p.dim() <= 1], "weight_decay": 0.0},
+        {"name": "matrices", "params": matrices, "weight_decay": weight_decay},
+        {"name": "vectors", "params": vectors, "weight_decay": 0.0},
         {"name": "alphas", "params": alphas, "weight_decay": 0.0},
     ]
     return [group for group in groups if group["params"]]

@@ -19,7 +19,8 @@ def test_each_parameter_is_in_one_group_and_alphas_do_not_decay(tmp_path):
     assert {id(p) for p in groups["alphas"]["params"]} == {id(p) for p in alpha_parameters(model)}
     assert groups["matrices"]["weight_decay"] == 0.1
     assert groups["vectors"]["weight_decay"] == groups["alphas"]["weight_decay"] == 0.0
-    assert all(p.dim() <= 1 for p in groups["vectors"]["params"])
+    vectors = {id(p) for p in groups["vectors"]["params"]}
+    assert {id(p) for n, p in model.named_parameters() if "norm" in n or "bias" in n} == vectors
 
 
 def test_noam_peaks_at_the_end_of_the_warm_up():
