@@ -82,7 +82,7 @@ def run_transcribe(args: argparse.Namespace) -> None:
 
     from lowbit_k2.data.features import FeatureConfig, extract_wav, make_extractor
     from lowbit_k2.decode.greedy import ctc_greedy_search
-    from lowbit_k2.recipe.exporting import load_packed
+    from lowbit_k2.recipe.model_io import load_packed
 
     if args.num_threads > 0:
         torch.set_num_threads(args.num_threads)

@@ -27,9 +27,8 @@ from lowbit_k2.decode.lattice import SearchConfig
 from lowbit_k2.decode.methods import METHODS, DecodingResources, decode_batch, load_resources, parse_methods
 from lowbit_k2.errors import UserError
 from lowbit_k2.models.subsampling import subsampled_length
-from lowbit_k2.quant import layer_assignment, parse_precision, use_precision
-from lowbit_k2.recipe.exporting import load_packed
-from lowbit_k2.recipe.model_io import LoadedModel, load_trained
+from lowbit_k2.quant import use_precision
+from lowbit_k2.recipe.model_io import LoadedModel, load_packed, load_trained, precision_assignment
 from lowbit_k2.scoring.wer import Result, WerStats, bootstrap_interval, score, write_errs, write_recogs, write_summary
 from lowbit_k2.train.checkpoint import numbered
 
@@ -142,24 +141,12 @@ def make_recognizers(args: argparse.Namespace) -> list[Recognizer]:
     searches = make_searches(args, loaded, device)
     if loaded.quant_config is None:
         return [Recognizer(loaded, label, None, device, searches)]
-    trained = loaded.quant_config.switched_precisions or (32,)
-    names = args.precision or [str(trained[0])]
-    assignments = [precision_assignment(name, loaded, trained) for name in names]
+    names = args.precision or [str(loaded.trained_precisions[0])]
+    assignments = [precision_assignment(name, loaded) for name in names]
     return [
         Recognizer(loaded, f"{label}-precision-{name.replace(',', '_')}", assignment, device, searches)
         for name, assignment in zip(names, assignments, strict=True)
     ]
-
-
-def precision_assignment(name: str, loaded: LoadedModel, trained: Sequence[int]) -> int | dict[str, int]:
-    """What `--precision NAME` means for this model."""
-    bits = parse_precision(name, loaded.model_config.num_layers)
-    untrained = sorted({bits} - set(trained) if isinstance(bits, int) else set(bits) - set(trained))
-    if untrained:
-        had = ", ".join(str(b) for b in trained)
-        raise UserError(f"--precision {name}: the model was never trained at {untrained[0]} bits, only at {had}")
-    assert loaded.quant_config is not None
-    return bits if isinstance(bits, int) else layer_assignment(loaded.quant_config, bits)
 
 
 def make_searches(

@@ -17,12 +17,11 @@ from lowbit_k2.data.datamodule import AsrDataModule, DataConfig
 from lowbit_k2.data.features import FeatureConfig, read_feature_config
 from lowbit_k2.data.filter import FilterConfig, filter_cuts
 from lowbit_k2.data.flags import str2bool
-from lowbit_k2.data.tokenizer import tokenizer_from_bytes
 from lowbit_k2.errors import UserError
-from lowbit_k2.export import export_float, load_packed_model, pack_model
+from lowbit_k2.export import export_float, pack_model
 from lowbit_k2.packed import SizeTable, read_packed, size_table
-from lowbit_k2.quant import layer_assignment, parse_precision, use_precision
-from lowbit_k2.recipe.model_io import LoadedModel, load_trained
+from lowbit_k2.quant import use_precision
+from lowbit_k2.recipe.model_io import LoadedModel, load_trained, precision_assignment
 from lowbit_k2.train.batchnorm import recalibrate
 from lowbit_k2.train.checkpoint import numbered
 
@@ -30,7 +29,6 @@ if TYPE_CHECKING:
     from lhotse import CutSet
 
 FLOAT = 32
-Assignment = int | dict[str, int]
 
 
 def add_export_arguments(parser: argparse.ArgumentParser) -> None:
@@ -78,7 +76,7 @@ def run_export(args: argparse.Namespace, load_train_cuts: Callable[[], CutSet]) 
     if args.recalibrate_bn < 0:
         raise UserError(f"--recalibrate-bn {args.recalibrate_bn}: give a number of batches, or 0")
     loaded = load_trained(args.exp_dir, args.epoch, args.iter, args.avg, args.use_averaged_model)
-    assignment = choose_precision(loaded, args.precision)
+    assignment = precision_assignment(args.precision, loaded)
     output = args.output or args.exp_dir / f"pretrained-{args.precision.replace(',', '_')}bit.safetensors"
     origin = describe_origin(args, loaded)
     with use_precision(loaded.model, assignment):
@@ -90,21 +88,6 @@ def run_export(args: argparse.Namespace, load_train_cuts: Callable[[], CutSet]) 
     print(f"{output}: {args.precision} bit, from {origin['checkpoint']}")
     print(table)
     return table
-
-
-def choose_precision(loaded: LoadedModel, text: str) -> Assignment:
-    """What `--precision TEXT` means for this model.
-
-    Raises:
-      UserError: not a precision, or one that was never trained (the latent weights alone are no float model).
-    """
-    bits = parse_precision(text, loaded.model_config.num_layers)
-    trained = loaded.quant_config.switched_precisions
-    untrained = [b for b in ([bits] if isinstance(bits, int) else bits) if b not in trained]
-    if untrained:
-        known = ", ".join(str(b) for b in trained)
-        raise UserError(f"--precision {text}: the model was never trained at {untrained[0]} bits, only at {known}")
-    return bits if isinstance(bits, int) else layer_assignment(loaded.quant_config, bits)
 
 
 def describe_origin(args: argparse.Namespace, loaded: LoadedModel) -> dict[str, Any]:
@@ -125,7 +108,10 @@ def calibration_batches(args: argparse.Namespace, loaded: LoadedModel, cuts: Cut
     if read_feature_config(args.manifest_dir).stored() != features.stored():
         raise UserError(f"the features in {args.manifest_dir} are not those that the model was trained on")
     config = DataConfig(
-        manifest_dir=args.manifest_dir, max_duration=args.max_duration, feature_normalize=features.normalize
+        manifest_dir=args.manifest_dir,
+        max_duration=args.max_duration,
+        num_buckets=2,  # mixed lengths in a batch; padding is masked, and a few cuts suffice
+        feature_normalize=features.normalize,
     )
     cuts, report = filter_cuts(cuts, loaded.tokenizer.encode, FilterConfig(features=features))
     logging.info("recalibration: %s", report)
@@ -146,20 +132,3 @@ def measure(
         path = float_output or Path(folder) / "float32.safetensors"
         export_float(loaded, path, extra)
         return size_table(read_packed(output), read_packed(path))
-
-
-def load_packed(path: str | Path) -> LoadedModel:
-    """A packed file as the scripts know models: no quantizers, `quant_config` None.
-
-    Raises:
-      PackedFileError, UserError: the file is missing, damaged, foreign, or does not fit this version.
-    """
-    found = load_packed_model(path)
-    packed = found.packed
-    try:
-        tokenizer = tokenizer_from_bytes(packed.tokens_kind, packed.tokens)
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from None
-    return LoadedModel(
-        found.model, found.model_config, None, tokenizer, dict(packed.features), None, dict(packed.extra)
-    )

@@ -11,8 +11,16 @@ from torch import nn
 
 from lowbit_k2.data.tokenizer import Tokenizer, tokenizer_from_bytes
 from lowbit_k2.errors import UserError
+from lowbit_k2.export import load_packed_model
 from lowbit_k2.models import ConformerConfig, ConformerCtc
-from lowbit_k2.quant import QuantConfig, QuantReport, quantize_model, rederive_scales
+from lowbit_k2.quant import (
+    QuantConfig,
+    QuantReport,
+    layer_assignment,
+    parse_precision,
+    quantize_model,
+    rederive_scales,
+)
 from lowbit_k2.train.checkpoint import load_model_state, select_checkpoint
 
 
@@ -26,7 +34,12 @@ class LoadedModel:
     tokenizer: Tokenizer
     features: dict[str, Any]  # FeatureConfig.to_dict()
     report: QuantReport | None = None
-    meta: dict[str, Any] | None = None  # the checkpoint's
+    meta: dict[str, Any] | None = None  # the checkpoint's, or what the packed file says of its origin
+
+    @property
+    def trained_precisions(self) -> tuple[int, ...]:
+        """Highest first; (32,) for a float model."""
+        return (self.quant_config and self.quant_config.switched_precisions) or (32,)
 
 
 def build_model(model_config: ConformerConfig, quant_config: QuantConfig) -> tuple[ConformerCtc, QuantReport]:
@@ -73,3 +86,36 @@ def load_trained(
     rederive_scales(model)
     model.eval()
     return LoadedModel(model, model_config, quant_config, tokenizer, features, report, meta)
+
+
+def load_packed(path: str | Path) -> LoadedModel:
+    """A packed file as the scripts know models: no quantizers, `quant_config` None.
+
+    Raises:
+      PackedFileError, UserError: the file is missing, damaged, foreign, or does not fit this version.
+    """
+    found = load_packed_model(path)
+    packed = found.packed
+    try:
+        tokenizer = tokenizer_from_bytes(packed.tokens_kind, packed.tokens)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    return LoadedModel(
+        found.model, found.model_config, None, tokenizer, dict(packed.features), None, dict(packed.extra)
+    )
+
+
+def precision_assignment(text: str, loaded: LoadedModel) -> int | dict[str, int]:
+    """What `--precision TEXT` means for this model; the argument of `use_precision`.
+
+    Raises:
+      UserError: not a precision, or one that was never trained (the latent weights alone are no float model).
+    """
+    assert loaded.quant_config is not None, "a packed file has its precision"
+    bits = parse_precision(text, loaded.model_config.num_layers)
+    trained = loaded.trained_precisions
+    untrained = [b for b in ([bits] if isinstance(bits, int) else bits) if b not in trained]
+    if untrained:
+        known = ", ".join(str(b) for b in trained)
+        raise UserError(f"--precision {text}: the model was never trained at {untrained[0]} bits, only at {known}")
+    return bits if isinstance(bits, int) else layer_assignment(loaded.quant_config, bits)
