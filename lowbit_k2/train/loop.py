@@ -105,7 +105,7 @@ class Trainer:
         self.device = next(model.parameters()).device
         self.progress = Progress()
         self.average = RunningAverage(model, config.average_period)
-        self.scaler = torch.cuda.amp.GradScaler(enabled=config.amp == "float16")
+        self.scaler = make_scaler(enabled=config.amp == "float16")
         self.board = Board(exp_dir, config.tensorboard)
 
     # --- one update -------------------------------------------------------------------------------------------
@@ -289,3 +289,10 @@ def newest_checkpoint(exp_dir: Path) -> Path | None:
     if not paths:
         return None
     return max(paths, key=lambda path: load_checkpoint(path).meta["update"])
+
+
+def make_scaler(enabled: bool) -> Any:
+    """Gradient scaler for float16; torch 2 moved it."""
+    if hasattr(torch.amp, "GradScaler"):
+        return torch.amp.GradScaler("cuda", enabled=enabled)
+    return torch.cuda.amp.GradScaler(enabled=enabled)
