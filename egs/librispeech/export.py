@@ -1,0 +1,48 @@
+#!/usr/bin/env python3
+"""Pack a model trained on LibriSpeech, or on the embedded corpus (--mini true), and print what takes how many bytes.
+
+./export.py --exp-dir exp/paper --avg 10 --use-averaged-model true --precision 1
+./export.py --mini true --precision 1.5 --float-output float.safetensors
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parents[1]))
+from lowbit_k2.launch import use_project_interpreter  # noqa: E402
+
+use_project_interpreter()
+
+from lowbit_k2.data.flags import str2bool  # noqa: E402
+from lowbit_k2.data.manifests import load_cuts  # noqa: E402
+from lowbit_k2.errors import run_main  # noqa: E402
+from lowbit_k2.recipe.exporting import add_export_arguments, run_export  # noqa: E402
+from lowbit_k2.recipe.flags import make_parser  # noqa: E402
+
+MINI = {"exp_dir": HERE / "exp-mini/demo", "manifest_dir": HERE / "data-mini/fbank"}
+REAL = {"exp_dir": HERE / "exp/paper", "manifest_dir": HERE / "data/fbank"}
+
+
+def add_corpus_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--mini", type=str2bool, default=False, help="the embedded corpus")
+    parser.add_argument("--train-split", default="train-clean-100", help="where --recalibrate-bn takes its batches")
+
+
+def main() -> None:
+    corpus = argparse.ArgumentParser(add_help=False)
+    add_corpus_arguments(corpus)
+    mini = corpus.parse_known_args()[0].mini  # it decides about the other flags' defaults
+    parser = make_parser(__doc__)
+    add_corpus_arguments(parser)
+    add_export_arguments(parser)
+    parser.set_defaults(**(MINI if mini else REAL))
+    args = parser.parse_args()
+    run_export(args, lambda: load_cuts(args.manifest_dir, "librispeech", args.train_split))
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,185 @@
+"""export.py: from checkpoints to packed files measured on disk, and what is refused."""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from lowbit_k2.data.batch import Batch
+from lowbit_k2.data.features import FeatureConfig
+from lowbit_k2.errors import UserError
+from lowbit_k2.packed import PackedFileError, read_packed
+from lowbit_k2.quant import layer_assignment, use_precision
+from lowbit_k2.quant.walker import quant_config_of
+from lowbit_k2.recipe import exporting
+from lowbit_k2.recipe.exporting import add_export_arguments, run_export
+from lowbit_k2.recipe.model_io import describe_tokenizer, load_packed, load_trained
+from lowbit_k2.train.checkpoint import Checkpoint, save_checkpoint
+from tests.export.toy import CONFIG, Toy, toy_batch, toy_model
+
+FEATURES = FeatureConfig(num_mel_bins=23).to_dict()
+
+
+def save(toy: Toy, path: Path) -> None:
+    meta = {
+        "model": toy.model_config.to_dict(),
+        "quant": quant_config_of(toy.model).to_dict(),
+        "tokenizer": describe_tokenizer(toy.tokenizer),
+        "features": FEATURES,
+    }
+    save_checkpoint(path, Checkpoint(toy.model.state_dict(), meta))
+
+
+@pytest.fixture()
+def exp_dir(tmp_path: Path) -> Path:
+    for epoch in (1, 2):
+        save(toy_model(seed=epoch), tmp_path / f"exp/epoch-{epoch}.pt")
+    return tmp_path / "exp"
+
+
+def flags(exp_dir: Path, *more: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    add_export_arguments(parser)
+    return parser.parse_args(["--exp-dir", str(exp_dir), *more])
+
+
+def no_cuts():
+    raise AssertionError("training cuts are for --recalibrate-bn only")
+
+
+@pytest.mark.parametrize("precision", ["1", "2", "1.5", "2,2,1,1"])
+@torch.no_grad()
+def test_the_file_is_the_averaged_quantized_model(
+    exp_dir: Path, precision: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = run_export(flags(exp_dir, "--precision", precision, "--avg", "2"), no_cuts)
+    path = exp_dir / f"pretrained-{precision.replace(',', '_')}bit.safetensors"
+    assert table.file.total == path.stat().st_size and table.ratio > 2
+    assert f"{table.ratio:.2f}x" in capsys.readouterr().out
+
+    loaded, packed = load_trained(exp_dir, avg=2), load_packed(path)
+    bits = {"1": [1] * 4, "2": [2] * 4, "1.5": [1, 1, 2, 2], "2,2,1,1": [2, 2, 1, 1]}[precision]
+    with use_precision(loaded.model, layer_assignment(loaded.quant_config, bits)):
+        expected, _ = loaded.model(*toy_batch())
+    assert torch.equal(packed.model(*toy_batch())[0], expected)
+    assert packed.quant_config is None and packed.features == FEATURES and packed.model_config == CONFIG
+    assert packed.tokenizer.pieces() == loaded.tokenizer.pieces()
+    assert packed.meta["checkpoint"] == "epoch-2, average of 2" and packed.meta["precision"] == precision
+
+
+def test_output_names_and_the_float_file(exp_dir: Path, tmp_path: Path) -> None:
+    out, reference = tmp_path / "a/model", tmp_path / "b/float"
+    args = flags(exp_dir, "--precision", "1", "--epoch", "1", "--output", str(out), "--float-output", str(reference))
+    table = run_export(args, no_cuts)
+    assert table.ratio == reference.stat().st_size / out.stat().st_size
+    assert sorted(path.name for path in exp_dir.iterdir()) == ["epoch-1.pt", "epoch-2.pt"]
+    assert read_packed(reference).extra["reference"] is True
+    with pytest.raises(UserError, match="latent weights"):
+        load_packed(reference)
+
+
+def test_a_float_model_is_its_own_reference(tmp_path: Path) -> None:
+    save(toy_model("float"), tmp_path / "exp/epoch-1.pt")
+    args = flags(tmp_path / "exp", "--precision", "32", "--float-output", str(tmp_path / "float"))
+    table = run_export(args, no_cuts)
+    assert table.ratio == 1.0
+    load_packed(tmp_path / "float")
+
+
+def test_recalibrated_statistics_are_those_of_the_exported_precision(
+    exp_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    features, lens = toy_batch()
+    batch = Batch(features=features, feature_lens=lens, texts=[""] * 3, ids=list("abc"))
+    monkeypatch.setattr(exporting, "calibration_batches", lambda args, loaded, cuts: [batch] * args.recalibrate_bn)
+    means = {}
+    for precision in ("1", "2"):
+        run_export(flags(exp_dir, "--precision", precision, "--recalibrate-bn", "3"), lambda: None)
+        loaded = load_packed(exp_dir / f"pretrained-{precision}bit.safetensors")
+        assert loaded.meta["recalibrated_batches"] == 3
+        means[precision] = loaded.model.encoder.layers[0].conv.norm.running_mean
+    assert not torch.equal(means["1"], means["2"])
+
+
+def test_recalibration_reads_training_cuts(exp_dir: Path, tmp_path: Path) -> None:
+    cuts = make_cuts(tmp_path / "feats")
+    args = flags(exp_dir, "--precision", "1", "--recalibrate-bn", "2", "--max-duration", "3")
+    args.manifest_dir = tmp_path / "feats"
+    run_export(args, lambda: cuts)
+    loaded = load_packed(exp_dir / "pretrained-1bit.safetensors")
+    assert loaded.meta["recalibrated_batches"] == 2
+    args.manifest_dir = tmp_path
+    with pytest.raises(UserError, match="not those that the model was trained on"):
+        run_export(args, lambda: cuts)
+
+
+def make_cuts(folder: Path):
+    """Six cuts of a second with random stored features, and their settings beside them."""
+    from lhotse import CutSet, MonoCut, NumpyFilesWriter, Recording, SupervisionSegment
+
+    from lowbit_k2.data.features import write_feature_config
+
+    write_feature_config(folder, FeatureConfig.from_dict(FEATURES))
+    cuts = []
+    with NumpyFilesWriter(folder / "storage") as writer:
+        for i in range(6):
+            recording = Recording(f"r{i}", [], 16000, 16000, 1.0)
+            text = SupervisionSegment(f"s{i}", f"r{i}", 0.0, 1.0, text="word b")
+            cut = MonoCut(f"c{i}", 0.0, 1.0, 0, recording=recording, supervisions=[text])
+            matrix = torch.randn(100, 23, generator=torch.Generator().manual_seed(i)).numpy()
+            cuts.append(with_features(cut, matrix, writer))
+    return CutSet.from_cuts(cuts)
+
+
+def with_features(cut, matrix, writer):
+    """Attach stored features to a cut, as compute_fbank does."""
+    from lhotse import Features
+
+    key = writer.write(cut.id, matrix)
+    cut.features = Features(
+        type="fbank", num_frames=len(matrix), num_features=matrix.shape[1], frame_shift=0.01, sampling_rate=16000,
+        start=0.0, duration=1.0, storage_type=writer.name, storage_path=str(writer.storage_path), storage_key=key,
+        recording_id=cut.recording.id, channels=0,
+    )  # fmt: skip
+    return cut
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--precision", "4"], "never trained at 4 bits, only at 2, 1"),
+        (["--precision", "32"], "never trained at 32 bits"),
+        (["--precision", "1,2"], "names 2 layers, the model has 4"),
+        (["--precision", "low"], "'low'"),
+        (["--precision", "1", "--epoch", "9"], "epoch-9.pt"),
+        (["--precision", "1", "--avg", "3"], "--avg 3"),
+        (["--precision", "1", "--recalibrate-bn", "-1"], "--recalibrate-bn -1"),
+    ],
+)
+def test_refusals(exp_dir: Path, more: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        run_export(flags(exp_dir, *more), no_cuts)
+    assert "\n" not in str(caught.value)
+    assert sorted(path.name for path in exp_dir.iterdir()) == ["epoch-1.pt", "epoch-2.pt"]
+
+
+def test_nothing_half_written_where_the_output_cannot_be(exp_dir: Path, tmp_path: Path) -> None:
+    (tmp_path / "taken").mkdir()
+    with pytest.raises(PackedFileError, match="taken cannot be written"):
+        run_export(flags(exp_dir, "--precision", "1", "--output", str(tmp_path / "taken")), no_cuts)
+    assert not list((tmp_path / "taken").iterdir()) and not list(tmp_path.glob(".tmp*"))
+
+
+def test_the_script_of_an4_runs_from_anywhere(repo_root: Path, exp_dir: Path, tmp_path: Path) -> None:
+    script = repo_root / "egs/an4/export.py"
+    command = [sys.executable, str(script), "--exp-dir", str(exp_dir), "--precision"]
+    done = subprocess.run([*command, "1"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "encoder_linear" in done.stdout and (exp_dir / "pretrained-1bit.safetensors").is_file()
+    done = subprocess.run([*command, "5"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and done.stderr.startswith("error: --precision 5") and done.stderr.count("\n") == 1

@@ -1,0 +1,161 @@
+"""The command lowbit-k2: what it prints, what it refuses, what it imports."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from lowbit_k2.cli import run
+from lowbit_k2.packed import PackedFileError, PackedTensor, write_packed
+from tests.packed.samples import sample_model
+
+
+@pytest.fixture()
+def files(tmp_path: Path) -> tuple[Path, Path]:
+    """A packed file and its float32 version."""
+    model = sample_model()
+    floats = [PackedTensor.from_values(t.name, t.role, "float32", t.dequantize()) for t in model.tensors]
+    write_packed(tmp_path / "packed", model)
+    write_packed(tmp_path / "float", replace(model, tensors=floats))
+    return tmp_path / "packed", tmp_path / "float"
+
+
+def cli(*arguments: object, **options) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "lowbit_k2.cli", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, **options)
+
+
+def test_inspect_prints_all_bytes_of_the_file(files: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    run(["inspect", str(files[0])])
+    lines = capsys.readouterr().out.splitlines()
+    sizes = [int(line.split()[-2].replace(",", "")) for line in lines if line.endswith("%")]
+    total = files[0].stat().st_size
+    assert sum(sizes[:-1]) == sizes[-1] == total and f"{total:,} bytes" in lines[0]
+    text = "\n".join(lines)
+    for word in (
+        "encoder_linear",
+        "ternary",
+        "(tokens)",
+        "(index)",
+        "(header)",
+        "d_model 16",
+        "type fbank",
+        "precision 1",
+    ):
+        assert word in text
+    assert "ratio" not in text
+
+
+def test_inspect_gives_the_ratio_of_two_files(files: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    run(["inspect", str(files[0]), "--float", str(files[1])])
+    small, large = (path.stat().st_size for path in files)
+    expected = f"ratio: {large:,} / {small:,} bytes = {large / small:.2f}x"
+    assert capsys.readouterr().out.splitlines()[-1] == expected
+
+
+def test_inspect_for_programs(files: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    run(["inspect", str(files[0]), "--float", str(files[1]), "--json"])
+    value = json.loads(capsys.readouterr().out)
+    sizes = value["sizes"]
+    assert value["model_config"] == sample_model().model_config and value["tokens"]["kind"] == "sentencepiece"
+    parts = sum(row["num_bytes"] for row in sizes["tensors"]) + sum(
+        sizes["file"][p] for p in ("header", "index", "tokens")
+    )
+    assert parts == sizes["file"]["total"] == files[0].stat().st_size
+    assert sizes["ratio"] == files[1].stat().st_size / files[0].stat().st_size
+
+
+def test_inspect_needs_numpy_only(files: tuple[Path, Path], repo_root: Path) -> None:
+    code = (
+        "import sys; from lowbit_k2.cli import run; run(['inspect', sys.argv[1]]);"
+        "print(*{name.split('.')[0] for name in sys.modules}, file=sys.stderr)"
+    )
+    command = [sys.executable, "-c", code, str(files[0])]
+    done = subprocess.run(command, cwd=repo_root, capture_output=True, text=True, check=True)
+    assert not set(done.stderr.split()) & {"torch", "k2", "lhotse", "sentencepiece", "tqdm", "soundfile"}
+
+
+def test_one_line_for_a_damaged_file(files: tuple[Path, Path], repo_root: Path) -> None:
+    content = bytearray(files[0].read_bytes())
+    content[-1] ^= 1
+    files[0].write_bytes(content)
+    done = cli("inspect", files[0], cwd=repo_root)
+    assert done.returncode == 1 and not done.stdout
+    assert done.stderr.startswith(f"error: {files[0]} is altered or damaged") and done.stderr.count("\n") == 1
+    with pytest.raises(PackedFileError, match="does not exist"):
+        run(["inspect", str(files[0].with_name("missing"))])
+
+
+def test_a_reader_that_stops_is_no_error(files: tuple[Path, Path], repo_root: Path) -> None:
+    command = [sys.executable, "-m", "lowbit_k2.cli", "inspect", str(files[0])]
+    process = subprocess.Popen(command, cwd=repo_root, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.close()
+    assert process.stderr.read() == b"" and process.wait() == 0
+    process.stderr.close()
+
+
+@pytest.mark.parametrize("arguments", [[], ["melt"], ["inspect"], ["transcribe", "a.wav"], ["inspect", "a", "--xml"]])
+def test_wrong_flags_are_argparse_errors(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        run(arguments)
+    assert caught.value.code == 2 and "usage: lowbit-k2" in capsys.readouterr().err
+
+
+def test_a_file_cannot_drive_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = sample_model()
+    tensors = [replace(tensor, role="bad\x1b[31m\n") for tensor in model.tensors]
+    write_packed(tmp_path / "a", replace(model, tensors=tensors, extra={"note": "\x1b]0;title\x07"}))
+    run(["inspect", str(tmp_path / "a")])
+    assert not set(capsys.readouterr().out) & {"\x1b", "\x07"}
+
+
+@pytest.fixture(scope="module")
+def toy_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from lowbit_k2.data.features import FeatureConfig
+    from lowbit_k2.export import pack_model
+    from tests.export.toy import toy_model
+
+    toy = toy_model()
+    toy.features = FeatureConfig(num_mel_bins=23).to_dict()
+    path = tmp_path_factory.mktemp("toy") / "toy.safetensors"
+    pack_model(toy, path)
+    return path
+
+
+def write_wav(path: Path, seconds: float, sampling_rate: int = 16000) -> Path:
+    import numpy as np
+    import soundfile
+
+    samples = 0.1 * np.random.default_rng(0).normal(size=round(seconds * sampling_rate))
+    soundfile.write(str(path), samples.astype(np.float32), sampling_rate)
+    return path
+
+
+def test_transcribe(toy_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import torch
+
+    from lowbit_k2.data.features import FeatureConfig, extract_wav
+    from lowbit_k2.decode.greedy import ctc_greedy_search
+    from lowbit_k2.recipe.model_io import load_packed
+
+    long, short = write_wav(tmp_path / "long.wav", 1.3, 22050), write_wav(tmp_path / "short.wav", 0.05)
+    run(["transcribe", "--packed", str(toy_file), str(long), str(short)])
+    loaded = load_packed(toy_file)
+    features = extract_wav(long, FeatureConfig.from_dict(loaded.features))
+    with torch.no_grad():
+        [ids] = ctc_greedy_search(*loaded.model(features[None], torch.tensor([len(features)])))
+    expected = loaded.tokenizer.decode(ids)
+    assert expected, "a random model that says nothing tests nothing: choose another seed"
+    assert capsys.readouterr().out.splitlines() == [f"{long}\t{expected}", f"{short}\t"]
+
+
+def test_transcribe_refuses_what_is_no_audio(toy_file: Path, tmp_path: Path, repo_root: Path) -> None:
+    (tmp_path / "a.wav").write_text("no audio")
+    for path, reason in ((tmp_path / "a.wav", "cannot be read as audio"), (tmp_path / "b.wav", "does not exist")):
+        done = cli("transcribe", "--packed", toy_file, path, cwd=repo_root)
+        assert done.returncode == 1 and reason in done.stderr and done.stderr.count("\n") == 1
