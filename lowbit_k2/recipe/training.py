@@ -77,7 +77,9 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     quant.add_argument("--lambda1", type=float, default=CoTrainingConfig.lambda1, help="weight of the other losses")
     quant.add_argument("--lambda2", type=float, default=CoTrainingConfig.lambda2, help="weight of the KL terms")
     quant.add_argument("--sp-schedule", default="log", choices=("log", "linear", "constant"))
-    quant.add_argument("--alpha-grad", default="chain", choices=("chain", "authors"))
+    for name, (choices, text) in QUANT_FLAGS.items():
+        flag = "--" + name.replace("_", "-")
+        quant.add_argument(flag, choices=choices, default=choices[0], help=text)
 
     optim = parser.add_argument_group("optimiser")
     optim.add_argument("--lr-factor", type=float, default=OptimConfig.lr_factor, help="Noam's factor")
@@ -86,6 +88,13 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     optim.add_argument("--clip-grad-norm", type=float, default=OptimConfig.clip_grad_norm)
 
 
+QUANT_FLAGS = {  # options of QuantConfig.preset; the first choice is the default
+    "scale": (("2std-clipped", "absmean", "lsq", "running-absmax"), "statistic of the switched tensors"),
+    "granularity": (("tensor", "channel", "block64"), "weights that share a step, in the switched tensors"),
+    "alpha_grad": (("chain", "authors"), "gradient of alpha: with the factor s, or as the authors' code has it"),
+    "weight_grad": (("identity", "clipped"), "gradient of the latent weights: straight through, or LSQ's mask"),
+    "alpha_grad_scale": (("none", "lsq"), "LSQ's gradient scale on the alphas"),
+}
 MODEL_FLAGS = {
     "d_model": int,
     "num_layers": int,
