@@ -3,8 +3,8 @@
 
 ./decode.py --exp-dir exp/paper --avg 5 --use-averaged-model true --precision 2 1 --decoding-method 1best
 ./decode.py --mini true --precision 1 --decoding-method ctc-greedy-search,1best
-./decode.py --mini true --packed exp-mini/demo/1bit.packed
-./decode.py --packed exp/paper/1bit.packed --wav speech.flac
+./decode.py --mini true --packed exp-mini/demo/pretrained-1bit.safetensors
+./decode.py --packed exp/paper/pretrained-1bit.safetensors --wav speech.flac
 """
 
 from __future__ import annotations

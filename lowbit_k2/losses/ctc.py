@@ -11,18 +11,14 @@ from torch import Tensor
 BLANK = 0
 
 
-def required_frames(tokens: Sequence[int]) -> int:
-    """Fewest encoder frames that can spell `tokens`: one each, and a blank between equal neighbours."""
-    return len(tokens) + sum(a == b for a, b in zip(tokens, tokens[1:], strict=False))
-
-
 def ctc_loss(log_probs: Tensor, lens: Tensor, targets: Sequence[Sequence[int]]) -> Tensor:
     """Negative log-likelihood of the targets, summed over the batch (nats).
 
     Args:
       log_probs: (N, T, V) float32, normalised over V; token 0 is the blank.
       lens: (N,) valid frames; frames behind them do not count.
-      targets: N token sequences, not empty, each with `required_frames(...) <= lens[n]`.
+      targets: N token sequences, not empty, each with no more `required_frames` (data/filter.py)
+        than lens[n].
     """
     target_lens = torch.tensor([len(t) for t in targets])
     flat = torch.tensor([token for t in targets for token in t], device=log_probs.device)

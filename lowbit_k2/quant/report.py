@@ -10,7 +10,7 @@ import torch
 
 from lowbit_k2.quant.projection import FLOAT_BITS, HALF_BITS, group_shape
 
-WEIGHTS_PER_BYTE = {1: 8, 2: 5, 4: 2}  # on disk; ternary is base 3. Other low precisions take a byte per weight
+WEIGHTS_PER_BYTE = {1: 8, 2: 5, 3: 2, 4: 2}  # on disk; ternary is base 3. 5 to 8 bits take a byte per weight
 STEP_BYTES = 4
 
 

@@ -5,6 +5,10 @@
   python -m lowbit_k2.recipe.compute_fbank --corpus musan --splits "music speech noise" --window 10 \
     --manifest-dir data/manifests --output-dir data/fbank
 
+Your own data, a Kaldi data directory or any lhotse cuts (docs/own-data.md):
+  python -m lowbit_k2.recipe.compute_fbank --corpus mine --splits train --kaldi-dir kaldi/train \
+    --output-dir data/fbank --normalize-text upper --transcript data/transcript_train.txt
+
 Reads `<corpus>_recordings_<split>.jsonl.gz` and `<corpus>_supervisions_<split>.jsonl.gz` (or
 `<corpus>_cuts_<split>.jsonl.gz`) and writes `<corpus>_cuts_<split>.jsonl.gz` with the features beside it. Training
 splits (`train*`) are written in a shuffled order, with copies at 0.9 and 1.1 of the speed if wanted. A split whose
@@ -23,8 +27,11 @@ from typing import TYPE_CHECKING
 import torch
 
 from lowbit_k2.data.features import FeatureConfig, check_feature_config, make_extractor, write_feature_config
+from lowbit_k2.data.filter import cut_text
 from lowbit_k2.data.flags import add_feature_arguments, str2bool
+from lowbit_k2.data.kaldi_dir import read_kaldi_dir
 from lowbit_k2.data.manifests import cuts_path, read_cuts
+from lowbit_k2.data.text import NORMALIZERS, normalizer
 from lowbit_k2.errors import UserError, run_main
 from lowbit_k2.fileio import atomic_write
 
@@ -58,6 +65,28 @@ def read_split(manifest_dir: Path, corpus: str, split: str) -> CutSet:
     except Exception as error:  # lhotse has no class of its own for damaged manifests
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{recordings} cannot be read ({reason}): remove it and make it again") from None
+
+
+def read_own(args: argparse.Namespace, split: str) -> CutSet:
+    """The cuts that the flags name: a Kaldi data directory, a cut manifest, or the manifest folder's."""
+    if args.kaldi_dir is not None:
+        return read_kaldi_dir(args.kaldi_dir)
+    if args.cuts is not None:
+        return read_cuts(args.cuts)
+    return read_split(args.manifest_dir, args.corpus, split)
+
+
+def with_normalized_texts(cuts: CutSet, name: str) -> CutSet:
+    """The same cuts, their transcripts normalised."""
+    normalize = normalizer(name)
+    return cuts.map_supervisions(lambda supervision: supervision.transform_text(normalize)).to_eager()
+
+
+def write_transcript(cuts: CutSet, path: Path) -> None:
+    """Texts that are not empty, one utterance a line: for train_bpe, prepare_lang and make_lm."""
+    texts = [text for text in map(cut_text, cuts) if text]
+    with atomic_write(path) as temporary:
+        temporary.write_text("".join(f"{text}\n" for text in texts), encoding="utf-8")
 
 
 def prepare_cuts(cuts: CutSet, split: str, config: FeatureConfig, perturb_speed: bool, window: float) -> CutSet:
@@ -152,6 +181,11 @@ def compute_fbank(args: argparse.Namespace) -> None:
     splits = args.splits.split()
     if not splits:
         raise UserError("--splits names no split")
+    sources = [source for source in (args.manifest_dir, args.kaldi_dir, args.cuts) if source is not None]
+    if len(sources) != 1:
+        raise UserError("give one of --manifest-dir, --kaldi-dir and --cuts: they say where the speech comes from")
+    if len(splits) > 1 and (args.manifest_dir is None or args.transcript is not None):
+        raise UserError("--kaldi-dir, --cuts and --transcript go with one split: call the command once for each")
     output_dir = args.output_dir.resolve()  # manifests name features by full paths: usable from any folder
     check_feature_config(output_dir, config)
     for split in splits:
@@ -159,7 +193,9 @@ def compute_fbank(args: argparse.Namespace) -> None:
         if target.is_file():
             logging.info("%s is there already: skipped", target)
             continue
-        cuts = read_split(args.manifest_dir, args.corpus, split)
+        cuts = with_normalized_texts(read_own(args, split), args.normalize_text)
+        if args.transcript is not None:
+            write_transcript(cuts, args.transcript)
         cuts = prepare_cuts(cuts, split, config, args.perturb_speed, args.window)
         cuts = compute_split(cuts, f"{args.corpus}_{split}", output_dir, config, args.num_jobs, args.device)
         write_feature_config(output_dir, config)
@@ -172,12 +208,16 @@ def compute_fbank(args: argparse.Namespace) -> None:
 def get_parser() -> argparse.ArgumentParser:
     """Flags of this stage."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--manifest-dir", type=Path, required=True, help="recordings and supervisions")
+    parser.add_argument("--manifest-dir", type=Path, help="lhotse's recordings and supervisions, or cuts")
+    parser.add_argument("--kaldi-dir", type=Path, help="instead: a Kaldi data directory (wav.scp, text, segments)")
+    parser.add_argument("--cuts", type=Path, help="instead: a lhotse cut manifest")
     parser.add_argument("--output-dir", type=Path, required=True, help="features and cut manifests go here")
     parser.add_argument("--corpus", required=True, help="first part of the manifests' names")
     parser.add_argument("--splits", required=True, help="splits, separated by spaces")
     parser.add_argument("--perturb-speed", type=str2bool, default=False, help="add training speech at 0.9 and 1.1")
     parser.add_argument("--window", type=float, default=0.0, help="cut recordings into windows of so many seconds")
+    parser.add_argument("--normalize-text", choices=NORMALIZERS, default="none", help="case, and no punctuation")
+    parser.add_argument("--transcript", type=Path, help="also write the texts to this file, one utterance a line")
     parser.add_argument("--num-jobs", type=int, default=1, help="processes at a time")
     parser.add_argument("--device", default="cpu", help="for kaldifeat: cpu or cuda")
     add_feature_arguments(parser)

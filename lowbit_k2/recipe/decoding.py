@@ -28,7 +28,13 @@ from lowbit_k2.decode.methods import METHODS, DecodingResources, decode_batch, l
 from lowbit_k2.errors import UserError
 from lowbit_k2.models.subsampling import subsampled_length
 from lowbit_k2.quant import use_precision
-from lowbit_k2.recipe.model_io import LoadedModel, load_packed, load_trained, precision_assignment
+from lowbit_k2.recipe.model_io import (
+    LoadedModel,
+    add_checkpoint_arguments,
+    load_packed,
+    load_trained,
+    precision_assignment,
+)
 from lowbit_k2.scoring.wer import Result, WerStats, bootstrap_interval, score, write_errs, write_recogs, write_summary
 from lowbit_k2.train.checkpoint import numbered
 
@@ -42,11 +48,7 @@ Key = tuple[str, str, str, str]  # test set, method, setting of the method, mode
 def add_decoding_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of decode.py; names as icefall's where it has them."""
     model = parser.add_argument_group("model")
-    model.add_argument("--exp-dir", type=Path, default=Path("exp"), help="folder of train.py; results go there, too")
-    model.add_argument("--epoch", type=int, default=0, help="epoch-N.pt; 0: the newest")
-    model.add_argument("--iter", type=int, default=0, help="if positive, checkpoint-N.pt instead of an epoch")
-    model.add_argument("--avg", type=int, default=1, help="how many checkpoints to average")
-    model.add_argument("--use-averaged-model", type=str2bool, default=False, help="average over all updates between")
+    add_checkpoint_arguments(model)
     model.add_argument("--packed", type=Path, help="a file of export.py instead of checkpoints")
     model.add_argument(
         "--precision",

@@ -16,12 +16,11 @@ from lowbit_k2 import __version__
 from lowbit_k2.data.datamodule import AsrDataModule, DataConfig
 from lowbit_k2.data.features import FeatureConfig, read_feature_config
 from lowbit_k2.data.filter import FilterConfig, filter_cuts
-from lowbit_k2.data.flags import str2bool
 from lowbit_k2.errors import UserError
 from lowbit_k2.export import export_float, pack_model
 from lowbit_k2.packed import SizeTable, read_packed, size_table
 from lowbit_k2.quant import use_precision
-from lowbit_k2.recipe.model_io import LoadedModel, load_trained, precision_assignment
+from lowbit_k2.recipe.model_io import LoadedModel, add_checkpoint_arguments, load_trained, precision_assignment
 from lowbit_k2.train.batchnorm import recalibrate
 from lowbit_k2.train.checkpoint import numbered
 
@@ -34,11 +33,7 @@ FLOAT = 32
 def add_export_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of export.py; names as icefall's where it has them."""
     model = parser.add_argument_group("model")
-    model.add_argument("--exp-dir", type=Path, default=Path("exp"), help="the folder that train.py wrote")
-    model.add_argument("--epoch", type=int, default=0, help="epoch-N.pt; 0: the newest")
-    model.add_argument("--iter", type=int, default=0, help="if positive, checkpoint-N.pt instead of an epoch")
-    model.add_argument("--avg", type=int, default=1, help="how many checkpoints to average")
-    model.add_argument("--use-averaged-model", type=str2bool, default=False, help="average over all updates between")
+    add_checkpoint_arguments(model)
     model.add_argument("--precision", required=True, help="1, 2, 1.5, 1.5r, 32, or one per layer as 1,1,2,2")
 
     out = parser.add_argument_group("output")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import base64
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+from lowbit_k2.data.flags import str2bool
 from lowbit_k2.data.tokenizer import Tokenizer, tokenizer_from_bytes
 from lowbit_k2.errors import UserError
 from lowbit_k2.export import load_packed_model
@@ -40,6 +42,15 @@ class LoadedModel:
     def trained_precisions(self) -> tuple[int, ...]:
         """Highest first; (32,) for a float model."""
         return (self.quant_config and self.quant_config.switched_precisions) or (32,)
+
+
+def add_checkpoint_arguments(group: argparse._ArgumentGroup) -> None:
+    """Which checkpoints decode.py and export.py take."""
+    group.add_argument("--exp-dir", type=Path, default=Path("exp"), help="the folder that train.py wrote")
+    group.add_argument("--epoch", type=int, default=0, help="epoch-N.pt; 0: the newest")
+    group.add_argument("--iter", type=int, default=0, help="if positive, checkpoint-N.pt instead of an epoch")
+    group.add_argument("--avg", type=int, default=1, help="how many checkpoints to average")
+    group.add_argument("--use-averaged-model", type=str2bool, default=False, help="average over all updates between")
 
 
 def build_model(model_config: ConformerConfig, quant_config: QuantConfig) -> tuple[ConformerCtc, QuantReport]:

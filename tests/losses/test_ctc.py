@@ -8,7 +8,8 @@ import math
 import pytest
 import torch
 
-from lowbit_k2.losses.ctc import ctc_loss, required_frames
+from lowbit_k2.data.filter import required_frames
+from lowbit_k2.losses.ctc import ctc_loss
 
 
 def collapse(path):
