@@ -56,12 +56,11 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         raise UserError(f"{path} is damaged or no checkpoint ({type(error).__name__})") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise UserError(f"{path} is no checkpoint of this version of lowbit_k2 (expected '{FORMAT}')")
-    return Checkpoint(
-        model=content["model"],
-        meta=json.loads(content["meta"]),
-        optimizer=content["optimizer"],
-        model_avg=content["model_avg"],
-    )
+    try:
+        sections = {name: dict(content[name]) for name in ("model", "optimizer", "model_avg")}
+        return Checkpoint(meta=dict(json.loads(content["meta"])), **sections)
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path} is damaged ({type(error).__name__}: {error}): use another checkpoint") from None
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> Tensors:
@@ -135,7 +134,7 @@ def average_checkpoints(paths: Sequence[Path]) -> Checkpoint:
     """The plain mean of the `model` sections of several checkpoints, with the last one's meta."""
     checkpoints = [load_checkpoint(path) for path in paths]
     states = [c.model for c in checkpoints]
-    check_same_names(states, paths)
+    check_same_tensors(states, paths)
     mean = average_states(states, [1 / len(states)] * len(states))
     return Checkpoint(model=mean, meta=checkpoints[-1].meta)
 
@@ -143,7 +142,7 @@ def average_checkpoints(paths: Sequence[Path]) -> Checkpoint:
 def average_between(start: Path, end: Path) -> Checkpoint:
     """The mean over all updates after `start` up to `end`, from their running means."""
     first, last = load_checkpoint(start), load_checkpoint(end)
-    check_same_names([first.model_avg, last.model_avg], [start, end])
+    check_same_tensors([first.model_avg, last.model_avg], [start, end])
     period = last.meta["average_period"]
     n_first, n_last = (c.meta["update"] // period * period for c in (first, last))
     if n_last <= n_first:
@@ -152,9 +151,15 @@ def average_between(start: Path, end: Path) -> Checkpoint:
     return Checkpoint(model=average_states([first.model_avg, last.model_avg], weights), meta=last.meta)
 
 
-def check_same_names(states: Sequence[Tensors], paths: Sequence[Path]) -> None:
-    for state, path in zip(states[1:], paths[1:], strict=True):
-        if state.keys() != states[0].keys():
+def check_same_tensors(states: Sequence[Tensors], paths: Sequence[Path]) -> None:
+    """Names and shapes agree.
+
+    Raises:
+      UserError: the checkpoints come from different models.
+    """
+    shapes = [{name: tensor.shape for name, tensor in state.items()} for state in states]
+    for shape, path in zip(shapes[1:], paths[1:], strict=True):
+        if shape != shapes[0]:
             raise UserError(f"{path} holds other tensors than {paths[0]}: they come from different models")
 
 
@@ -163,7 +168,7 @@ def select_checkpoint(exp_dir: Path, epoch: int, iteration: int, avg: int, use_a
 
     `--iter N` takes `checkpoint-N.pt` and the avg-1 checkpoints before it; otherwise `epoch-E.pt` and the avg-1
     epochs before it. `--use-averaged-model` gives the mean over all updates of that stretch instead of the mean of
-    its ends; `--avg 0` with it takes the mean since the start. `--epoch 0` is the newest one.
+    its ends; when the stretch goes back to the first one, the mean since the start. `--epoch 0` is the newest one.
     """
     if not exp_dir.is_dir():
         raise UserError(f"--exp-dir {exp_dir} does not exist")
