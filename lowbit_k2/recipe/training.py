@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from lhotse import CutSet
-from torch import nn
 
 from lowbit_k2.data.augment import make_spec_augment
 from lowbit_k2.data.datamodule import AsrDataModule, DataConfig, add_data_arguments
@@ -25,7 +24,7 @@ from lowbit_k2.quant import QuantConfig
 from lowbit_k2.recipe.flags import make_parser
 from lowbit_k2.recipe.model_io import build_model, describe_tokenizer
 from lowbit_k2.train.loop import LoopConfig, Trainer, newest_checkpoint
-from lowbit_k2.train.metrics import set_up_log
+from lowbit_k2.train.metrics import log_to_file, log_to_screen
 from lowbit_k2.train.optim import OptimConfig, make_optimizer
 
 QUANT_PRESETS = ("float", "paper", "lossless16", "all-low")
@@ -179,73 +178,85 @@ def describe_run(
     }
 
 
-def make_trainer(
-    model: nn.Module, quant: QuantConfig, co_training: CoTrainingConfig, args: argparse.Namespace, **parts: Any
-) -> Trainer:
-    """Objective, optimiser and loop around the model; `parts` are Trainer's encode, augment and meta."""
-    optim = optim_config(args)
-    return Trainer(
-        model=model,
-        objective=CoTraining(co_training, quant, model.config.num_layers, args.seed),
-        optimizer=make_optimizer(model, optim),
-        optim_config=optim,
-        config=loop_config(args),
-        exp_dir=args.exp_dir,
-        **parts,
-    )
+def find_start(args: argparse.Namespace) -> Path | None:
+    """The checkpoint that the flags say to continue from, None for a new run; never writes over an older run.
 
-
-def start_or_resume(trainer: Trainer, args: argparse.Namespace) -> None:
-    """Find the checkpoint that the flags ask for; never write over an older run."""
+    Raises:
+      UserError: that checkpoint is missing, or a new run is asked for where there is one already.
+    """
+    if args.exp_dir.exists() and not args.exp_dir.is_dir():
+        raise UserError(f"--exp-dir {args.exp_dir} is a file: give a folder, which is made where it is missing")
+    if args.start_batch > 0 or args.start_epoch > 1:
+        name = f"checkpoint-{args.start_batch}" if args.start_batch > 0 else f"epoch-{args.start_epoch - 1}"
+        if not (args.exp_dir / f"{name}.pt").is_file():
+            raise UserError(f"{args.exp_dir / name}.pt does not exist: see what {args.exp_dir} holds")
+        return args.exp_dir / f"{name}.pt"
     newest = newest_checkpoint(args.exp_dir)
-    if args.start_batch > 0:
-        trainer.resume(args.exp_dir / f"checkpoint-{args.start_batch}.pt")
-    elif args.start_epoch > 1:
-        trainer.resume(args.exp_dir / f"epoch-{args.start_epoch - 1}.pt")
-    elif args.resume and newest is not None:
-        trainer.resume(newest)
-    elif newest is not None:
+    if newest is not None and not args.resume:
         raise UserError(f"{newest} is there already: use --resume true to continue it, or another --exp-dir")
-    if trainer.progress.epoch > args.num_epochs:
-        logging.info("nothing to do: %d epochs are finished", trainer.progress.epoch - 1)
+    return newest
+
+
+def usable_cuts(
+    args: argparse.Namespace, data: AsrDataModule, tokenizer: Tokenizer, train_cuts: CutSet, valid_cuts: CutSet
+) -> tuple[CutSet, CutSet]:
+    """Both sets without the cuts that cannot be used; logs how many these are."""
+    config = FilterConfig(features=data.features, load=None if args.on_the_fly_feats else data.load)
+    train_cuts, counts = filter_cuts(train_cuts, tokenizer.encode, config)
+    logging.info("training: %s", counts)
+    valid_cuts, counts = filter_cuts(valid_cuts, tokenizer.encode, config)
+    logging.info("validation: %s", counts)
+    return train_cuts, valid_cuts
 
 
 def run_training(args: argparse.Namespace, train_cuts: CutSet, valid_cuts: CutSet) -> None:
     """What every train.py does once its corpus is known: filter, build, train epoch by epoch.
 
+    Flags and data are looked at before anything is written.
+
     Args:
       args: flags of `add_training_arguments` and `add_data_arguments`.
       train_cuts: with features or, for --on-the-fly-feats, with recordings.
       valid_cuts: for the validation loss of each epoch.
+
+    Raises:
+      UserError: flags that contradict each other, missing files, unusable data, another run in the same folder.
     """
-    device = set_up_device(args)
-    set_up_log(args.exp_dir)
-    tokenizer = load_tokenizer(args.lang_dir)
-    co_training = co_training_config(args)
+    log_to_screen()
+    start = find_start(args)
+    loop, optim, co_training = loop_config(args), optim_config(args), co_training_config(args)
     quant = quant_config(args, co_training)
+    device = set_up_device(args)
+    tokenizer = load_tokenizer(args.lang_dir)
     data = AsrDataModule(DataConfig.from_args(args))
     conformer = model_config(args, tokenizer.vocab_size, data.features.num_mel_bins)
     model, report = build_model(conformer, quant)
     logging.info("\n%s", report)
-
-    usable = FilterConfig(features=data.features, load=None if args.on_the_fly_feats else data.load)
-    train_cuts, counts = filter_cuts(train_cuts, tokenizer.encode, usable)
-    logging.info("training: %s", counts)
-    valid_cuts, counts = filter_cuts(valid_cuts, tokenizer.encode, usable)
-    logging.info("validation: %s", counts)
-
+    train_cuts, valid_cuts = usable_cuts(args, data, tokenizer, train_cuts, valid_cuts)
     spec_augment = data.config.spec_augment
-    trainer = make_trainer(
-        model.to(device),
-        quant,
-        co_training,
-        args,
+    model = model.to(device)
+    trainer = Trainer(
+        model=model,
+        objective=CoTraining(co_training, quant, conformer.num_layers, args.seed),
+        optimizer=make_optimizer(model, optim),
+        optim_config=optim,
+        config=loop,
         encode=tokenizer.encode,
         augment=make_spec_augment(spec_augment) if spec_augment else None,
+        exp_dir=args.exp_dir,
         meta=describe_run(conformer, quant, co_training, tokenizer, data.features, args),
     )
-    start_or_resume(trainer, args)
-    for epoch in range(trainer.progress.epoch, args.num_epochs + 1):
+    if start is not None:
+        trainer.resume(start)
+    log_to_file(args.exp_dir)
+    train_epochs(trainer, data, train_cuts, valid_cuts)
+
+
+def train_epochs(trainer: Trainer, data: AsrDataModule, train_cuts: CutSet, valid_cuts: CutSet) -> None:
+    """The epochs that are still to come."""
+    if trainer.progress.epoch > trainer.config.num_epochs:
+        logging.info("nothing to do: %d epochs are finished", trainer.progress.epoch - 1)
+    for epoch in range(trainer.progress.epoch, trainer.config.num_epochs + 1):
         batches = data.train_batches(train_cuts, epoch, skip=trainer.progress.batch)
         means = trainer.train_epoch(batches, total=data.num_train_batches(train_cuts, epoch))
         trainer.finish_epoch(means, trainer.validate(data.valid_batches(valid_cuts)))

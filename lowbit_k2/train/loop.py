@@ -270,10 +270,10 @@ class Trainer:
         """Continue from a checkpoint of the same configuration.
 
         Raises:
-          UserError: the checkpoint was written with another model or quantization.
+          UserError: the checkpoint was written with another model, quantization, units or features.
         """
         checkpoint = load_checkpoint(path)
-        for name in ("model", "quant", "co_training"):
+        for name in ("model", "quant", "co_training", "tokenizer", "features"):
             if checkpoint.meta.get(name) != self.meta.get(name):
                 raise UserError(f"{path} was trained with another {name} configuration than the flags describe")
         load_model_state(self.model, checkpoint.model, path)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import time
+from logging.handlers import MemoryHandler
 from pathlib import Path
 
 from torch.utils.tensorboard import SummaryWriter
 
 FRAMES = "frames"
+FORMAT = "%(asctime)s %(levelname)s %(message)s"
 
 
 class FrameMeans:
@@ -34,31 +36,39 @@ def describe(metrics: dict[str, float]) -> str:
     return " ".join(f"{name}={value:.4g}" for name, value in metrics.items() if name != FRAMES)
 
 
-def set_up_log(exp_dir: Path, name: str = "train") -> None:
-    """Log to the screen and to `<exp-dir>/log/log-<name>-<date>`, as icefall does."""
+def log_to_screen() -> None:
+    """Log to the screen, and keep the lines for `log_to_file`: until the input is known to be good, no file is made."""
+    early = MemoryHandler(capacity=10_000, flushLevel=logging.CRITICAL + 1)
+    logging.basicConfig(level=logging.INFO, format=FORMAT, handlers=[logging.StreamHandler(), early], force=True)
+
+
+def log_to_file(exp_dir: Path, name: str = "train") -> None:
+    """From now on log to `<exp-dir>/log/log-<name>-<date>`, too, as icefall does, after the lines that came before."""
     folder = exp_dir / "log"
     folder.mkdir(parents=True, exist_ok=True)
-    logging.basicConfig(
-        level=logging.INFO,
-        format="%(asctime)s %(levelname)s %(message)s",
-        handlers=[
-            logging.StreamHandler(),
-            logging.FileHandler(folder / f"log-{name}-{time.strftime('%Y-%m-%d-%H-%M-%S')}"),
-        ],
-        force=True,
-    )
+    file = logging.FileHandler(folder / f"log-{name}-{time.strftime('%Y-%m-%d-%H-%M-%S')}")
+    file.setFormatter(logging.Formatter(FORMAT))
+    root = logging.getLogger()
+    for handler in [h for h in root.handlers if isinstance(h, MemoryHandler)]:
+        handler.setTarget(file)
+        handler.close()  # hands over what it holds
+        root.removeHandler(handler)
+    root.addHandler(file)
 
 
 class Board:
-    """TensorBoard under `<exp-dir>/tensorboard`, or nothing when it is switched off."""
+    """TensorBoard under `<exp-dir>/tensorboard`, made at the first curve, or nothing when it is switched off."""
 
     def __init__(self, exp_dir: Path, enabled: bool) -> None:
-        self.writer = SummaryWriter(str(exp_dir / "tensorboard")) if enabled else None
+        self.folder = exp_dir / "tensorboard" if enabled else None
+        self.writer: SummaryWriter | None = None
 
     def write(self, prefix: str, metrics: dict[str, float], update: int) -> None:
         """One curve `<prefix><name>` per metric, e.g. `train/current_loss_1`."""
-        if self.writer is None:
+        if self.folder is None:
             return
+        if self.writer is None:
+            self.writer = SummaryWriter(str(self.folder))
         for name, value in metrics.items():
             self.writer.add_scalar(prefix + name, value, update)
 
