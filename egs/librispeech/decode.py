@@ -27,7 +27,7 @@ from lowbit_k2.recipe.flags import make_parser  # noqa: E402
 
 MINI = {
     "exp_dir": HERE / "exp-mini/demo",
-    "lang_dir": HERE / "data-mini/lang_bpe_100",
+    "lang_dir": HERE / "data-mini/lang_char",
     "manifest_dir": HERE / "data-mini/fbank",
     "test_sets": "test-clean",
 }

@@ -6,7 +6,7 @@ set -eou pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/../../lowbit_k2/recipe/prepare_lib.sh"
 
 option exp_dir exp-mini/demo "the trained model goes here"
-option num_epochs 12 "passes over the corpus"
+option num_epochs 10 "passes over the corpus"
 option hours 1.0 "hours of speech to make"
 parse_options "$@"
 cd "$(dirname "${BASH_SOURCE[0]}")"

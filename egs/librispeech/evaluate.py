@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument("--decoding-method", default="ctc-greedy-search,1best")
     args = parser.parse_args()
     data = HERE / ("data-mini" if args.mini else "data")
-    lang_dir = data / ("lang_bpe_100" if args.mini else "lang_bpe_500")
+    lang_dir = data / ("lang_char" if args.mini else "lang_bpe_500")
     evaluations = evaluate(
         args.exp_dir,
         args.precisions,

@@ -25,7 +25,8 @@ option musan_dir "" "an existing MUSAN folder, used instead of a download"
 option download_dir "" "where corpora are downloaded or made (download, download-mini)"
 option data_dir "" "where all that is prepared goes (data, data-mini)"
 option perturb_speed true "add copies of the training speech at 0.9 and 1.1 of the speed"
-option vocab_size "" "pieces of the BPE (500, with --mini 100)"
+option model_type "" "units: bpe or char (bpe, with --mini char)"
+option vocab_size 500 "pieces of the BPE"
 option lm_source "" "3-gram: openslr11 (download) or transcripts (of the training parts; with --mini)"
 option nj 2 "processes at a time"
 parse_options "$@"
@@ -41,19 +42,19 @@ fi
 # What depends on the corpus, unless a flag says otherwise.
 if [ "$mini" = true ]; then
   wanted_parts="train-clean-100 dev-clean test-clean"
-  suffix=-mini default_musan=false default_vocab_size=100 default_lm_source=transcripts
+  suffix=-mini default_musan=false default_model_type=char default_lm_source=transcripts
 elif [ "$mini_libri" = true ]; then
   wanted_parts="train-clean-5 dev-clean-2"
-  suffix="" default_musan=true default_vocab_size=500 default_lm_source=openslr11
+  suffix="" default_musan=true default_model_type=bpe default_lm_source=openslr11
 else
   wanted_parts="train-clean-100 dev-clean dev-other test-clean test-other"
   if [ "$full_libri" = true ]; then
     wanted_parts="$wanted_parts train-clean-360 train-other-500"
   fi
-  suffix="" default_musan=true default_vocab_size=500 default_lm_source=openslr11
+  suffix="" default_musan=true default_model_type=bpe default_lm_source=openslr11
 fi
 use_musan=${use_musan:-$default_musan}
-vocab_size=${vocab_size:-$default_vocab_size}
+model_type=${model_type:-$default_model_type}
 lm_source=${lm_source:-$default_lm_source}
 download_dir=$(absolute "${download_dir:-$PWD/download$suffix}")
 data_dir=$(absolute "${data_dir:-$PWD/data$suffix}")
@@ -63,11 +64,15 @@ musan_dir=$(absolute "${musan_dir:-$download_dir/musan}")
 
 [[ $use_musan =~ ^(true|false)$ ]] || usage_error "--use-musan takes true or false, not '$use_musan'"
 [[ $lm_source =~ ^(openslr11|transcripts)$ ]] || usage_error "--lm-source takes openslr11 or transcripts, not '$lm_source'"
+[[ $model_type =~ ^(bpe|char)$ ]] || usage_error "--model-type takes bpe or char, not '$model_type'"
 [[ $vocab_size =~ ^[0-9]+$ ]] || usage_error "--vocab-size takes a whole number, not '$vocab_size'"
 
 manifest_dir=$data_dir/manifests
 fbank_dir=$data_dir/fbank
-lang_dir=$data_dir/lang_bpe_$vocab_size
+lang_dir=$data_dir/lang_char
+if [ "$model_type" = bpe ]; then
+  lang_dir=$data_dir/lang_bpe_$vocab_size
+fi
 if [ "$lm_source" = openslr11 ]; then
   lm_dir=$download_dir/lm
   arpa=$lm_dir/3-gram.pruned.1e-7.arpa
@@ -173,14 +178,15 @@ if [ $stage -le 4 ] && [ $stop_stage -ge 4 ]; then
 fi
 
 if [ $stage -le 5 ] && [ $stop_stage -ge 5 ]; then
-  log "Stage 5: transcripts and a BPE of $vocab_size pieces"
+  log "Stage 5: transcripts and units: $(basename "$lang_dir")"
   find_parts
   if needed "$data_dir/.transcript.done" "parts=$train_parts" again; then
     $python local/write_transcript.py --manifest-dir "$manifest_dir" --parts "$train_parts" --output "$transcript"
     finish "$data_dir/.transcript.done" "parts=$train_parts"
   fi
   if needed "$lang_dir/.bpe.done" "parts=$train_parts"; then
-    $python -m lowbit_k2.recipe.train_bpe --lang-dir "$lang_dir" --transcript "$transcript" --vocab-size "$vocab_size"
+    $python -m lowbit_k2.recipe.train_bpe --lang-dir "$lang_dir" --transcript "$transcript" \
+      --model-type "$model_type" --vocab-size "$vocab_size"
     finish "$lang_dir/.bpe.done" "parts=$train_parts"
   fi
 fi

@@ -26,14 +26,15 @@ from lowbit_k2.recipe.training import run_training, training_parser  # noqa: E40
 
 DEMO = {  # the embedded corpus: an hour of synthetic speech
     "exp_dir": HERE / "exp-mini/demo",
-    "lang_dir": HERE / "data-mini/lang_bpe_100",
+    "lang_dir": HERE / "data-mini/lang_char",
     "manifest_dir": HERE / "data-mini/fbank",
     "model": "demo",
-    "max_duration": 60.0,
+    "max_duration": 20.0,
     "cache_features": True,
-    "num_epochs": 8,
-    "lr_factor": 0.6,
-    "warm_step": 200,
+    "num_epochs": 10,
+    "lr_factor": 0.7,
+    "warm_step": 300,
+    "dropout": 0.05,
 }
 REAL = {
     "exp_dir": HERE / "exp/paper",
