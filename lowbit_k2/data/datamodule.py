@@ -108,7 +108,7 @@ class AsrDataModule:
         self.world_size, self.rank = world_size, rank
         self._extractor = make_extractor(self.features) if config.on_the_fly_feats else None
         self._noises: list[Cut] | None = None
-        self._cache: dict[str, Tensor] = {}
+        self._cache: dict[tuple[str, str, float, float], Tensor] = {}
 
     # --- what the scripts call --------------------------------------------------------------------------------
 
@@ -136,12 +136,14 @@ class AsrDataModule:
 
     def load(self, cut: Cut) -> Tensor:
         """Normalised features of one cut, from the cache where it is on. (T, F)"""
-        found = self._cache.get(cut.id)
-        if found is None:
-            found = load_features(cut, self.features, self._extractor)
-            if self.config.cache_features:
-                self._cache[cut.id] = found
-        return found
+        if not self.config.cache_features:
+            return load_features(cut, self.features, self._extractor)
+        # The id alone could stand for other features in another manifest.
+        stored = cut.features.storage_path if cut.has_features and hasattr(cut, "features") else ""
+        key = (cut.id, stored, cut.start, cut.duration)
+        if key not in self._cache:
+            self._cache[key] = load_features(cut, self.features, self._extractor)
+        return self._cache[key]
 
     # --- samplers ---------------------------------------------------------------------------------------------
 
