@@ -30,11 +30,14 @@ def main() -> None:
         lang_dir=HERE / "data/lang_char",
         manifest_dir=HERE / "data/fbank",
         model="tiny",
-        max_duration=40.0,
+        dropout=0.05,
+        max_duration=30.0,
         cache_features=True,
+        spec_aug_max_freq_width=18,
+        spec_aug_max_time_fraction=0.15,
         num_epochs=25,
-        lr_factor=0.62,
-        warm_step=300,
+        lr_factor=1.0,
+        warm_step=400,
     )
     args = parser.parse_args()
     train_cuts = load_cuts(args.manifest_dir, "an4", "train")
