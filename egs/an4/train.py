@@ -35,7 +35,7 @@ def main() -> None:
         cache_features=True,
         spec_aug_max_freq_width=18,
         spec_aug_max_time_fraction=0.15,
-        num_epochs=25,
+        num_epochs=20,
         lr_factor=1.0,
         warm_step=400,
     )

@@ -31,7 +31,7 @@ from lowbit_k2.recipe.flags import make_parser  # noqa: E402
 from lowbit_k2.train.checkpoint import load_checkpoint, numbered  # noqa: E402
 
 RESULTS = RECIPE / "results"
-EPOCHS, AVERAGED = 25, 5
+EPOCHS, AVERAGED = 20, 5
 LM_SCALE = 0.5  # chosen on dev with the float model
 CO_TRAINED = ("2", "1.5", "1")
 
