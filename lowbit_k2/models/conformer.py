@@ -34,9 +34,13 @@ class ConformerConfig:
     conv_norm: str = "batch"  # "batch" (the papers') or "layer"
 
     def __post_init__(self) -> None:
-        for name in ("num_features", "vocab_size", "d_model", "num_layers", "num_heads", "ffn_dim"):
+        sizes = ("num_features", "vocab_size", "d_model", "num_layers", "num_heads", "ffn_dim", "conv_kernel")
+        for name in (*sizes, "subsampling_channels"):
             if getattr(self, name) < 1:
                 raise UserError(f"model config: {name} must be positive, got {getattr(self, name)}")
+        for name in ("dropout", "ffn_dropout", "attention_dropout"):
+            if not 0 <= getattr(self, name) <= 0.9:
+                raise UserError(f"model config: {name} must be between 0 and 0.9, got {getattr(self, name)}")
         if self.d_model % (2 * self.num_heads):
             raise UserError(
                 f"model config: d_model {self.d_model} must be a multiple of 2 x num_heads {self.num_heads}"

@@ -66,6 +66,8 @@ class LoopConfig:
         ):
             if getattr(self, name) < 1:
                 raise UserError(f"--{name.replace('_', '-')} must be at least 1")
+        if not 0 <= self.seed < 2**31:
+            raise UserError(f"--seed {self.seed}: give a number from 0 to {2**31 - 1}")
         if self.amp not in ("float32", "bfloat16", "float16"):
             raise UserError(f"unknown arithmetic '{self.amp}'")
         if self.amp == "float16" and not torch.cuda.is_available():

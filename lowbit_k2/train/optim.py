@@ -23,8 +23,11 @@ class OptimConfig:
     clip_grad_norm: float = 5.0  # for the weights, and separately for the alphas
 
     def __post_init__(self) -> None:
-        if self.warm_step < 1 or self.lr_factor <= 0 or self.clip_grad_norm <= 0:
-            raise UserError("--lr-factor, --warm-step and --clip-grad-norm must be positive")
+        for name in ("lr_factor", "warm_step", "clip_grad_norm"):
+            if not 0 < getattr(self, name) < float("inf"):  # nan, too, compares false
+                raise UserError(f"--{name.replace('_', '-')} must be positive, not {getattr(self, name)}")
+        if not 0 <= self.weight_decay < float("inf"):
+            raise UserError(f"--weight-decay must not be negative, it is {self.weight_decay}")
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
