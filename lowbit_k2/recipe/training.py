@@ -130,7 +130,11 @@ def quant_config(args: argparse.Namespace, co_training: CoTrainingConfig) -> Qua
         return QuantConfig.preset("float")
     if args.quant_config == "float":
         raise UserError(f"--quant-config float has no tensors for --precisions {args.precisions}: use 32")
-    return QuantConfig.preset(args.quant_config, precisions=co_training.trained_precisions, alpha_grad=args.alpha_grad)
+    options = {name: getattr(args, name) for name in QUANT_FLAGS}
+    try:
+        return QuantConfig.preset(args.quant_config, precisions=co_training.trained_precisions, **options)
+    except UserError as error:
+        raise UserError(f"--precisions {args.precisions}: {error}") from None
 
 
 def loop_config(args: argparse.Namespace) -> LoopConfig:
@@ -257,7 +261,9 @@ def train_epochs(trainer: Trainer, data: AsrDataModule, train_cuts: CutSet, vali
     if trainer.progress.epoch > trainer.config.num_epochs:
         logging.info("nothing to do: %d epochs are finished", trainer.progress.epoch - 1)
     for epoch in range(trainer.progress.epoch, trainer.config.num_epochs + 1):
-        batches = data.train_batches(train_cuts, epoch, skip=trainer.progress.batch)
-        means = trainer.train_epoch(batches, total=data.num_train_batches(train_cuts, epoch))
+        total = data.num_train_batches(train_cuts, epoch)
+        if total == 0:
+            raise UserError("the training set gives no batch: use --drop-last false, or fewer --num-buckets")
+        means = trainer.train_epoch(data.train_batches(train_cuts, epoch, skip=trainer.progress.batch), total)
         trainer.finish_epoch(means, trainer.validate(data.valid_batches(valid_cuts)))
     trainer.board.close()
