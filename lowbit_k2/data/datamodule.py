@@ -148,23 +148,24 @@ class AsrDataModule:
     # --- samplers ---------------------------------------------------------------------------------------------
 
     def train_sampler(self, cuts: CutSet, epoch: int) -> CutSampler:
-        """A fresh bucketing sampler for one epoch."""
-        from lhotse.dataset import DynamicBucketingSampler
+        """A fresh bucketing sampler for one epoch; corpora with fewer cuts than buckets get fewer buckets."""
+        from lhotse.dataset import DynamicBucketingSampler, SimpleCutSampler
 
+        options = {
+            "max_duration": self.config.max_duration,
+            "shuffle": True,
+            "drop_last": self.config.drop_last,
+            "seed": epoch_seed(self.config.seed, epoch),
+            "world_size": self.world_size,
+            "rank": self.rank,
+        }
+        num_buckets = sum(1 for _ in islice(cuts, self.config.num_buckets))
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*eagerly read CutSet.*")
-            return DynamicBucketingSampler(
-                cuts,
-                max_duration=self.config.max_duration,
-                num_buckets=self.config.num_buckets,
-                shuffle=True,
-                drop_last=self.config.drop_last,
-                seed=epoch_seed(self.config.seed, epoch),
-                # Without it lhotse (1.31 to 1.33 at least) ends the epoch at the first bucket that is empty.
-                sync_buckets=True,
-                world_size=self.world_size,
-                rank=self.rank,
-            )
+            if num_buckets < 2:
+                return SimpleCutSampler(cuts, **options)
+            # Without sync_buckets lhotse (1.31 to 1.33 at least) ends the epoch at the first bucket that is empty.
+            return DynamicBucketingSampler(cuts, num_buckets=num_buckets, sync_buckets=True, **options)
 
     def test_sampler(self, cuts: CutSet) -> CutSampler:
         """Cuts by falling duration, so that batches hold little padding; a lazy set stays in its own order."""
