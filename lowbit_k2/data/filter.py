@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -97,6 +98,10 @@ def reason_to_drop(cut: Cut, encode: Encode, config: FilterConfig) -> str | None
     return None
 
 
+def _is_usable(cut: Cut, encode: Encode, config: FilterConfig) -> bool:
+    return reason_to_drop(cut, encode, config) is None
+
+
 def filter_cuts(cuts: CutSet, encode: Encode, config: FilterConfig | None = None) -> tuple[CutSet, FilterReport]:
     """Drop the cuts that training cannot use.
 
@@ -127,7 +132,7 @@ def filter_cuts(cuts: CutSet, encode: Encode, config: FilterConfig | None = None
     if report.num_dropped > config.max_dropped * total:
         raise UserError(f"too many cuts cannot be used: {report}; check the transcripts, the units and the features")
     if cuts.is_lazy:
-        return cuts.filter(lambda cut: reason_to_drop(cut, encode, config) is None), report
+        return cuts.filter(partial(_is_usable, encode=encode, config=config)), report
     from lhotse import CutSet
 
     return CutSet.from_cuts(kept), report
