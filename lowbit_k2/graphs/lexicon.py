@@ -148,8 +148,3 @@ def lexicon_fsa(
     arcs = sorted([*arcs, (0, final, -1, -1, 0.0)], key=lambda arc: arc[0])
     text = "\n".join(f"{a} {b} {label} {aux} {score}" for a, b, label, aux, score in arcs)
     return k2.arc_sort(k2.Fsa.from_str(f"{text}\n{final}", acceptor=False))
-
-
-def disambig_ids(symbols: Mapping[str, int]) -> list[int]:
-    """Ids of `#0, #1, ...` in a symbol table, ascending."""
-    return sorted(i for s, i in symbols.items() if re.fullmatch(r"#\d+", s))
