@@ -107,7 +107,7 @@ class RunningAverage:
         for name, value in model.state_dict().items():
             mean = self.mean[name]
             if mean.is_floating_point():
-                mean.mul_(1 - weight).add_(value.double(), alpha=weight)
+                mean.mul_(1 - weight).add_(value.to(mean), alpha=weight)  # a resumed mean is on the CPU
             else:
                 mean.copy_(value)
 
