@@ -11,6 +11,7 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
+from lowbit_k2.errors import UserError
 from lowbit_k2.models.masking import MaskedBatchNorm
 
 
@@ -25,7 +26,10 @@ def recalibrate(model: nn.Module, batches: Iterable) -> int:
       batches: `Batch`es with features and feature_lens, not augmented.
 
     Returns:
-      The number of batches used; 0 leaves a model without BatchNorm as it is.
+      The number of batches used; 0 where the model has no BatchNorm.
+
+    Raises:
+      UserError: there is no batch to take the statistics from.
     """
     norms = [m for m in model.modules() if isinstance(m, MaskedBatchNorm)]
     if not norms:
@@ -44,4 +48,6 @@ def recalibrate(model: nn.Module, batches: Iterable) -> int:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
             norm.eval()
+    if count == 0:
+        raise UserError("BatchNorm cannot be recalibrated: the training cuts give no batch")
     return count

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
+from lowbit_k2.errors import UserError
 from lowbit_k2.models.masking import MaskedBatchNorm, valid_frames
 from lowbit_k2.models.subsampling import subsampled_length
 from lowbit_k2.quant import use_precision
@@ -36,3 +38,9 @@ def test_precisions_get_different_statistics(tmp_path):
             recalibrate(model, toy_batches(1))
         means.append(model.encoder.layers[1].conv.norm.running_mean.clone())
     assert not torch.allclose(means[0], means[1])
+
+
+def test_no_batch_is_an_error(tmp_path):
+    model = toy_trainer(tmp_path).model.eval()
+    with use_precision(model, 1), pytest.raises(UserError, match="no batch"):
+        recalibrate(model, [])
