@@ -33,7 +33,7 @@ from lowbit_k2.train.checkpoint import load_checkpoint, numbered  # noqa: E402
 RESULTS = RECIPE / "results"
 EPOCHS, AVERAGED = 20, 5
 LM_SCALE = 0.5  # chosen on dev with the float model
-CO_TRAINED = ("2", "1.5", "1")
+CO_TRAINED = ("2", "1.5", "1.5r", "1")
 
 
 @dataclass(frozen=True)
@@ -109,21 +109,20 @@ def evaluate_rows(rows: list[Row], exp_root: Path) -> None:
 
 
 def table() -> str:
-    """All results in the order of ROWS."""
-    head = ["system", "bits", "seed", "WER greedy", "ins/del/sub", "WER HLG", "ins/del/sub", "MB", "ratio"]
+    """All results in the order of ROWS; the last column is seconds per update over those of the float rows."""
+    head = ["system", "bits", "seed", "WER greedy", "ins/del/sub", "WER HLG", "ins/del/sub", "MB", "ratio", "time"]
     lines = [head, ["---"] * len(head)]
-    for r in ROWS:
-        path = RESULTS / f"{r.key}.json"
-        if not path.is_file():
-            continue
-        result = read_json(path)
+    results = [read_json(path) for r in ROWS if (path := RESULTS / f"{r.key}.json").is_file()]
+    reference = [result["seconds_per_update"] for result in results if result["row"] == "float"]
+    for result in results:
+        time_ratio = f"{result['seconds_per_update'] * len(reference) / sum(reference):.2f}" if reference else "-"
         for values in result["evaluations"]:
             e = Evaluation(**values)
             cells = [result["label"], e.precision, str(result["seed"])]
             for method in (GREEDY, HLG):
                 s = e.stats(method)
                 cells += [f"{100 * s.rate:.2f}", f"{s.ins}/{s.dels}/{s.sub}"]
-            lines.append([*cells, f"{e.file_bytes / 1e6:.3f}", f"{e.ratio:.1f}"])
+            lines.append([*cells, f"{e.file_bytes / 1e6:.3f}", f"{e.ratio:.1f}", time_ratio])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
