@@ -17,7 +17,6 @@ from types import ModuleType
 
 import numpy as np
 import pytest
-import soundfile
 
 from lowbit_k2.errors import UserError
 
@@ -48,35 +47,6 @@ def one_line(result: subprocess.CompletedProcess[str], status: int = 1) -> str:
 def files_of(folder: Path) -> dict[str, tuple[int, int]]:
     """Size and time of change of every file."""
     return {str(p): (p.stat().st_size, p.stat().st_mtime_ns) for p in folder.rglob("*") if p.is_file()}
-
-
-@pytest.fixture(scope="module")
-def musan_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """MUSAN's layout with one short file of noise in each part."""
-    root = tmp_path_factory.mktemp("musan") / "musan"
-    rng = np.random.default_rng(0)
-    for part in ("music", "speech", "noise"):
-        folder = root / part / "made-here"
-        folder.mkdir(parents=True)
-        samples = 0.1 * rng.standard_normal(16000 * 25)
-        soundfile.write(folder / f"{part}-made-here-0000.wav", samples, 16000)
-    (root / "music" / "made-here" / "ANNOTATIONS").write_text("music-made-here-0000 none N nobody\n")
-    return root
-
-
-@pytest.fixture(scope="module")
-def prepared(
-    data_dir: Path, musan_dir: Path, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Path, list[str | Path]]:
-    """All stages that need no download, on real speech: the data folder and the flags that made it."""
-    path = tmp_path_factory.mktemp("real") / "data"
-    flags = ["--librispeech-dir", data_dir / "LibriSpeech", "--musan-dir", musan_dir, "--data-dir", path]
-    flags += ["--full-libri", "false", "--lm-source", "transcripts", "--vocab-size", "80", "--perturb-speed", "false"]
-    flags += ["--nj", "1"]
-    result = prepare(*flags)
-    assert result.returncode == 0, result.stderr
-    assert "does not hold dev-other test-clean: left out" in result.stderr
-    return path, flags
 
 
 def test_stages_make_features_and_units(prepared: tuple[Path, list[str | Path]]):

@@ -1,0 +1,214 @@
+"""The AN4 recipe from audio to a packed recogniser, by its own scripts, on a few utterances of real speech."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from lowbit_k2.data.datamodule import AsrDataModule, DataConfig
+from lowbit_k2.data.manifests import load_cuts
+from lowbit_k2.k2_compat import has_k2
+from lowbit_k2.quant import use_precision
+from lowbit_k2.recipe.model_io import load_packed, load_trained, precision_assignment
+from lowbit_k2.recipe.training import run_training, training_parser
+from lowbit_k2.train.checkpoint import load_checkpoint
+from tests.egs.scripts import AN4, Flag, call, files_of, spawn
+
+GREEDY = "ctc-greedy-search"
+METHODS = f"{GREEDY},ctc-decoding,1best" if has_k2() else GREEDY
+PRECISIONS = ("2", "1.5", "1")
+
+
+def same_checkpoint(first: Path, second: Path) -> None:
+    """Every tensor is equal to the last bit, and so are the counters."""
+    a, b = load_checkpoint(first), load_checkpoint(second)
+    for section in ("model", "optimizer", "model_avg"):
+        left, right = getattr(a, section), getattr(b, section)
+        assert left.keys() == right.keys() and left
+        assert [name for name in left if not torch.equal(left[name], right[name])] == [], section
+    counters = [{k: v for k, v in c.meta["progress"].items() if k != "seconds"} for c in (a, b)]
+    assert counters[0] == counters[1] and counters[0]["update"] > 2
+
+
+def decode(data: Path, exp: Path, *flags: Flag) -> str:
+    """decode.py's screen."""
+    where = ["--exp-dir", exp, "--manifest-dir", data / "fbank", "--lang-dir", data / "lang_char"]
+    return call(AN4 / "decode.py", *where, "--quiet", "--num-threads", 1, *flags).good().out
+
+
+def hypotheses(recogs: Path) -> dict[str, list[str]]:
+    """Words by utterance."""
+    found = re.findall(r"^(\S+):\s+hyp=(\[.*\])$", recogs.read_text(), flags=re.MULTILINE)
+    return {name: json.loads(words.replace("'", '"')) for name, words in found}
+
+
+# --- preparation ----------------------------------------------------------------------------------------------
+
+
+def test_preparation_splits_speakers_and_makes_units(an4_data: Path, an4_flags: list[Flag]) -> None:
+    speakers = {}
+    for split, count in (("train", 3 * 24), ("dev", 4), ("test", 6)):
+        cuts = load_cuts(an4_data / "fbank", "an4", split)
+        assert len(cuts) == count and all(cut.has_features for cut in cuts)
+        speakers[split] = {cut.supervisions[0].speaker for cut in cuts}
+    assert [len(speakers[split]) for split in ("train", "dev", "test")] == [6, 1, 3]
+    assert not speakers["train"] & speakers["dev"] and not speakers["test"] & (speakers["train"] | speakers["dev"])
+    for lang in ("lang_char", "lang_phone", "lang_bpe_60"):
+        assert (an4_data / lang / "tokens.txt").read_text().startswith("<blk> 0\n")
+        words = {line.split()[0] for line in (an4_data / lang / "words.txt").read_text().splitlines()}
+        assert {"RUBOUT", "ELEVEN"} <= words  # a training word, and one of the dictionary only
+    assert "ngram 3=" in (an4_data / "lm/3gram.arpa").read_text()
+
+    before = files_of(an4_data)
+    again = spawn(AN4 / "prepare.sh", *an4_flags).good()
+    assert files_of(an4_data) == before and again.out.count("Skipped") >= 7
+
+
+@pytest.mark.k2
+def test_preparation_makes_graphs(an4_data: Path) -> None:
+    from lowbit_k2.graphs.fsa_io import load_fsa
+
+    for lang in ("lang_char", "lang_phone", "lang_bpe_60"):
+        assert load_fsa(an4_data / lang / "HLG.pt").num_arcs > 1000
+
+
+# --- training -------------------------------------------------------------------------------------------------
+
+
+def test_training_leaves_checkpoints_a_log_and_curves(an4_exp: Path, an4_data: Path) -> None:
+    names = {path.name for path in an4_exp.iterdir()}
+    assert {"epoch-1.pt", "epoch-2.pt", "best-valid-loss.pt", "checkpoint-3.pt", "log", "tensorboard"} <= names
+    [log] = (an4_exp / "log").iterdir()
+    text = log.read_text()
+    assert "encoder_linear" in text and "training: all 72 cuts kept" in text
+    losses = [float(loss) for loss in re.findall(r"updates: loss=(\S+)", text)]
+    assert len(losses) == 2 and losses[1] < losses[0]
+    meta = load_checkpoint(an4_exp / "epoch-2.pt").meta
+    assert meta["flags"]["lang_dir"] == str(an4_data / "lang_char")
+    assert meta["co_training"]["precisions"] == ["2", "1", "sp"] and meta["progress"]["epoch"] == 3
+
+
+def test_an_epoch_and_a_resumed_one_equal_two_epochs(an4_exp: Path, an4_training: list[Flag], tmp_path: Path) -> None:
+    command = [sys.executable, AN4 / "train.py", *an4_training, "--exp-dir", tmp_path / "exp"]
+    spawn(*command, "--num-epochs", 1).good()
+    same_checkpoint(tmp_path / "exp/epoch-1.pt", an4_exp / "epoch-1.pt")
+    second = spawn(*command, "--num-epochs", 2, "--resume", "true").good()
+    assert "continuing from" in second.err
+    same_checkpoint(tmp_path / "exp/epoch-2.pt", an4_exp / "epoch-2.pt")
+
+
+def test_a_run_broken_off_inside_an_epoch(an4_exp: Path, an4_training: list[Flag], tmp_path: Path) -> None:
+    ends = {n: load_checkpoint(an4_exp / f"epoch-{n}.pt").meta["update"] for n in (1, 2)}
+    inside = next(n for n in range(3, ends[2], 3) if n > ends[1] + 1)  # --save-every-n 3
+    shutil.copy(an4_exp / f"checkpoint-{inside}.pt", tmp_path)
+    flags = [*an4_training, "--exp-dir", tmp_path, "--num-epochs", 2]
+    assert f"checkpoint-{inside}.pt: epoch 2" in call(AN4 / "train.py", *flags, "--resume", "true").good().err
+    same_checkpoint(tmp_path / "epoch-2.pt", an4_exp / "epoch-2.pt")
+    before = files_of(tmp_path).keys()
+    done = call(AN4 / "train.py", *flags, "--start-epoch", 3).good()
+    assert "nothing to do" in done.err
+    assert {Path(p).parent.name for p in files_of(tmp_path).keys() - before} == {"log"}
+
+
+@pytest.mark.k2
+def test_phones(an4_data: Path, an4_training: list[Flag], tmp_path: Path) -> None:
+    phones = ["--lang-dir", an4_data / "lang_phone"]
+    call(AN4 / "train.py", *an4_training, *phones, "--exp-dir", tmp_path, "--num-epochs", 1).good()
+    assert "%WER" in decode(an4_data, tmp_path, *phones, "--decoding-method", "1best")
+    where = ["--exp-dir", tmp_path, "--manifest-dir", an4_data / "fbank"]
+    refused = call(AN4 / "decode.py", *where, *phones, "--decoding-method", GREEDY)
+    assert "use --decoding-method 1best" in refused.error()
+
+
+# --- decoding and packing -------------------------------------------------------------------------------------
+
+
+def test_every_method_at_every_precision(an4_data: Path, talkative_exp: Path) -> None:
+    screen = decode(
+        an4_data, talkative_exp, "--avg", 2, "--precision", *PRECISIONS, "1.5r", "1,2", "--decoding-method", METHODS
+    )
+    assert screen.count("%WER") == 5 * len(METHODS.split(","))
+    for method in METHODS.split(","):
+        setting = "lm_scale_1-" if method == "1best" else ""
+        found = {}
+        for name in (*PRECISIONS, "1.5r", "1_2"):
+            stem = f"test-{setting}epoch-2-avg-2-precision-{name}.txt"
+            found[name] = hypotheses(talkative_exp / method / f"recogs-{stem}")
+            assert (talkative_exp / method / f"errs-{stem}").read_text().startswith("%WER")
+        assert all(len(hyps) == 6 and sum(map(len, hyps.values())) for hyps in found.values())
+        assert found["1.5"] == found["1_2"]  # of two layers, the first at 1 bit
+        assert method != GREEDY or len({str(hyps) for hyps in found.values()}) > 1
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_the_packed_file_gives_the_same_logits_and_words(
+    an4_data: Path, talkative_exp: Path, tmp_path: Path, precision: str
+) -> None:
+    exp = tmp_path / "exp"
+    shutil.copytree(talkative_exp, exp)
+    export = ["--exp-dir", exp, "--avg", 2, "--use-averaged-model", "true", "--precision", precision]
+    screen = call(AN4 / "export.py", *export).good().out
+    file = exp / f"pretrained-{precision}bit.safetensors"
+    assert str(file) in screen and f"{file.stat().st_size:,}" in screen
+
+    method = ["--decoding-method", METHODS]
+    decode(an4_data, exp, "--packed", file, *method)
+    decode(an4_data, exp, "--avg", 2, "--use-averaged-model", "true", "--precision", precision, *method)
+    for folder in (exp / name for name in METHODS.split(",")):
+        [packed] = folder.glob("recogs-*packed*.txt")
+        [model] = folder.glob(f"recogs-*use-averaged-model-precision-{precision}.txt")
+        assert packed.read_text() == model.read_text()
+        assert any(hypotheses(packed).values())
+
+    loaded, packed = load_trained(exp, avg=2, use_averaged_model=True), load_packed(file)
+    data = AsrDataModule(DataConfig(manifest_dir=an4_data / "fbank", max_duration=8.0))
+    with torch.no_grad(), use_precision(loaded.model, precision_assignment(precision, loaded)):
+        for batch in data.test_batches(load_cuts(an4_data / "fbank", "an4", "test")):
+            expected, lens = loaded.model(batch.features, batch.feature_lens)
+            found, found_lens = packed.model(batch.features, batch.feature_lens)
+            assert torch.equal(found, expected) and torch.equal(found_lens, lens)
+            assert expected.isfinite().all()
+
+
+def test_a_packed_file_transcribes_audio_and_tells_its_sizes(
+    an4_corpus: Path, an4_data: Path, talkative_exp: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "model.safetensors"
+    call(AN4 / "export.py", "--exp-dir", talkative_exp, "--precision", 1, "--output", file).good()
+
+    told = spawn(sys.executable, "-m", "lowbit_k2.cli", "inspect", file, "--json", cwd=AN4.parents[1]).good()
+    value = json.loads(told.out)
+    assert value["extra"]["precision"] == "1" and value["model_config"]["d_model"] == 16
+    assert value["sizes"]["file"]["total"] == file.stat().st_size
+
+    audio = sorted((an4_corpus / "wav/an4test_clstk").rglob("*.wav"))
+    screen = decode(an4_data, tmp_path, "--packed", file, "--wav", *audio)
+    assert screen == call("lowbit_k2.cli", "transcribe", "--packed", file, *audio).good().out
+    said = {Path(path).stem: words.split() for path, words in (line.split("\t") for line in screen.splitlines())}
+    assert len(said) == 6 and all(said.values())
+    # the test set, its features computed from the same audio, one utterance a batch
+    decode(an4_data, tmp_path, "--packed", file, "--on-the-fly-feats", "true", "--max-duration", 0.1)
+    assert hypotheses(tmp_path / GREEDY / "recogs-test-packed-model.txt") == said
+
+
+# --- the table of results -------------------------------------------------------------------------------------
+
+
+def test_the_flags_of_all_rows_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A typing error in a row would show only when the rows before it have been trained for hours."""
+    monkeypatch.syspath_prepend(str(AN4 / "local"))
+    import rows
+
+    parser = training_parser(None)
+    for row in rows.ROWS:
+        precisions = parser.parse_args(list(row.flags)).precisions.split(",")
+        assert {p for p in row.precisions if p.isdigit()} == set(precisions) - {"sp"}
+    assert callable(run_training)
+    assert call(AN4 / "local/rows.py", "table").good().out.startswith("| system | bits | seed |")
+    assert "choose of" in call(AN4 / "local/rows.py", "table", "--only", "nobody").error()
