@@ -21,6 +21,7 @@ import argparse
 import logging
 import random
 import shutil
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -89,15 +90,23 @@ def write_transcript(cuts: CutSet, path: Path) -> None:
         temporary.write_text("".join(f"{text}\n" for text in texts), encoding="utf-8")
 
 
-def prepare_cuts(cuts: CutSet, split: str, config: FeatureConfig, perturb_speed: bool, window: float) -> CutSet:
-    """Trim to supervisions, cut windows, bring to one sampling rate, add speeds, shuffle training splits."""
+def utterances(cuts: CutSet) -> CutSet:
+    """One cut per supervision, named after it; cuts without any (noise) stay as they are."""
     from lhotse import CutSet
 
-    if any(cut.supervisions for cut in cuts):
-        cuts = cuts.trim_to_supervisions(keep_overlapping=False).to_eager()
-        names = [cut.supervisions[0].id for cut in cuts]
-        if len(set(names)) == len(names):  # utterance ids, not those of recordings with a counter
-            cuts = CutSet.from_cuts(cut.with_id(name) for cut, name in zip(cuts, names, strict=True))
+    if not any(cut.supervisions for cut in cuts):
+        return cuts
+    cuts = cuts.trim_to_supervisions(keep_overlapping=False).to_eager()
+    names = [cut.supervisions[0].id for cut in cuts]
+    if len(set(names)) < len(names):  # then lhotse's names: recordings with a counter
+        return cuts
+    return CutSet.from_cuts(cut.with_id(name) for cut, name in zip(cuts, names, strict=True))
+
+
+def prepare_cuts(cuts: CutSet, split: str, config: FeatureConfig, perturb_speed: bool, window: float) -> CutSet:
+    """Cut windows, bring to one sampling rate, add speeds, shuffle training splits."""
+    from lhotse import CutSet
+
     if window > 0:
         cuts = cuts.cut_into_windows(window).to_eager()
     cuts = to_sampling_rate(cuts, config.sampling_rate)
@@ -137,23 +146,36 @@ def compute_split(
     Raises:
       UserError: audio that cannot be read.
     """
-    from lhotse import LilcomChunkyWriter
+    from lhotse import CutSet, LilcomChunkyWriter
 
+    twice = [cut_id for cut_id, times in Counter(cuts.ids).items() if times > 1]
+    if twice:
+        raise UserError(f"{name}: {len(twice)} ids stand for several cuts, first {twice[0]}: give each its own")
     storage = output_dir / f"feats_{name}"
     remove_features(storage)  # left by an interrupted run
     check_audio(cuts)
     storage.parent.mkdir(parents=True, exist_ok=True)  # lhotse makes the folder only for several jobs
+    logging.disable(logging.WARNING)  # lhotse warns of every cut that it leaves out, in ten lines; we count them
     try:
-        return cuts.compute_and_store_features(
+        done = cuts.compute_and_store_features(
             extractor=make_extractor(config, device),
             storage_path=storage,
             num_jobs=num_jobs,
             storage_type=LilcomChunkyWriter,
-        ).to_eager()
+        )
+        found = {cut.id: cut for cut in done}
     except Exception as error:  # the audio libraries have no common class
         remove_features(storage)
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"features of {name} cannot be computed ({type(error).__name__}: {reason})") from None
+    finally:
+        logging.disable(logging.NOTSET)
+    unread = [cut for cut in cuts if cut.id not in found]
+    if unread:
+        remove_features(storage)
+        where = unread[0].recording.sources[0].source
+        raise UserError(f"features of {name} cannot be computed: {len(unread)} cuts of unreadable audio, first {where}")
+    return CutSet.from_cuts(found[cut.id] for cut in cuts)  # in their order, however many jobs there were
 
 
 def remove_features(storage: Path) -> None:
@@ -193,7 +215,7 @@ def compute_fbank(args: argparse.Namespace) -> None:
         if target.is_file():
             logging.info("%s is there already: skipped", target)
             continue
-        cuts = with_normalized_texts(read_own(args, split), args.normalize_text)
+        cuts = utterances(with_normalized_texts(read_own(args, split), args.normalize_text))
         if args.transcript is not None:
             write_transcript(cuts, args.transcript)
         cuts = prepare_cuts(cuts, split, config, args.perturb_speed, args.window)
