@@ -107,7 +107,7 @@ class AsrDataModule:
         self.features = features or read_feature_config(config.manifest_dir, config.feature_normalize)
         self.world_size, self.rank = world_size, rank
         self._extractor = make_extractor(self.features) if config.on_the_fly_feats else None
-        self._noises: list[Cut] | None = None
+        self._noises: list[Cut] = list(load_noise(config.manifest_dir)) if config.enable_musan else []
         self._cache: dict[tuple[str, str, float, float], Tensor] = {}
 
     # --- what the scripts call --------------------------------------------------------------------------------
@@ -178,8 +178,6 @@ class AsrDataModule:
     # --- loading ----------------------------------------------------------------------------------------------
 
     def _load(self, cut_batches: Iterable[CutSet], noise_epoch: int | None) -> Iterator[Batch]:
-        if noise_epoch is not None and self._noises is None:
-            self._noises = list(load_noise(self.config.manifest_dir))
         dataset = _CutBatches(self, noise_epoch)
         if self.config.num_workers == 0:
             items = (dataset[cuts] for cuts in cut_batches)
@@ -200,7 +198,6 @@ class AsrDataModule:
         """Load the features of some cuts, noise mixed in when an epoch is given."""
         chosen: list[Cut] = list(cuts)
         if noise_epoch is not None:
-            assert self._noises is not None
             seed = self.config.seed
             noisy = [add_noise(cut, self._noises, self.config.noise, seed, noise_epoch) for cut in chosen]
         else:
