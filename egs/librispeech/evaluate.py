@@ -26,21 +26,23 @@ def main() -> None:
     parser = make_parser(__doc__)
     parser.add_argument("--mini", type=str2bool, default=False, help="the embedded corpus")
     parser.add_argument("--exp-dir", type=Path, required=True)
+    parser.add_argument("--manifest-dir", type=Path, help="default: data/fbank, or data-mini/fbank")
+    parser.add_argument("--lang-dir", type=Path, help="default: lang_bpe_500, or with --mini lang_char, beside it")
     parser.add_argument("--precisions", nargs="+", default=["2", "1.5", "1"])
     parser.add_argument("--test-set", default="test-clean")
     parser.add_argument("--avg", type=int, default=1)
     parser.add_argument("--use-averaged-model", default="false")
     parser.add_argument("--decoding-method", default="ctc-greedy-search,1best")
     args = parser.parse_args()
-    data = HERE / ("data-mini" if args.mini else "data")
-    lang_dir = data / ("lang_char" if args.mini else "lang_bpe_500")
+    manifest_dir = args.manifest_dir or HERE / ("data-mini" if args.mini else "data") / "fbank"
+    lang_dir = args.lang_dir or manifest_dir.parent / ("lang_char" if args.mini else "lang_bpe_500")
     evaluations = evaluate(
         args.exp_dir,
         args.precisions,
         args.test_set,
-        lambda: load_cuts(data / "fbank", "librispeech", args.test_set),
+        lambda: load_cuts(manifest_dir, "librispeech", args.test_set),
         decode_flags=[
-            *("--manifest-dir", str(data / "fbank"), "--lang-dir", str(lang_dir)),
+            *("--manifest-dir", str(manifest_dir), "--lang-dir", str(lang_dir)),
             *("--decoding-method", args.decoding_method),
         ],
         average_flags=["--avg", str(args.avg), "--use-averaged-model", args.use_averaged_model],
