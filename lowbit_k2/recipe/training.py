@@ -85,6 +85,8 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     optim.add_argument("--warm-step", type=int, default=OptimConfig.warm_step, help="updates of rising rate")
     optim.add_argument("--weight-decay", type=float, default=OptimConfig.weight_decay)
     optim.add_argument("--clip-grad-norm", type=float, default=OptimConfig.clip_grad_norm)
+    optim.add_argument("--alpha-lr-scale", type=float, default=OptimConfig.alpha_lr_scale, help="rate of the alphas")
+    optim.add_argument("--alpha-floor", type=float, default=OptimConfig.alpha_floor, help="smallest alpha allowed")
 
 
 QUANT_FLAGS = {  # options of QuantConfig.preset; the first choice is the default
@@ -151,6 +153,8 @@ def optim_config(args: argparse.Namespace) -> OptimConfig:
         warm_step=args.warm_step,
         weight_decay=args.weight_decay,
         clip_grad_norm=args.clip_grad_norm,
+        alpha_lr_scale=args.alpha_lr_scale,
+        alpha_floor=args.alpha_floor,
     )
 
 

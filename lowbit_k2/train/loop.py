@@ -36,7 +36,7 @@ from lowbit_k2.train.checkpoint import (
     save_checkpoint,
 )
 from lowbit_k2.train.metrics import Board, FrameMeans, describe
-from lowbit_k2.train.optim import OptimConfig, clip_gradients, noam_rate, set_rate
+from lowbit_k2.train.optim import OptimConfig, clip_gradients, hold_alphas, noam_rate, set_rate
 
 Augment = Callable[[Tensor, Tensor, torch.Generator], Tensor]
 
@@ -147,6 +147,7 @@ class Trainer:
         metrics |= clip_gradients(self.optimizer, self.optim_config.clip_grad_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        metrics |= hold_alphas(self.optimizer, self.optim_config.alpha_floor)
         self.progress.update = number
         self.average.step(self.model, number)
         self.progress.seconds += time.perf_counter() - start

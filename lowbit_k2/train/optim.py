@@ -21,9 +21,11 @@ class OptimConfig:
     betas: tuple[float, float] = (0.9, 0.98)
     eps: float = 1e-9
     clip_grad_norm: float = 5.0  # for the weights, and separately for the alphas
+    alpha_lr_scale: float = 1.0  # learning rate of the alphas over that of the weights
+    alpha_floor: float = 0.05  # alphas are held at or above it after every update
 
     def __post_init__(self) -> None:
-        for name in ("lr_factor", "warm_step", "clip_grad_norm"):
+        for name in ("lr_factor", "warm_step", "clip_grad_norm", "alpha_lr_scale", "alpha_floor"):
             if not 0 < getattr(self, name) < float("inf"):  # nan, too, compares false
                 raise UserError(f"--{name.replace('_', '-')} must be positive, not {getattr(self, name)}")
         if not 0 <= self.weight_decay < float("inf"):
@@ -50,7 +52,10 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
 
 def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
     """AdamW whose rate is set at each update by `noam_rate`."""
-    return torch.optim.AdamW(parameter_groups(model, config.weight_decay), lr=0.0, betas=config.betas, eps=config.eps)
+    groups = parameter_groups(model, config.weight_decay)
+    for group in groups:
+        group["rate_scale"] = config.alpha_lr_scale if group["name"] == "alphas" else 1.0
+    return torch.optim.AdamW(groups, lr=0.0, betas=config.betas, eps=config.eps)
 
 
 def noam_rate(update: int, d_model: int, config: OptimConfig) -> float:
@@ -60,7 +65,7 @@ def noam_rate(update: int, d_model: int, config: OptimConfig) -> float:
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group["rate_scale"]
 
 
 def clip_gradients(optimizer: torch.optim.Optimizer, max_norm: float) -> dict[str, float]:
@@ -84,3 +89,25 @@ def clip_gradients(optimizer: torch.optim.Optimizer, max_norm: float) -> dict[st
         if norm != norm or norm == float("inf"):
             raise FloatingPointError(f"{name} is {norm}")
     return norms
+
+
+@torch.no_grad()
+def hold_alphas(optimizer: torch.optim.Optimizer, floor: float) -> dict[str, float]:
+    """Raise alphas that an update took below `floor`.
+
+    An alpha at zero switches its tensor off, and a negative one turns every code round while the straight-through
+    gradients stay: neither comes back by itself. It happens early in training, when alphas fall from 1 to about 0.4
+    (the L2-optimal step of a Gaussian tensor) with momentum.
+
+    Returns:
+      `alphas_held`, how many were raised; nothing for a model without alphas.
+    """
+    alphas = [p for g in optimizer.param_groups if g["name"] == "alphas" for p in g["params"]]
+    if not alphas:
+        return {}
+    held = 0
+    for alpha in alphas:
+        if alpha < floor:
+            alpha.fill_(floor)
+            held += 1
+    return {"alphas_held": float(held)}

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lowbit_k2.quant import alpha_parameters
-from lowbit_k2.train.optim import OptimConfig, clip_gradients, make_optimizer, noam_rate
+from lowbit_k2.train.optim import OptimConfig, clip_gradients, hold_alphas, make_optimizer, noam_rate, set_rate
 from tests.train.toy import toy_trainer
 
 
@@ -44,3 +44,19 @@ def test_alphas_are_clipped_apart(tmp_path):
     assert all(torch.all(p.grad == 0.001) for p in rest), "the alphas' norm must not shrink the weights' gradients"
     total = sum(float(a.grad) ** 2 for a in alpha_parameters(trainer.model)) ** 0.5
     assert total == pytest.approx(5.0, rel=1e-3)
+
+
+def test_alphas_have_their_own_rate_and_stay_positive(tmp_path):
+    model = toy_trainer(tmp_path).model
+    optimizer = make_optimizer(model, OptimConfig(alpha_lr_scale=0.1))
+    set_rate(optimizer, 0.5)
+    assert {g["name"]: g["lr"] for g in optimizer.param_groups} == {"matrices": 0.5, "vectors": 0.5, "alphas": 0.05}
+    alphas = alpha_parameters(model)
+    with torch.no_grad():
+        alphas[0].fill_(-0.3)
+        alphas[1].fill_(0.02)
+    assert hold_alphas(optimizer, 0.05) == {"alphas_held": 2.0}
+    assert [float(a.detach()) for a in alphas[:3]] == pytest.approx([0.05, 0.05, 1.0])
+    assert hold_alphas(optimizer, 0.05) == {"alphas_held": 0.0}
+    plain = toy_trainer(tmp_path, ("32",))
+    assert hold_alphas(plain.optimizer, 0.05) == {}
