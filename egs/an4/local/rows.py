@@ -32,7 +32,7 @@ from lowbit_k2.train.checkpoint import load_checkpoint, numbered  # noqa: E402
 
 RESULTS = RECIPE / "results"
 EPOCHS, AVERAGED = 20, 5
-LM_SCALE = 0.5  # chosen on dev with the float model
+LM_SCALE = 0.6  # chosen on dev with the float model
 CO_TRAINED = ("2", "1.5", "1.5r", "1")
 
 
