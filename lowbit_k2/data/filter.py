@@ -98,8 +98,8 @@ def reason_to_drop(cut: Cut, encode: Encode, config: FilterConfig) -> str | None
     return None
 
 
-def _is_usable(cut: Cut, encode: Encode, config: FilterConfig) -> bool:
-    return reason_to_drop(cut, encode, config) is None
+def _is_kept(cut: Cut, dropped: set[str]) -> bool:
+    return cut.id not in dropped
 
 
 def filter_cuts(cuts: CutSet, encode: Encode, config: FilterConfig | None = None) -> tuple[CutSet, FilterReport]:
@@ -117,13 +117,14 @@ def filter_cuts(cuts: CutSet, encode: Encode, config: FilterConfig | None = None
       UserError: no cuts at all, or more than `max_dropped` of them are bad.
     """
     config = config or FilterConfig()
-    total, dropped, examples, kept = 0, Counter(), {}, []
+    total, dropped, examples, kept, ids = 0, Counter(), {}, [], set()
     for cut in cuts:
         total += 1
         reason = reason_to_drop(cut, encode, config)
         if reason is not None:
             dropped[reason] += 1
             examples.setdefault(reason, cut.id)
+            ids.add(cut.id)
         elif not cuts.is_lazy:
             kept.append(cut)
     report = FilterReport(total, {reason: dropped[reason] for reason in REASONS if dropped[reason]}, examples)
@@ -132,7 +133,8 @@ def filter_cuts(cuts: CutSet, encode: Encode, config: FilterConfig | None = None
     if report.num_dropped > config.max_dropped * total:
         raise UserError(f"too many cuts cannot be used: {report}; check the transcripts, the units and the features")
     if cuts.is_lazy:
-        return cuts.filter(partial(_is_usable, encode=encode, config=config)), report
+        # By their ids: every later pass would load all features again to look at them.
+        return cuts.filter(partial(_is_kept, dropped=ids)), report
     from lhotse import CutSet
 
     return CutSet.from_cuts(kept), report
