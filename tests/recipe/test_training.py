@@ -1,0 +1,179 @@
+"""What train.py does with its flags, and that it finds out what is wrong before it writes anything."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from lhotse import CutSet
+
+from lowbit_k2.data.manifests import load_cuts
+from lowbit_k2.errors import UserError
+from lowbit_k2.recipe.training import (
+    QUANT_FLAGS,
+    co_training_config,
+    find_start,
+    loop_config,
+    model_config,
+    optim_config,
+    quant_config,
+    run_training,
+    training_parser,
+)
+from lowbit_k2.train.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from tests.recipe.corpus import TINY, Corpus, make_corpus, make_lang
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
+    return make_corpus(tmp_path_factory.mktemp("corpus"))
+
+
+@pytest.fixture(autouse=True)
+def unchanged_process() -> Iterator[None]:
+    """run_training sets up the root logger and the arithmetic of small numbers."""
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    yield
+    root.handlers[:], root.level = handlers, level
+    torch.set_flush_denormal(False)
+
+
+def flags(*texts: str):
+    return training_parser(None).parse_args([word for text in texts for word in text.split()])
+
+
+def train(corpus: Corpus, exp_dir: Path, *more: str, cuts: CutSet | None = None) -> None:
+    fixed = ["--max-duration", "4", "--num-buckets", "2", "--warm-step", "5", "--tensorboard", "false"]
+    args = training_parser(None).parse_args([*corpus.where, *TINY, *fixed, "--exp-dir", str(exp_dir), *more])
+    run_training(args, corpus.cuts if cuts is None else cuts, corpus.cuts.subset(first=3))
+
+
+# --- flags ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "choice"), [(n, c) for n, (choices, _) in QUANT_FLAGS.items() for c in choices])
+def test_every_option_of_the_quantizer_arrives(name: str, choice: str) -> None:
+    args = flags("--quant-config paper --precisions 2,1", f"--{name.replace('_', '-')} {choice}")
+    config = quant_config(args, co_training_config(args))
+    holder = config.schemes["attention"] if name in ("scale", "granularity") else config
+    assert getattr(holder, name) == choice and config.switched_precisions == (2, 1)
+
+
+@pytest.mark.parametrize(
+    ("precisions", "name", "trained"),
+    [
+        ("32", "float", (32,)),
+        ("1", "lossless16", (1,)),
+        ("1,2,sp", "lossless16", (2, 1)),
+        ("4,2", "lossless16", (4, 2)),
+    ],
+)
+def test_precisions_choose_the_quantizers(precisions: str, name: str, trained: tuple[int, ...]) -> None:
+    args = flags(f"--precisions {precisions}")
+    config = quant_config(args, co_training_config(args))
+    assert config.name == name and config.switched_precisions == trained
+
+
+def test_a_float_teacher_is_among_the_precisions() -> None:
+    args = flags("--precisions 2,1 --teacher 32")
+    assert quant_config(args, co_training_config(args)).switched_precisions == (32, 2, 1)
+
+
+def test_flags_replace_fields_of_the_model_preset() -> None:
+    config = model_config(flags("--model paper --num-layers 3 --conv-norm layer --dropout 0.2"), 77, 40)
+    assert (config.d_model, config.ffn_dim, config.num_layers) == (256, 2048, 3)
+    assert (config.conv_norm, config.dropout, config.vocab_size, config.num_features) == ("layer", 0.2, 77, 40)
+
+
+def test_loop_and_optimiser() -> None:
+    loop = loop_config(flags("--use-bf16 true --num-epochs 3 --accum-grad 2 --seed 7 --save-every-n 11"))
+    assert (loop.amp, loop.num_epochs, loop.accum_grad, loop.seed, loop.save_every_n) == ("bfloat16", 3, 2, 7, 11)
+    optim = optim_config(flags("--lr-factor 2 --warm-step 9 --weight-decay 0 --clip-grad-norm 1"))
+    assert (optim.lr_factor, optim.warm_step, optim.weight_decay, optim.clip_grad_norm) == (2.0, 9, 0.0, 1.0)
+
+
+def test_where_a_run_starts(tmp_path: Path) -> None:
+    def start(text: str = "") -> Path | None:
+        return find_start(flags(f"--exp-dir {tmp_path} {text}"))
+
+    assert start() is None and start("--resume true") is None
+    for update, name in ((10, "epoch-1"), (15, "checkpoint-15"), (20, "epoch-2")):
+        save_checkpoint(tmp_path / f"{name}.pt", Checkpoint(model={}, meta={"update": update}))
+    assert start("--resume true") == tmp_path / "epoch-2.pt"
+    assert start("--start-epoch 2") == tmp_path / "epoch-1.pt"
+    assert start("--start-batch 15") == tmp_path / "checkpoint-15.pt"
+    with pytest.raises(UserError, match=r"epoch-2\.pt is there already"):
+        start()
+    with pytest.raises(UserError, match=r"epoch-3\.pt does not exist"):
+        start("--start-epoch 4")
+
+
+# --- runs -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "more", ["--precisions 32", "--precisions 1 --use-bf16 true", "--precisions 2,1 --accum-grad 2"]
+)
+def test_other_ways_to_train(corpus: Corpus, tmp_path: Path, more: str) -> None:
+    train(corpus, tmp_path, "--num-epochs", "1", *more.split())
+    checkpoint = load_checkpoint(tmp_path / "epoch-1.pt")
+    assert checkpoint.meta["update"] >= 2
+    assert all(tensor.isfinite().all() for tensor in checkpoint.model.values() if tensor.is_floating_point())
+
+
+def test_few_bad_cuts_are_dropped_and_counted(corpus: Corpus, tmp_path: Path) -> None:
+    cuts = [cut.map_supervisions(lambda s: replace(s, text="")) if cut.id == "c05" else cut for cut in corpus.cuts]
+    train(corpus, tmp_path, "--num-epochs", "1", cuts=CutSet.from_cuts(cuts))
+    [log] = (tmp_path / "log").iterdir()
+    text = log.read_text()
+    assert "training: 23 of 24 cuts kept, dropped: 1 empty-text (as c05)" in text
+    assert "validation: all 3 cuts kept" in text and text.index("encoder_linear") < text.index("epoch 1, valid")
+
+
+def test_units_of_the_same_number_are_not_the_same_units(corpus: Corpus, tmp_path: Path) -> None:
+    train(corpus, tmp_path / "exp", "--num-epochs", "1")
+    other = make_lang(tmp_path / "lang", "YAS NI GI")
+    with pytest.raises(UserError, match="another tokenizer configuration"):
+        train(corpus, tmp_path / "exp", "--num-epochs", "2", "--resume", "true", "--lang-dir", str(other))
+
+
+def test_an_epoch_without_batches_is_an_error(corpus: Corpus, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--drop-last false"):
+        train(corpus, tmp_path, "--num-epochs", "1", "--drop-last", "true", "--max-duration", "400")
+    assert not list(tmp_path.glob("*.pt"))
+
+
+def test_a_large_corpus_stays_on_disk_and_is_checked_once(
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Loading features only to look at them again at every epoch would double the reading."""
+    from lowbit_k2.data import datamodule
+
+    corpus.cuts.to_file(tmp_path / "toy_cuts_train.jsonl.gz")
+    loaded = []
+    load = datamodule.load_features
+    monkeypatch.setattr(datamodule, "load_features", lambda cut, *rest: loaded.append(cut.id) or load(cut, *rest))
+    lazy = load_cuts(tmp_path, "toy", "train", lazy=True)
+    train(corpus, tmp_path / "exp", "--num-epochs", "2", cuts=lazy)
+    assert sum(name == "c20" for name in loaded) == 1 + 2  # once for the filter, once an epoch
+
+
+@pytest.mark.parametrize(
+    ("more", "reason"),
+    [
+        ("--lang-dir {}/none", "run train_bpe"),
+        ("--use-fp16 true --use-bf16 true", "exclude each other"),
+        ("--precisions 2,1 --quant-config float", "use 32"),
+        ("--max-duration 0", "--max-duration"),
+        ("--enable-musan true", "musan"),
+    ],
+)
+def test_refusals_write_nothing(corpus: Corpus, tmp_path: Path, more: str, reason: str) -> None:
+    with pytest.raises(UserError, match=reason):
+        train(corpus, tmp_path / "exp", *more.format(tmp_path).split())
+    assert not list(tmp_path.iterdir())
