@@ -6,10 +6,23 @@ line naming the thing and the remedy. Everything else is a bug and keeps its tra
 
 from __future__ import annotations
 
+import errno
 import sys
 from collections.abc import Callable
 
 EXIT_USER_ERROR = 1
+# What the file system refuses because of its state, not because of a bug: wrong kind of path, no right, no room.
+REFUSALS = {
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.EEXIST,
+    errno.ENAMETOOLONG,
+}
 
 
 class UserError(Exception):
@@ -23,6 +36,13 @@ def is_one_line_error(error: BaseException) -> bool:
     return bool(getattr(error, "one_line", False))
 
 
+def file_system_refusal(error: BaseException) -> str | None:
+    """A line for a path that cannot be read or written, None for any other error."""
+    if not isinstance(error, OSError) or error.errno not in REFUSALS or error.filename is None:
+        return None
+    return f"{error.filename}: {error.strerror}: choose another path, or put it right"
+
+
 def run_main(main: Callable[[], object]) -> None:
     """Run a script's main; print user errors as `error: ...` on stderr and exit with status 1."""
     try:
@@ -31,7 +51,8 @@ def run_main(main: Callable[[], object]) -> None:
         print("error: interrupted", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
-        if not is_one_line_error(error):
+        line = str(error) if is_one_line_error(error) else file_system_refusal(error)
+        if line is None:
             raise
-        print("error: " + " ".join(str(error).split()), file=sys.stderr)
+        print("error: " + " ".join(line.split()), file=sys.stderr)
         sys.exit(EXIT_USER_ERROR)

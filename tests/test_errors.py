@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 import pytest
 
@@ -38,6 +39,17 @@ def test_errors_of_packages_that_import_nothing_of_ours_are_known_by_their_mark(
     with pytest.raises(SystemExit):
         run_main(raising(PackedFileError("model.safetensors is truncated")))
     assert capsys.readouterr().err == "error: model.safetensors is truncated\n"
+
+
+def test_a_path_that_cannot_be_written_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SystemExit) as exit_:
+        run_main(lambda: (tmp_path / "file/folder").mkdir())
+    assert exit_.value.code == 1
+    refusal = f"error: {tmp_path / 'file/folder'}: Not a directory: choose another path, or put it right\n"
+    assert capsys.readouterr().err == refusal
+    with pytest.raises(FileNotFoundError):  # a missing file that nobody looked for is a bug
+        run_main(lambda: (tmp_path / "none").read_text())
 
 
 def test_a_bug_keeps_its_traceback() -> None:
