@@ -171,7 +171,7 @@ def select_checkpoint(exp_dir: Path, epoch: int, iteration: int, avg: int, use_a
     its ends; when the stretch goes back to the first one, the mean since the start. `--epoch 0` is the newest one.
     """
     if not exp_dir.is_dir():
-        raise UserError(f"--exp-dir {exp_dir} does not exist")
+        raise UserError(f"--exp-dir {exp_dir} does not exist: give the folder that train.py wrote")
     if iteration > 0:
         numbers = [n for n in numbered(exp_dir, "checkpoint") if n <= iteration]
         name, number = "checkpoint", iteration

@@ -198,4 +198,5 @@ def test_the_an4_script_says_what_is_missing(repo_root: Path, tmp_path: Path) ->
     command = [sys.executable, str(repo_root / "egs/an4/decode.py"), "--exp-dir", str(tmp_path / "none")]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
     assert done.returncode == 1
-    assert done.stderr.splitlines() == [f"error: --exp-dir {tmp_path / 'none'} does not exist"]
+    remedy = "give the folder that train.py wrote"
+    assert done.stderr.splitlines() == [f"error: --exp-dir {tmp_path / 'none'} does not exist: {remedy}"]
