@@ -45,6 +45,7 @@ REAL = {
     "lr_factor": 5.0,
     "warm_step": 25000,
     "average_period": 100,
+    "enable_musan": any((HERE / "data/fbank").glob("musan_cuts*")),  # where prepare.sh made it
 }
 
 

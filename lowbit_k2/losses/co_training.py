@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from lowbit_k2.errors import UserError
 from lowbit_k2.models.masking import valid_frames
-from lowbit_k2.quant import QuantConfig, draw_sp, layer_assignment, sp_probabilities, use_precision
+from lowbit_k2.quant import QuantConfig, draw_sp, generator_seed, layer_assignment, sp_probabilities, use_precision
 
 STOCHASTIC = "sp"
 FLOAT = 32
@@ -104,7 +104,7 @@ class CoTraining:
         result = [Branch(str(teacher), teacher, is_teacher=True)]
         result += [Branch(str(bits), bits) for bits in self.config.bits if bits != teacher]
         if STOCHASTIC in self.config.precisions:
-            generator = torch.Generator().manual_seed((self.seed << 32) + update)
+            generator = torch.Generator().manual_seed(generator_seed("sp", self.seed, update))
             quantized = [bits for bits in self.config.bits if bits < FLOAT]
             draw = draw_sp(self.probabilities, generator, low=quantized[-1], high=quantized[0])
             result.append(Branch(STOCHASTIC, layer_assignment(self.quant_config, draw)))

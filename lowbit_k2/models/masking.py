@@ -20,7 +20,8 @@ class MaskedBatchNorm(nn.BatchNorm1d):
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         """Normalise x (N, T, C); mask (N, T) is True on valid frames. Padded frames come out as zeros in training."""
-        if not self.training:
+        frames = x[mask] if self.training else x.flatten(0, 1)  # (valid, C)
+        if len(frames) < 2 or not self.training:  # one frame has no variance
             return F.batch_norm(
                 x.flatten(0, 1),
                 self.running_mean,
@@ -31,7 +32,6 @@ class MaskedBatchNorm(nn.BatchNorm1d):
                 0.0,
                 self.eps,
             ).view_as(x)  # (N, T, C)
-        frames = x[mask]  # (valid, C)
         if self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
         # momentum None is PyTorch's cumulative average, used when statistics are recalibrated

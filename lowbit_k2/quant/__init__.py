@@ -15,7 +15,7 @@ from lowbit_k2.quant.export import ExportTensor, export_tensors, plain_state_dic
 from lowbit_k2.quant.fake_quant import fake_quantize, round_to_half
 from lowbit_k2.quant.projection import PRECISIONS, max_code
 from lowbit_k2.quant.report import QuantReport, ReportRow
-from lowbit_k2.quant.schedule import draw_sp, parse_precision, sp_probabilities
+from lowbit_k2.quant.schedule import draw_sp, generator_seed, parse_precision, sp_probabilities
 from lowbit_k2.quant.statistics import alpha_parameters, quant_statistics
 from lowbit_k2.quant.switching import current_assignment, layer_assignment, layer_names, use_precision
 from lowbit_k2.quant.walker import quantize_model
@@ -32,6 +32,7 @@ __all__ = [
     "draw_sp",
     "export_tensors",
     "fake_quantize",
+    "generator_seed",
     "layer_assignment",
     "layer_names",
     "max_code",

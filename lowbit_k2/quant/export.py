@@ -49,8 +49,8 @@ def export_tensors(model: nn.Module) -> list[ExportTensor]:
     `codes * step` equals bitwise the weight that the model uses in eval mode under the same assignment.
 
     Raises:
-      UserError: an alpha of an active precision is not positive (training never clamps it: look at
-        `quant_statistics`), a weight is not finite, or a weight is not float32.
+      UserError: an alpha of an active precision is not positive (a training script of your own must hold them above
+        zero: look at `quant_statistics`), a weight is not finite, or a weight is not float32.
     """
     config = quant_config_of(model)
     exported = []

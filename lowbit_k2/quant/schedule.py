@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Sequence
 
@@ -82,3 +83,13 @@ def draw_sp(probabilities: Sequence[float], generator: torch.Generator, low: int
     """
     uniform = torch.rand(len(probabilities), generator=generator, dtype=torch.float64).tolist()
     return [low if u < p else high for u, p in zip(uniform, probabilities, strict=True)]
+
+
+def generator_seed(purpose: str, seed: int, number: int) -> int:
+    """Seed of a CPU generator for draw `number` of one purpose, below 2^32.
+
+    torch's CPU generator takes the lower 32 bits of a seed and drops the others without a word, so that numbers put
+    together by shifts would give all runs the same draws.
+    """
+    digest = hashlib.blake2b(f"{purpose}/{seed}/{number}".encode(), digest_size=4).digest()
+    return int.from_bytes(digest, "big")

@@ -265,7 +265,8 @@ def train_epochs(trainer: Trainer, data: AsrDataModule, train_cuts: CutSet, vali
     if trainer.progress.epoch > trainer.config.num_epochs:
         logging.info("nothing to do: %d epochs are finished", trainer.progress.epoch - 1)
     for epoch in range(trainer.progress.epoch, trainer.config.num_epochs + 1):
-        total = data.num_train_batches(train_cuts, epoch)
+        # counting the batches of a lazy manifest would read it once more in each epoch
+        total = None if train_cuts.is_lazy else data.num_train_batches(train_cuts, epoch)
         if total == 0:
             raise UserError("the training set gives no batch: use --drop-last false, or fewer --num-buckets")
         means = trainer.train_epoch(data.train_batches(train_cuts, epoch, skip=trainer.progress.batch), total)

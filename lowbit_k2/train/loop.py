@@ -24,7 +24,7 @@ from lowbit_k2.errors import UserError
 from lowbit_k2.losses.co_training import BranchOutput, CoTraining
 from lowbit_k2.losses.ctc import ctc_loss
 from lowbit_k2.models.subsampling import subsampled_length
-from lowbit_k2.quant import quant_statistics, use_precision
+from lowbit_k2.quant import generator_seed, quant_statistics, use_precision
 from lowbit_k2.train.checkpoint import (
     Checkpoint,
     RunningAverage,
@@ -39,6 +39,7 @@ from lowbit_k2.train.metrics import Board, FrameMeans, describe
 from lowbit_k2.train.optim import OptimConfig, clip_gradients, hold_alphas, noam_rate, set_rate
 
 Augment = Callable[[Tensor, Tensor, torch.Generator], Tensor]
+SMALLEST_GRAD_SCALE = 1e-5  # icefall's limit
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,7 @@ class Trainer:
         """One update over `accum_grad` batches: every branch forward and backward, clip, step."""
         start = time.perf_counter()
         number = self.progress.update + 1
-        torch.manual_seed(self.config.seed * 1_000_003 + number)
+        torch.manual_seed(generator_seed("dropout", self.config.seed, number))
         rate = noam_rate(number, self.model.config.d_model, self.optim_config)
         set_rate(self.optimizer, rate)
         self.optimizer.zero_grad(set_to_none=True)
@@ -144,9 +145,11 @@ class Trainer:
         if not math.isfinite(metrics["loss"]):
             raise FloatingPointError(f"the loss of update {number} is {metrics['loss']}")
         self.scaler.unscale_(self.optimizer)
-        metrics |= clip_gradients(self.optimizer, self.optim_config.clip_grad_norm)
-        self.scaler.step(self.optimizer)
+        metrics |= clip_gradients(self.optimizer, self.optim_config.clip_grad_norm, self.scaler.is_enabled())
+        self.scaler.step(self.optimizer)  # skips an update whose float16 gradients overflowed, and lowers the scale
         self.scaler.update()
+        if self.scaler.is_enabled() and self.scaler.get_scale() < SMALLEST_GRAD_SCALE:
+            raise FloatingPointError(f"gradients stay infinite at scale {self.scaler.get_scale()}: use bfloat16")
         metrics |= hold_alphas(self.optimizer, self.optim_config.alpha_floor)
         self.progress.update = number
         self.average.step(self.model, number)
@@ -160,7 +163,7 @@ class Trainer:
         """The batch with SpecAugment applied, a pure function of the seed and `draw`."""
         if self.augment is None:
             return batch
-        generator = torch.Generator().manual_seed((self.config.seed << 32) + draw)
+        generator = torch.Generator().manual_seed(generator_seed("spec-augment", self.config.seed, draw))
         return replace(batch, features=self.augment(batch.features, batch.feature_lens, generator))
 
     def to_device(self, batch: Batch) -> Batch:
@@ -255,6 +258,7 @@ class Trainer:
     def save(self, name: str) -> None:
         meta = {**self.meta, "progress": asdict(self.progress), "update": self.progress.update}
         meta["average_period"] = self.config.average_period
+        meta["scaler"] = self.scaler.state_dict()  # plain numbers; empty where there is no float16
         checkpoint = Checkpoint(
             model=self.model.state_dict(),
             meta=meta,
@@ -282,6 +286,8 @@ class Trainer:
         load_model_state(self.model, checkpoint.model, path)
         load_optimizer_tensors(self.optimizer, checkpoint.optimizer)
         self.average.mean = checkpoint.model_avg
+        if self.scaler.is_enabled() and checkpoint.meta.get("scaler"):
+            self.scaler.load_state_dict(checkpoint.meta["scaler"])
         self.progress = Progress(**checkpoint.meta["progress"])
         logging.info("continuing from %s: epoch %d", path, self.progress.epoch)
 

@@ -68,17 +68,20 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
         group["lr"] = rate * group["rate_scale"]
 
 
-def clip_gradients(optimizer: torch.optim.Optimizer, max_norm: float) -> dict[str, float]:
+def clip_gradients(optimizer: torch.optim.Optimizer, max_norm: float, may_overflow: bool = False) -> dict[str, float]:
     """Clip the weights' global norm and, apart from it, the alphas' norm.
 
     An alpha's gradient is a sum over its whole tensor, two orders of magnitude above a weight's: in one group it
     would set the norm for all.
 
+    Args:
+      may_overflow: a gradient scaler watches over float16 gradients and skips the update where one is not finite.
+
     Returns:
       `grad_norm` and, where there are alphas, `grad_norm_alpha`, both before clipping.
 
     Raises:
-      FloatingPointError: a gradient is not finite.
+      FloatingPointError: a gradient is not finite, unless it `may_overflow`.
     """
     weights = [p for g in optimizer.param_groups if g["name"] != "alphas" for p in g["params"]]
     alphas = [p for g in optimizer.param_groups if g["name"] == "alphas" for p in g["params"]]
@@ -86,7 +89,7 @@ def clip_gradients(optimizer: torch.optim.Optimizer, max_norm: float) -> dict[st
     if alphas:
         norms["grad_norm_alpha"] = float(nn.utils.clip_grad_norm_(alphas, max_norm))
     for name, norm in norms.items():
-        if norm != norm or norm == float("inf"):
+        if not may_overflow and (norm != norm or norm == float("inf")):
             raise FloatingPointError(f"{name} is {norm}")
     return norms
 
@@ -105,9 +108,9 @@ def hold_alphas(optimizer: torch.optim.Optimizer, floor: float) -> dict[str, flo
     alphas = [p for g in optimizer.param_groups if g["name"] == "alphas" for p in g["params"]]
     if not alphas:
         return {}
-    held = 0
-    for alpha in alphas:
-        if alpha < floor:
-            alpha.fill_(floor)
-            held += 1
+    low = torch.stack(alphas) < floor
+    held = int(low.sum())  # one synchronisation with a GPU
+    if held:
+        for alpha in alphas:
+            alpha.clamp_(min=floor)
     return {"alphas_held": float(held)}

@@ -117,6 +117,8 @@ def test_stochastic_precision_depends_on_the_update_only():
     assert draws == [tuple(sorted(again.branches(n)[-1].assignment.items())) for n in range(40)]
     assert len(set(draws)) > 3
     assert {bits for draw in draws for _, bits in draw} == {1, 2}
+    other = CoTraining(objective.config, objective.quant_config, len(draws[0]), objective.seed + 1)
+    assert draws != [tuple(sorted(other.branches(n)[-1].assignment.items())) for n in range(40)], "another seed"
     # layers draw independently: some update has unlike layers
     assert any(len({bits for _, bits in draw}) == 2 for draw in draws)
 

@@ -50,7 +50,7 @@ def test_plain_average_is_the_mean_in_double_precision(tmp_path):
         save_checkpoint(tmp_path / f"epoch-{i}.pt", Checkpoint(model=state, meta={"i": i}))
     mean = average_checkpoints([tmp_path / f"epoch-{i}.pt" for i in range(3)])
     expected = torch.stack([s["w"].double() for s in states]).mean(0).float()
-    assert torch.equal(mean.model["w"], expected)
+    torch.testing.assert_close(mean.model["w"], expected, rtol=2e-7, atol=0)  # a float32 rounding apart at most
     assert mean.model["n"] == 2 and mean.meta == {"i": 2}
 
 

@@ -122,3 +122,32 @@ def test_fp16_on_a_cpu_is_refused():
 def test_bfloat16_training_runs(tmp_path):
     trainer = toy_trainer(tmp_path, loop=LoopConfig(amp="bfloat16", tensorboard=False, average_period=2))
     assert trainer.train_epoch(toy_batches(1))["loss"] > 0
+
+
+def test_runs_of_two_seeds_draw_different_masks(tmp_path):
+    [batch] = toy_batches(1, count=1)
+    masked = [
+        toy_trainer(tmp_path, loop=LoopConfig(seed=seed, tensorboard=False)).augmented(batch, 7) for seed in (1, 1, 2)
+    ]
+    assert torch.equal(masked[0].features, masked[1].features)
+    assert not torch.equal(masked[0].features, masked[2].features)
+
+
+def test_overflow_of_float16_gradients_skips_the_update(tmp_path):
+    if not hasattr(torch.amp, "GradScaler"):
+        pytest.skip("torch 1.13 has gradient scalers for GPUs only")
+    trainer = toy_trainer(tmp_path)
+    trainer.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    head = trainer.model.ctc_head.parametrizations.bias.original
+    overflow = head.register_hook(lambda grad: torch.full_like(grad, float("inf")))
+    before = head.detach().clone()
+    trainer.update(toy_batches(1, count=1))
+    assert trainer.scaler.get_scale() == 512.0 and torch.equal(head, before)
+    overflow.remove()
+    trainer.update(toy_batches(1, count=1))
+    assert trainer.scaler.get_scale() == 512.0 and not torch.equal(head, before)
+    trainer.save("scaled.pt")
+    again = toy_trainer(tmp_path)
+    again.scaler = torch.amp.GradScaler("cpu")
+    again.resume(tmp_path / "scaled.pt")
+    assert again.scaler.get_scale() == 512.0
