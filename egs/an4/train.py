@@ -36,7 +36,7 @@ def main() -> None:
         spec_aug_max_freq_width=18,
         spec_aug_max_time_fraction=0.15,
         num_epochs=20,
-        lr_factor=1.0,
+        lr_factor=0.5,
         warm_step=400,
     )
     args = parser.parse_args()
