@@ -79,27 +79,29 @@ def an4_exp(an4_training: list[Flag], tmp_path_factory: pytest.TempPathFactory) 
 
 @pytest.fixture(scope="session")
 def talkative_exp(an4_exp: Path, an4_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model that says something: a young CTC model puts out the same token, blank, in every frame.
+    """A model that says something: after an epoch or two, a CTC model puts out blanks only.
 
-    The last layer is replaced by a random one that does not see what all frames have in common. There are two
-    epochs, which differ a little.
+    The third update's, its last layer replaced by a random one that does not see what all frames have in common and
+    never takes blank. There are two epochs, which differ a little.
     """
     exp = tmp_path_factory.mktemp("an4-talkative") / "exp"
-    loaded = load_trained(an4_exp)
+    loaded = load_trained(an4_exp, iter_=3)
     seen: list[torch.Tensor] = []
     loaded.model.ctc_head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0][0].mean(0)))
     features = extract_wav(next(an4_corpus.rglob("an406-fcaw-b.wav")), FeatureConfig())  # (T, F)
     for precision in ("2", "1", "1.5", "1.5r"):
         with torch.no_grad(), use_precision(loaded.model, precision_assignment(precision, loaded)):
             loaded.model(features[None], torch.tensor([len(features)]))
+    silent = [i for i, piece in enumerate(loaded.tokenizer.pieces()) if piece.startswith("<")]
     common, _ = torch.linalg.qr(torch.stack(seen, dim=1))  # (d_model, 4)
     for epoch in numbered(an4_exp, "epoch"):
-        checkpoint, meta = load_checkpoint(an4_exp / "epoch-2.pt"), load_checkpoint(an4_exp / f"epoch-{epoch}.pt").meta
+        meta = load_checkpoint(an4_exp / f"epoch-{epoch}.pt").meta
+        checkpoint = load_checkpoint(an4_exp / "checkpoint-3.pt")
         head = torch.randn(loaded.model.ctc_head.weight.shape, generator=torch.Generator().manual_seed(0))
         head += 0.01 * epoch * torch.randn(head.shape, generator=torch.Generator().manual_seed(epoch))
         for state in (checkpoint.model, checkpoint.model_avg):
             state["ctc_head.parametrizations.weight.original"] = head - head @ common @ common.T
-            state["ctc_head.parametrizations.bias.original"].zero_()[0] = -1  # of blank
+            state["ctc_head.parametrizations.bias.original"].zero_()[silent] = -6
         save_checkpoint(exp / f"epoch-{epoch}.pt", replace(checkpoint, meta=meta))
     return exp
 

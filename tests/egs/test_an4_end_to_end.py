@@ -164,7 +164,7 @@ def test_the_packed_file_gives_the_same_logits_and_words(
         [packed] = folder.glob("recogs-*packed*.txt")
         [model] = folder.glob(f"recogs-*use-averaged-model-precision-{precision}.txt")
         assert packed.read_text() == model.read_text()
-        assert any(hypotheses(packed).values())
+        assert len({str(words) for words in hypotheses(packed).values()}) > 3  # not all the same, or nothing
 
     loaded, packed = load_trained(exp, avg=2, use_averaged_model=True), load_packed(file)
     data = AsrDataModule(DataConfig(manifest_dir=an4_data / "fbank", max_duration=8.0))
@@ -176,6 +176,7 @@ def test_the_packed_file_gives_the_same_logits_and_words(
             assert expected.isfinite().all()
 
 
+@pytest.mark.filterwarnings("ignore:The first cut drawn in batch collection violates")
 def test_a_packed_file_transcribes_audio_and_tells_its_sizes(
     an4_corpus: Path, an4_data: Path, talkative_exp: Path, tmp_path: Path
 ) -> None:
