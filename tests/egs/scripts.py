@@ -96,3 +96,11 @@ def files_of(folder: Path) -> dict[str, tuple[int, int]]:
     """Size and time of change of every file, and the folders."""
     found = {p: p.stat() for p in folder.rglob("*")}
     return {str(p): (s.st_size, s.st_mtime_ns) if p.is_file() else (0, 0) for p, s in found.items()}
+
+
+def refused(tmp_path: Path, script: Path | str, *flags: Flag, status: int = 1) -> str:
+    """The line with which the script failed; it must have left everything under `tmp_path` as it was."""
+    before = files_of(tmp_path)
+    line = call(script, *[str(flag).replace("TMP", str(tmp_path)) for flag in flags]).error(status)
+    assert files_of(tmp_path) == before
+    return line
