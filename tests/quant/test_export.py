@@ -84,7 +84,8 @@ def test_plain_state_dict_is_the_unquantized_architecture(preset: str, make_mode
         with use_precision(model, bits), torch.no_grad():
             plain = make_model(7).eval()
             plain.load_state_dict(plain_state_dict(model))  # strict
-            assert torch.equal(plain(features), model(features))
+            # the same numbers in other memory: with two threads torch 2.13 may round the last bit otherwise
+            torch.testing.assert_close(plain(features), model(features), rtol=1e-6, atol=1e-6)
 
 
 def test_reading_a_training_model_moves_nothing(make_model) -> None:
