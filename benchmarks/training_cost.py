@@ -26,7 +26,7 @@ import torch  # noqa: E402
 
 from lowbit_k2.errors import run_main  # noqa: E402
 from lowbit_k2.losses.co_training import BranchOutput, CoTraining, CoTrainingConfig  # noqa: E402
-from lowbit_k2.losses.ctc import ctc_loss  # noqa: E402
+from lowbit_k2.losses.ctc import CtcCriterion  # noqa: E402
 from lowbit_k2.models import ConformerConfig, ConformerCtc  # noqa: E402
 from lowbit_k2.models.conformer import PRESETS  # noqa: E402
 from lowbit_k2.quant import QuantConfig, quantize_model, use_precision  # noqa: E402
@@ -60,10 +60,9 @@ class Update:
         self.bfloat16 = args.bf16
         self.count = 0
 
-    def forward(self) -> BranchOutput:
+    def forward(self, shared: None) -> BranchOutput:
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.bfloat16):
-            log_probs, lens = self.model(self.features, self.lens)
-        return BranchOutput(ctc_loss(log_probs, lens, self.targets), log_probs, lens)
+            return CtcCriterion()(self.model, self.features, self.lens, self.targets)
 
     def __call__(self) -> float:
         start = time.perf_counter()

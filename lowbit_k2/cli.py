@@ -80,23 +80,12 @@ def run_transcribe(args: argparse.Namespace) -> None:
         raise UserError(f"{missing[0]} does not exist, or is no file: give the path of an audio file")
     import torch
 
-    from lowbit_k2.data.features import FeatureConfig, extract_wav, make_extractor
-    from lowbit_k2.decode.greedy import ctc_greedy_search
+    from lowbit_k2.recipe.decoding import greedy_recognizer, transcribe_files
     from lowbit_k2.recipe.model_io import load_packed
 
     if args.num_threads > 0:
         torch.set_num_threads(args.num_threads)
-    loaded = load_packed(args.packed)
-    config = FeatureConfig.from_dict(loaded.features)
-    extractor = make_extractor(config)
-    for path in args.wav:
-        features = extract_wav(path, config, extractor)  # (T, F)
-        tokens: list[int] = []
-        if len(features) >= MIN_FRAMES:
-            with torch.no_grad():
-                log_probs, lens = loaded.model(features[None], torch.tensor([len(features)]))
-            [tokens] = ctc_greedy_search(log_probs, lens)
-        print(f"{path}\t{loaded.tokenizer.decode(tokens)}", flush=True)
+    transcribe_files(args.wav, [greedy_recognizer(load_packed(args.packed))])
 
 
 def run(argv: Sequence[str] | None = None) -> None:

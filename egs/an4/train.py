@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from pathlib import Path
 
@@ -23,8 +24,9 @@ from lowbit_k2.errors import run_main  # noqa: E402
 from lowbit_k2.recipe.training import run_training, training_parser  # noqa: E402
 
 
-def main() -> None:
-    parser = training_parser(
+def make_parser() -> argparse.ArgumentParser:
+    """The flags with this recipe's defaults."""
+    return training_parser(
         __doc__,
         exp_dir=HERE / "exp/tiny",
         lang_dir=HERE / "data/lang_char",
@@ -39,7 +41,10 @@ def main() -> None:
         lr_factor=0.5,
         warm_step=400,
     )
-    args = parser.parse_args()
+
+
+def main() -> None:
+    args = make_parser().parse_args()
     train_cuts = load_cuts(args.manifest_dir, "an4", "train")
     valid_cuts = load_cuts(args.manifest_dir, "an4", "dev")
     run_training(args, train_cuts, valid_cuts)

@@ -1,5 +1,6 @@
-"""The decoding methods by name: log-probabilities of a batch in, words out.
+"""The decoding methods by name: the network's output of a batch in, words out.
 
+greedy_search       transducer: best token per frame; torch only
 ctc-greedy-search   best token per frame; torch only
 ctc-decoding        best path of the k2 lattice on the CTC topology
 1best               best path of the k2 lattice on HLG (lexicon and n-gram)
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from lowbit_k2.decode.greedy import ctc_greedy_search
+from lowbit_k2.decode.greedy import TransducerParts, ctc_greedy_search, transducer_greedy_search
 from lowbit_k2.decode.lattice import SearchConfig, decode_lattice, scale_graph
 from lowbit_k2.errors import UserError
 from lowbit_k2.graphs.lexicon import read_symbols
@@ -24,13 +25,30 @@ from lowbit_k2.k2_compat import require_k2
 if TYPE_CHECKING:
     import k2
 
-METHODS = ("ctc-greedy-search", "ctc-decoding", "1best")
+CTC_METHODS = ("ctc-greedy-search", "ctc-decoding", "1best")
+TRANSDUCER_METHODS = ("greedy_search",)
+METHODS = (*CTC_METHODS, *TRANSDUCER_METHODS)
 SpellTokens = Callable[[Sequence[int]], str]
+
+
+@dataclass(frozen=True)
+class NetworkOutput:
+    """What the network says of a batch.
+
+    Attributes:
+      lens: (N,) valid frames, 0 for audio that is too short.
+      log_probs: (N, T, V), CTC log-probabilities; None for a transducer without a CTC head.
+      encoder_out: (N, T, C), for transducer search; None for a CTC model.
+    """
+
+    lens: Tensor
+    log_probs: Tensor | None = None
+    encoder_out: Tensor | None = None
 
 
 @dataclass
 class DecodingResources:
-    """What a method needs besides log-probabilities; made by `load_resources`.
+    """What a method needs besides the network's output; made by `load_resources`.
 
     Attributes:
       method: one of `METHODS`.
@@ -38,6 +56,8 @@ class DecodingResources:
       search: beams.
       graph: the scaled graph, None for greedy search.
       words: id to word, for graphs that put out words.
+      transducer: prediction network and joiner, with the number of tokens that the network sees; None for CTC.
+      blank_penalty: subtracted from the blank's logit in transducer search.
       num_decoded: utterances decoded so far.
       num_without_path: those whose lattice stayed empty with wider beams, too; their hypothesis is empty.
     """
@@ -47,6 +67,8 @@ class DecodingResources:
     search: SearchConfig = field(default_factory=SearchConfig)
     graph: k2.Fsa | None = None
     words: Mapping[int, str] | None = None
+    transducer: tuple[TransducerParts, int] | None = None
+    blank_penalty: float = 0.0
     num_decoded: int = 0
     num_without_path: int = 0
 
@@ -90,7 +112,7 @@ def load_resources(
     search = search or SearchConfig()
     if method != "1best" and not spells_words:
         raise UserError(f"{method} gives phones, which spell no words: use --decoding-method 1best")
-    if method == "ctc-greedy-search":
+    if method in ("ctc-greedy-search", *TRANSDUCER_METHODS):
         return DecodingResources(method, spell, search)
     require_k2()
     if method == "ctc-decoding":
@@ -122,20 +144,20 @@ def load_hlg(lang_dir: Path, num_classes: int, lm_scale: float, device: str | to
     return scale_graph(graph, lm_scale).to(device)
 
 
-def decode_batch(log_probs: Tensor, lens: Tensor, resources: DecodingResources) -> list[list[str]]:
-    """Decode a batch.
-
-    Args:
-      log_probs: (N, T, V) log-probabilities on the device of the resources' graph.
-      lens: (N,) valid frames.
+def decode_batch(output: NetworkOutput, resources: DecodingResources) -> list[list[str]]:
+    """Decode a batch whose tensors are on the device of the resources' graph.
 
     Returns:
       N lists of words. Counters of `resources` are advanced.
     """
-    resources.num_decoded += len(lens)
+    resources.num_decoded += len(output.lens)
+    if resources.method == "greedy_search":
+        model, context_size = resources.transducer
+        found = transducer_greedy_search(model, context_size, output.encoder_out, output.lens, resources.blank_penalty)
+        return [resources.spell(ids).split() for ids in found]
     if resources.graph is None:
-        return [resources.spell(ids).split() for ids in ctc_greedy_search(log_probs, lens)]
-    labels, without_path = decode_lattice(log_probs, lens, resources.graph, resources.search)
+        return [resources.spell(ids).split() for ids in ctc_greedy_search(output.log_probs, output.lens)]
+    labels, without_path = decode_lattice(output.log_probs, output.lens, resources.graph, resources.search)
     resources.num_without_path += len(without_path)
     if resources.words is None:
         return [resources.spell(ids).split() for ids in labels]

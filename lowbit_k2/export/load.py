@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from lowbit_k2.errors import UserError
-from lowbit_k2.models import ConformerConfig, ConformerCtc
+from lowbit_k2.models import ModelConfig, TransducerConfig, config_from_dict, make_model
 from lowbit_k2.models.subsampling import subsampled_length
 from lowbit_k2.packed import PackedModel, read_packed
 
@@ -21,8 +22,8 @@ class PackedConformer:
       packed: tokens, feature settings, origin and sizes, and the tensors as they lie in the file.
     """
 
-    model: ConformerCtc
-    model_config: ConformerConfig
+    model: nn.Module
+    model_config: ModelConfig
     packed: PackedModel
 
 
@@ -39,25 +40,35 @@ def load_packed_model(path: str | Path) -> PackedConformer:
             f"{path} holds the latent weights of a low-bit model, as a measure of size: decode from --output"
         )
     try:
-        config = ConformerConfig.from_dict(dict(packed.model_config))
+        config = config_from_dict(packed.model_config)
         _check_sizes(config, packed)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
-    model = ConformerCtc(config)
+    model = make_model(config, for_training=False)
     _fill(model, packed, path)
     return PackedConformer(model.eval(), config, packed)
 
 
-def _check_sizes(config: ConformerConfig, packed: PackedModel) -> None:
+def _check_sizes(config: ModelConfig, packed: PackedModel) -> None:
     """Every size of the configuration is that of a tensor in the file, so that no lie about it allocates memory."""
     found = {tensor.name: tensor.shape for tensor in packed.tensors}
-    d, channels, last = config.d_model, config.subsampling_channels, config.num_layers - 1
-    expected = {
-        "ctc_head.weight": (config.vocab_size, d),
+    if isinstance(config, TransducerConfig):
+        encoder, dim = config.encoder, config.decoder_dim
+        expected = {
+            "decoder.embedding.weight": (config.vocab_size, dim),
+            "joiner.encoder_proj.weight": (config.joiner_dim, encoder.d_model),
+            "joiner.decoder_proj.weight": (config.joiner_dim, dim),
+        }
+        if config.context_size > 1:
+            expected["decoder.conv.weight"] = (dim, 4, config.context_size)
+    else:
+        encoder, expected = config, {"ctc_head.weight": (config.vocab_size, config.d_model)}
+    d, channels, last = encoder.d_model, encoder.subsampling_channels, encoder.num_layers - 1
+    expected |= {
         "encoder.subsampling.conv1.weight": (channels, 1, 3, 3),
-        "encoder.subsampling.out.weight": (d, channels * subsampled_length(config.num_features)),
-        f"encoder.layers.{last}.ff1.w1.weight": (config.ffn_dim, d),
-        f"encoder.layers.{last}.conv.depthwise.weight": (d, 1, config.conv_kernel),
+        "encoder.subsampling.out.weight": (d, channels * subsampled_length(encoder.num_features)),
+        f"encoder.layers.{last}.ff1.w1.weight": (encoder.ffn_dim, d),
+        f"encoder.layers.{last}.conv.depthwise.weight": (d, 1, encoder.conv_kernel),
     }
     for name, shape in expected.items():
         if found.get(name) != shape:
@@ -69,7 +80,7 @@ def _check_sizes(config: ConformerConfig, packed: PackedModel) -> None:
         raise UserError(f"its configuration wants {config.num_layers} layers, the file has {len(layers)}")
 
 
-def _fill(model: ConformerCtc, packed: PackedModel, path: str | Path) -> None:
+def _fill(model: nn.Module, packed: PackedModel, path: str | Path) -> None:
     state = {tensor.name: torch.from_numpy(tensor.dequantize()) for tensor in packed.tensors}
     try:
         missing, unexpected = model.load_state_dict(state, strict=False)

@@ -81,12 +81,18 @@ def export_float(loaded: Exportable, path: str | Path, extra: Mapping[str, Any] 
 
 
 def packed_tensors(model: nn.Module) -> list[PackedTensor]:
-    """All parameters under the current assignment, and the float buffers (BatchNorm's mean and variance) as float32."""
-    tensors = [_pack(tensor) for tensor in export_tensors(model)]
+    """All parameters under the current assignment, and the float buffers (BatchNorm's mean and variance) as float32.
+
+    What the model's class names in `training_only` is left out.
+    """
+    unused = tuple(f"{module}." for module in getattr(model, "training_only", ()))
+    tensors = [_pack(tensor) for tensor in export_tensors(model) if not tensor.name.startswith(unused)]
     names = {tensor.name for tensor in tensors}
     config = quant_config_of(model)
     for name, value in plain_state_dict(model).items():
-        if name in names or not value.is_floating_point():  # integers: BatchNorm's counter, of no use in inference
+        if name in names or name.startswith(unused):
+            continue
+        if not value.is_floating_point():  # BatchNorm's counter, of no use in inference
             continue
         if not torch.isfinite(value).all():
             raise UserError(f"{name} holds numbers that are not finite: the training diverged")

@@ -4,15 +4,16 @@
 
 The branches i are the other precisions and stochastic precision ("sp"), in which every layer draws 1 or 2 bits
 anew at each update. In the paper the teacher is the 2-bit branch. Each branch sees the same batch with dropout of
-its own and goes backward before the next one starts, so that only one branch's activations are alive. CTC and KL
+its own and goes backward before the next one starts, so that only one branch's activations are alive. Losses and KL
 are sums over valid frames divided by the number of valid frames. BatchNorm's running statistics are shared: every
-branch moves them.
+branch moves them. What a pass computes, and on which distributions the KL is taken, is the business of `ctc.py` and
+`rnnt.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -35,6 +36,8 @@ class CoTrainingConfig:
     lambda1: float = 0.5  # weight of the losses of the other branches
     lambda2: float = 1.0  # weight of the KL terms; 0 trains without them
     sp_schedule: str = "log"  # "log" (the authors' formula), "linear" or "constant"
+    sp_first: float | None = None  # P(lowest bits) at the first layer; None: the schedule's own
+    sp_last: float | None = None  # and at the last
 
     def __post_init__(self) -> None:
         for name in self.precisions:
@@ -50,6 +53,9 @@ class CoTrainingConfig:
             raise UserError(f"--teacher: '{self.teacher}' is no number of bits")
         if self.teacher and int(self.teacher) != FLOAT and self.teacher not in self.precisions:
             raise UserError(f"--teacher {self.teacher} is not among --precisions {','.join(self.precisions)}")
+        for flag, value in (("--sp-first", self.sp_first), ("--sp-last", self.sp_last)):
+            if value is not None and not 0 <= value <= 1:
+                raise UserError(f"{flag} {value} is no probability: give a number from 0 to 1")
         if self.lambda1 < 0 or self.lambda2 < 0:
             raise UserError("--lambda1 and --lambda2 must not be negative")
 
@@ -81,12 +87,35 @@ class Branch:
 
 
 @dataclass(frozen=True)
-class BranchOutput:
-    """What a recogniser's forward pass hands to the objective."""
+class Posterior:
+    """Distributions over the vocabulary on which the KL is taken, and how much each counts."""
 
-    loss: Tensor  # scalar, summed over the batch
-    log_probs: Tensor  # (N, T, V) float32 frame posteriors on which the KL is taken
-    lens: Tensor  # (N,) valid frames
+    log_probs: Tensor  # (..., V), float32, normalised
+    weights: Tensor  # (...), 0 on padding; those of a frame sum to 1
+
+    @classmethod
+    def of_frames(cls, log_probs: Tensor, lens: Tensor) -> Posterior:
+        """One distribution per frame, (N, T, V); `lens` (N,) says how many of them are valid."""
+        return cls(log_probs, valid_frames(lens, log_probs.size(1)).to(log_probs.dtype))
+
+
+@dataclass(frozen=True)
+class BranchOutput:
+    """What one pass of a recogniser hands to the objective.
+
+    Attributes:
+      loss: scalar, summed over the batch.
+      num_frames: valid encoder frames of the batch.
+      posteriors: the distributions that are compared between branches, in the same order in every branch.
+      parts: summed losses that `loss` is made of, where there are several; they are logged.
+      shared: what the other branches take over from the teacher's pass (prune ranges); nothing in it has a graph.
+    """
+
+    loss: Tensor
+    num_frames: int
+    posteriors: tuple[Posterior, ...]
+    parts: Mapping[str, Tensor] = field(default_factory=dict)
+    shared: Any = None
 
 
 class CoTraining:
@@ -95,7 +124,7 @@ class CoTraining:
     def __init__(self, config: CoTrainingConfig, quant_config: QuantConfig, num_layers: int, seed: int) -> None:
         self.config = config
         self.quant_config = quant_config
-        self.probabilities = sp_probabilities(num_layers, config.sp_schedule)
+        self.probabilities = sp_probabilities(num_layers, config.sp_schedule, config.sp_first, config.sp_last)
         self.seed = seed
 
     def branches(self, update: int) -> list[Branch]:
@@ -113,7 +142,7 @@ class CoTraining:
     def backward(
         self,
         model: nn.Module,
-        forward: Callable[[], BranchOutput],
+        forward: Callable[[Any], BranchOutput],
         update: int,
         num_frames: int,
         backward: Callable[[Tensor], None] = torch.Tensor.backward,
@@ -122,41 +151,50 @@ class CoTraining:
 
         Args:
           model: the quantized model, in train mode.
-          forward: runs the model once on the batch, under the precision that is set here.
+          forward: runs the model once on the batch, under the precision that is set here; it gets what the teacher's
+            pass shared, None in the teacher's own.
           update: the number of the update; fixes the stochastic draws.
           num_frames: valid encoder frames of the whole update, which may have several batches.
           backward: called with each branch's loss (a gradient scaler puts its own here).
 
         Returns:
-          This batch's share, per valid frame, of `loss` (the total), `loss_<branch>` and `kl_<branch>`.
+          This batch's share, per valid frame, of `loss` (the total), `loss_<branch>`, `<part>_<branch>` and
+          `kl_<branch>`.
         """
         metrics: dict[str, float] = {"loss": 0.0}
-        teacher: Tensor | None = None
+        teacher: list[Posterior] | None = None
+        shared = None
         for branch in self.branches(update):
             with use_precision(model, branch.assignment):
-                out = forward()
+                out = forward(shared)
                 own = out.loss / num_frames
                 loss = own if branch.is_teacher else self.config.lambda1 * own
                 if teacher is not None and self.config.lambda2 > 0:
-                    divergence = kl_divergence(teacher, out.log_probs, out.lens) / num_frames
+                    divergence = kl_divergence(teacher, out.posteriors) / num_frames
                     loss = loss + self.config.lambda2 * divergence
                     metrics[f"kl_{branch.name}"] = divergence.item()
                 backward(loss)
             if branch.is_teacher:
-                teacher = out.log_probs.detach()
+                teacher, shared = [detached(p) for p in out.posteriors], out.shared
             metrics[f"loss_{branch.name}"] = own.item()
+            metrics |= {f"{part}_{branch.name}": value.item() / num_frames for part, value in out.parts.items()}
             metrics["loss"] += loss.item()
         return metrics
 
 
-def kl_divergence(teacher: Tensor, student: Tensor, lens: Tensor) -> Tensor:
-    """sum over valid frames of KL(teacher || student), natural logarithm.
+def detached(posterior: Posterior) -> Posterior:
+    return Posterior(posterior.log_probs.detach().float(), posterior.weights)
 
-    Args:
-      teacher: (N, T, V) log posteriors; no gradient flows into them.
-      student: (N, T, V) log posteriors.
-      lens: (N,) valid frames; the rest is padding and is left out.
+
+def kl_divergence(teacher: Sequence[Posterior], student: Sequence[Posterior]) -> Tensor:
+    """Sum over all distributions of weight * KL(teacher || student), natural logarithm.
+
+    No gradient flows into the teacher, whose weights are used: both must have the same valid positions.
     """
-    teacher = teacher.detach().float()
-    per_frame = (teacher.exp() * (teacher - student.float())).sum(dim=-1)  # (N, T)
-    return per_frame[valid_frames(lens, per_frame.size(1))].sum()
+    total = torch.zeros((), device=student[0].log_probs.device)
+    for p, q in zip(teacher, student, strict=True):
+        log_p = p.log_probs.detach().float()
+        divergence = (log_p.exp() * (log_p - q.log_probs.float())).sum(dim=-1)
+        valid = p.weights > 0
+        total = total + (divergence[valid] * p.weights[valid]).sum()
+    return total

@@ -6,9 +6,29 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+
+from lowbit_k2.losses.co_training import BranchOutput, Posterior
 
 BLANK = 0
+
+
+class CtcCriterion:
+    """One pass of a CTC model: its loss, and the frame posteriors that branches are compared on."""
+
+    def __call__(
+        self,
+        model: nn.Module,
+        features: Tensor,
+        feature_lens: Tensor,
+        targets: Sequence[Sequence[int]],
+        update: int = 0,
+        shared: None = None,
+    ) -> BranchOutput:
+        """features (N, T, F), feature_lens (N,), N token sequences; neither `update` nor `shared` matters here."""
+        log_probs, lens = model(features, feature_lens)
+        loss = ctc_loss(log_probs, lens, targets)
+        return BranchOutput(loss, int(lens.sum()), (Posterior.of_frames(log_probs, lens),))
 
 
 def ctc_loss(log_probs: Tensor, lens: Tensor, targets: Sequence[Sequence[int]]) -> Tensor:
@@ -22,4 +42,6 @@ def ctc_loss(log_probs: Tensor, lens: Tensor, targets: Sequence[Sequence[int]]) 
     """
     target_lens = torch.tensor([len(t) for t in targets])
     flat = torch.tensor([token for t in targets for token in t], device=log_probs.device)
-    return F.ctc_loss(log_probs.float().transpose(0, 1), flat, lens.cpu(), target_lens, blank=BLANK, reduction="sum")
+    with torch.autocast(log_probs.device.type, enabled=False):
+        by_time = log_probs.float().transpose(0, 1)  # (T, N, V)
+        return F.ctc_loss(by_time, flat, lens.cpu(), target_lens, blank=BLANK, reduction="sum")

@@ -14,13 +14,14 @@ forward (a staircase): both are straight-through,
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from lowbit_k2.quant.projection import just_below, max_code, project, spread
+from lowbit_k2.quant.projection import HALF_BITS, max_code, project, spread
 
 ALPHA_GRADS = ("chain", "authors")
 WEIGHT_GRADS = ("identity", "clipped")
@@ -38,6 +39,38 @@ class GradientRule(NamedTuple):
 DEFAULT_RULE = GradientRule()
 
 
+class Spec(NamedTuple):
+    """How one tensor is quantized: at 1 to 8 bits, or rounded to fp16 (16)."""
+
+    bits: int
+    granularity: str = "tensor"
+    rule: GradientRule = DEFAULT_RULE
+
+
+def fake_quantize_all(
+    weights: Sequence[Tensor],
+    alphas: Sequence[Tensor | None],
+    steps: Sequence[Tensor | None],
+    specs: Sequence[Spec],
+    on_backward: Callable[[], object] = lambda: None,
+) -> list[Tensor]:
+    """Weights on their grids, in float: exactly `codes * step`, or the nearest fp16 numbers.
+
+    One node of the autograd graph serves all tensors: a model has hundreds, and a node for each would cost a small
+    model more than the arithmetic does. Its backward comes last in the pass.
+
+    Args:
+      weights: latent weights, any shapes; they get the straight-through gradient.
+      alphas: learned scalars, shape (); they get the gradient above. None at 16 bits.
+      steps: alpha * s per group, shape `group_shape(weight.shape, granularity)`, without gradient. None at 16 bits.
+      on_backward: called when the gradients have been taken, and the graph is no longer there.
+    Returns:
+      tensors of the shapes and types of `weights`.
+    """
+    learned = [alpha for alpha in alphas if alpha is not None]
+    return list(_FakeQuantize.apply(specs, steps, on_backward, *weights, *learned))
+
+
 def fake_quantize(
     weight: Tensor,
     alpha: Tensor,
@@ -46,22 +79,13 @@ def fake_quantize(
     granularity: str = "tensor",
     rule: GradientRule = DEFAULT_RULE,
 ) -> Tensor:
-    """Weights on the grid of `bits`, in float: exactly `codes * (alpha * scale)`.
-
-    Args:
-      weight: latent weights, any shape; gets the straight-through gradient.
-      alpha: learned scalar, shape (); gets the gradient above.
-      scale: s per group, shape `group_shape(weight.shape, granularity)`; no gradient.
-      bits: 1 to 8.
-    Returns:
-      shape and type of `weight`.
-    """
-    return _FakeQuantize.apply(weight, alpha, scale, bits, granularity, rule)
+    """`fake_quantize_all` of one tensor, from its alpha and its scale statistic s (one per group, no gradient)."""
+    return fake_quantize_all([weight], [alpha], [alpha.detach() * scale], [Spec(bits, granularity, rule)])[0]
 
 
 def round_to_half(weight: Tensor) -> Tensor:
     """Round to the nearest fp16 number, in the type of `weight`; the gradient passes unchanged."""
-    return _RoundToHalf.apply(weight)
+    return fake_quantize_all([weight], [None], [None], [Spec(HALF_BITS)])[0]
 
 
 class _FakeQuantize(torch.autograd.Function):
@@ -69,58 +93,90 @@ class _FakeQuantize(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, weight: Tensor, alpha: Tensor, scale: Tensor, bits: int, granularity: str, rule: GradientRule
-    ) -> Tensor:
-        step = spread(alpha * scale, weight.shape, granularity)
-        quantized = project(weight, step, bits).mul_(step)
-        ctx.save_for_backward(weight, quantized, alpha, scale)
-        ctx.bits, ctx.granularity, ctx.rule = bits, granularity, rule
+        ctx: Any,
+        specs: Sequence[Spec],
+        steps: Sequence[Tensor | None],
+        on_backward: Callable[[], object],
+        *tensors: Tensor,
+    ) -> tuple[Tensor, ...]:
+        weights = tensors[: len(specs)]
+        quantized = tuple(_value(w, step, spec) for w, step, spec in zip(weights, steps, specs, strict=True))
+        ctx.save_for_backward(*tensors, *quantized)
+        ctx.specs, ctx.steps, ctx.on_backward = specs, steps, on_backward
+        ctx.set_materialize_grads(False)
         return quantized
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        weight, quantized, alpha, scale = ctx.saved_tensors
-        want_weight, want_alpha = ctx.needs_input_grad[:2]
-        step = spread(alpha * scale, weight.shape, ctx.granularity)
-        top = max_code(ctx.bits)
-        grad_weight = grad if want_weight else None
-        if want_weight and ctx.rule.weight == "clipped":
-            grad_weight = (weight / step).abs_().lt_(top).mul_(grad)
-        grad_alpha = None
-        if want_alpha:
-            error = _step_error(weight, quantized, step, top)
-            if ctx.rule.alpha == "authors":
-                error.div_(step)
-            grad_alpha = _inner(grad, error)
-            if ctx.rule.alpha == "chain":  # s * Proj(x) = W_hat / alpha, and likewise s * x = W / alpha
-                grad_alpha = grad_alpha / alpha
-            if ctx.rule.alpha_scale == "lsq":
-                grad_alpha = grad_alpha / math.sqrt(weight.numel() * top)
-        return grad_weight, grad_alpha, None, None, None, None
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        count = len(ctx.specs)
+        saved = ctx.saved_tensors
+        weights, alphas, quantized = saved[:count], iter(saved[count:-count]), saved[-count:]
+        wanted_weights, wanted_alphas = ctx.needs_input_grad[3 : 3 + count], iter(ctx.needs_input_grad[3 + count :])
+        grad_weights: list[Tensor | None] = []
+        grad_alphas: list[Tensor | None] = []
+        numbers = _as_numbers(ctx.steps)
+        for i, spec in enumerate(ctx.specs):
+            if spec.bits == HALF_BITS:
+                grad_weights.append(grads[i])
+                continue
+            alpha, wanted = next(alphas), (wanted_weights[i], next(wanted_alphas))
+            if grads[i] is None:  # this pass did not use the tensor
+                grad_weights.append(None)
+                grad_alphas.append(None)
+                continue
+            grad, weight, step = grads[i], weights[i], numbers[i]
+            if step is None:
+                step = spread(ctx.steps[i], weight.shape, spec.granularity)
+            clipped = spec.rule.weight == "clipped"
+            passed = _inside(grad, weight, step, max_code(spec.bits)) if clipped and wanted[0] else grad
+            grad_weights.append(passed if wanted[0] else None)
+            grad_alphas.append(_alpha_gradient(grad, weight, quantized[i], step, alpha, spec) if wanted[1] else None)
+        ctx.on_backward()
+        return None, None, None, *grad_weights, *grad_alphas
 
 
-def _step_error(weight: Tensor, quantized: Tensor, step: Tensor, top: int) -> Tensor:
-    """step * (Proj(x) - x) where |x| < top, and step * Proj(x) = step * sign(x) * top elsewhere.
-
-    Written as `quantized - W + (W where |x| >= top)` in a single full-size buffer: allocating a second one costs more
-    than all the arithmetic. hardshrink(x, c) keeps x where |x| > c and is 0 elsewhere; c is just below top.
-    """
-    buffer = weight / step
-    torch.ops.aten.hardshrink.out(buffer, just_below(top, buffer.dtype), out=buffer)
-    return buffer.mul_(step).sub_(weight).add_(quantized)
-
-
-def _inner(a: Tensor, b: Tensor) -> Tensor:
-    """Sum of products over all entries, shape ()."""
-    return torch.dot(a.reshape(-1), b.reshape(-1))
-
-
-class _RoundToHalf(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, weight: Tensor) -> Tensor:
+def _value(weight: Tensor, step: Tensor | None, spec: Spec) -> Tensor:
+    """codes * step."""
+    if spec.bits == HALF_BITS:
         return weight.half().to(weight.dtype)
+    step = spread(step, weight.shape, spec.granularity)
+    if spec.bits == 1:  # the same in two passes instead of five; -0.0 + 0.0 = +0.0, whose code is +1
+        return torch.copysign(step, weight + 0.0)
+    return project(weight, step, spec.bits).mul_(step)
 
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        return grad
+
+def _as_numbers(steps: Sequence[Tensor | None]) -> list[float | None]:
+    """Steps of shape () as Python numbers, fetched together: on a GPU each fetch would wait for it. Others: None."""
+    chosen = [i for i, step in enumerate(steps) if step is not None and step.dim() == 0]
+    numbers: list[float | None] = [None] * len(steps)
+    if chosen:
+        for i, number in zip(chosen, torch.stack([steps[i] for i in chosen]).tolist(), strict=True):
+            numbers[i] = number
+    return numbers
+
+
+def _inside(grad: Tensor, weight: Tensor, step: Tensor | float, top: int) -> Tensor:
+    """The gradient where |x| < top, 0 elsewhere; one pass where the step is a number."""
+    if isinstance(step, float):
+        return torch.ops.aten.hardtanh_backward(grad, weight, -step * top, step * top)
+    return (weight.abs() < step * top).to(grad.dtype).mul_(grad)
+
+
+def _alpha_gradient(
+    grad: Tensor, weight: Tensor, quantized: Tensor, step: Tensor | float, alpha: Tensor, spec: Spec
+) -> Tensor:
+    """Sum over the tensor of grad * dW_hat/dalpha, shape ().
+
+    alpha * s * (Proj(x) - x where |x| < top, Proj(x) elsewhere) = W_hat - (W where |x| < top, 0 elsewhere), which takes
+    one full-size buffer and two inner products.
+    """
+    if spec.rule.alpha == "authors":
+        grad = grad / step
+    inside = _inside(grad, weight, step, max_code(spec.bits))
+    result = torch.dot(grad.reshape(-1), quantized.reshape(-1)) - torch.dot(inside.reshape(-1), weight.reshape(-1))
+    if spec.rule.alpha == "chain":  # the formula has s where the sum above has the step, alpha * s
+        result = result / alpha
+    if spec.rule.alpha_scale == "lsq":
+        result = result / math.sqrt(weight.numel() * max_code(spec.bits))
+    return result

@@ -13,8 +13,6 @@ A *group* is the set of weights that share one step:
 
 from __future__ import annotations
 
-from functools import cache
-
 import torch
 from torch import Tensor
 
@@ -78,9 +76,3 @@ def spread(step: Tensor, shape: torch.Size | tuple[int, ...], granularity: str) 
         return step.view(rows, *(1,) * (len(shape) - 1))  # (rows, 1, ..)
     cols = torch.Size(shape).numel() // rows
     return step.repeat_interleave(BLOCK, dim=1)[:, :cols].reshape(shape)
-
-
-@cache
-def just_below(value: int, dtype: torch.dtype) -> float:
-    """The largest number of `dtype` that is smaller than `value`."""
-    return torch.nextafter(torch.tensor(float(value), dtype=dtype), torch.zeros((), dtype=dtype)).item()

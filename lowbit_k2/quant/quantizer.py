@@ -7,24 +7,46 @@ active from its own attribute; `use_precision` (switching.py) sets that, and len
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import ParametrizationList
 
 from lowbit_k2.quant.config import TensorScheme, low_bits
-from lowbit_k2.quant.fake_quant import DEFAULT_RULE, GradientRule, fake_quantize, round_to_half
+from lowbit_k2.quant.fake_quant import DEFAULT_RULE, GradientRule, Spec, fake_quantize_all
 from lowbit_k2.quant.projection import FLOAT_BITS, HALF_BITS, project, spread
-from lowbit_k2.quant.scales import RUNNING_MOMENTUM, STORED_STATISTICS, measure, scale_from_statistic
+from lowbit_k2.quant.scales import RUNNING_MOMENTUM, STORED_STATISTICS, measure, measure_tensors, scale_from_statistic
 
 
-class PassCache(dict):
-    """Quantized weights of one pass: {quantizer: (stamp, tensor)}.
+class PassCache:
+    """Quantized weights of one pass, made together when the first of them is asked for."""
 
-    It holds tensors with a graph, which cannot be deep-copied: the copy of a model taken inside a pass has no cache.
-    """
+    def __init__(self, owners: Mapping[WeightQuantizer, ParametrizationList]) -> None:
+        self.owners = owners
+        self.values: dict[WeightQuantizer, tuple[tuple, Tensor]] = {}
+
+    def get(self, quantizer: WeightQuantizer, weight: Tensor) -> Tensor:
+        """The value of `weight`, made anew when anything that it depends on has changed, or after a backward."""
+        stamp = quantizer.stamp(weight)
+        known = self.values.get(quantizer)
+        if known is None or known[0] != stamp:
+            self.fill()
+            known = self.values.get(quantizer)
+            stamp = quantizer.stamp(weight)  # a running statistic may have moved
+        if known is None or known[0] != stamp:  # not the latent weight itself, but something made of it
+            return quantize_together([quantizer], [weight])[0]
+        return known[1]
+
+    def fill(self) -> None:
+        latents = {q: owner.original for q, owner in self.owners.items() if q.active_bits != FLOAT_BITS}
+        quantized = quantize_together(list(latents), list(latents.values()), self.values.clear)
+        self.values.update(
+            {q: (q.stamp(latent), value) for (q, latent), value in zip(latents.items(), quantized, strict=True)}
+        )
 
     def __deepcopy__(self, memo: dict) -> None:
+        """It holds tensors with a graph, which cannot be copied: the copy of a model has no cache."""
         return None
 
 
@@ -61,16 +83,11 @@ class WeightQuantizer(nn.Module):
 
     def forward(self, weight: Tensor) -> Tensor:
         """Latent weight -> the weight used by the model; computed once per pass inside `use_precision`."""
-        if self.pass_cache is None or self.active_bits == FLOAT_BITS:
-            return self._quantize(weight)
-        entry = self.pass_cache.get(self)
-        if entry is not None and entry[0] == self._stamp(weight):
-            return entry[1]
-        quantized = self._quantize(weight)
-        self.pass_cache[self] = (self._stamp(weight), quantized)
-        if quantized.requires_grad:  # a backward frees its graph: the next forward needs a new one
-            quantized.register_hook(self._forget_in(self.pass_cache))
-        return quantized
+        if self.active_bits == FLOAT_BITS:
+            return weight
+        if self.pass_cache is not None:
+            return self.pass_cache.get(self, weight)
+        return quantize_together([self], [weight])[0]
 
     def scale(self, weight: Tensor, bits: int) -> Tensor:
         """s of each group at a precision, from the present weights or from the stored statistic. No gradient."""
@@ -99,32 +116,68 @@ class WeightQuantizer(nn.Module):
     def extra_repr(self) -> str:
         return f"{self.name}, bits={self.bits}, active={self.active_bits}, scale={self.scheme.scale}"
 
-    def _quantize(self, weight: Tensor) -> Tensor:
-        bits = self.active_bits
-        if bits == FLOAT_BITS:
-            return weight
-        if bits == HALF_BITS:
-            return round_to_half(weight)
-        with torch.autocast(weight.device.type, enabled=False):  # whatever a statistic is made of
-            if self.training and self.scheme.scale == "running-absmax":
-                self._follow_absmax(weight)
-            alpha, scale = self.alphas[str(bits)], self.scale(weight, bits)
-            return fake_quantize(weight, alpha, scale, bits, self.scheme.granularity, self.rule)
-
     @torch.no_grad()
-    def _follow_absmax(self, weight: Tensor) -> None:
+    def follow(self, weight: Tensor) -> None:
+        """Move a running statistic towards that of the present weights."""
         now = measure(weight, self.scheme.scale, self.scheme.granularity)
         self.statistic.mul_(RUNNING_MOMENTUM).add_(now, alpha=1.0 - RUNNING_MOMENTUM)
 
-    def _forget_in(self, cache: PassCache) -> Callable[[Tensor], None]:
-        def hook(grad: Tensor) -> None:
-            cache.pop(self, None)
-
-        return hook
-
-    def _stamp(self, weight: Tensor) -> tuple:
+    def stamp(self, weight: Tensor) -> tuple:
         """Everything that a cached weight depends on; optimizers and load_state_dict raise the version counters."""
-        tensors = [weight, *self.alphas.values()] + ([] if self.statistic is None else [self.statistic])
-        versions = tuple((t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors)
-        modes = (torch.is_grad_enabled(), torch.is_inference_mode_enabled(), self.training)
-        return (self.active_bits, weight.requires_grad, modes, versions)
+        bits = self.active_bits
+        modes = (bits, weight.requires_grad, torch.is_grad_enabled(), torch.is_inference_mode_enabled(), self.training)
+        if bits == HALF_BITS:
+            return modes, _version(weight)
+        statistic = None if self.statistic is None else _version(self.statistic)
+        return modes, _version(weight), _version(self.alphas[str(bits)]), statistic
+
+    def activate(self, bits: int, cache: PassCache | None) -> None:
+        """Set precision and cache; past nn.Module's checks on attributes, which take longer than all else here."""
+        self.__dict__.update(active_bits=bits, pass_cache=cache)
+
+
+def quantize_together(
+    quantizers: Sequence[WeightQuantizer], weights: Sequence[Tensor], on_backward: Callable[[], object] = lambda: None
+) -> list[Tensor]:
+    """Each weight at the active precision (not 32) of its quantizer; see `fake_quantize_all`."""
+    with torch.autocast(weights[0].device.type, enabled=False):  # whatever a statistic is made of
+        low = [q.active_bits != HALF_BITS for q in quantizers]
+        for quantizer, weight, is_low in zip(quantizers, weights, low, strict=True):
+            if is_low and quantizer.training and quantizer.scheme.scale == "running-absmax":
+                quantizer.follow(weight)
+        alphas = [q.alphas[str(q.active_bits)] if is_low else None for q, is_low in zip(quantizers, low, strict=True)]
+        specs = [Spec(q.active_bits, q.scheme.granularity, q.rule) for q in quantizers]
+        steps = steps_together(quantizers, weights)
+        return fake_quantize_all(weights, alphas, steps, specs, on_backward)
+
+
+@torch.no_grad()
+def steps_together(quantizers: Sequence[WeightQuantizer], weights: Sequence[Tensor]) -> list[Tensor | None]:
+    """`step` of each quantizer at its active precision, None at 16 bits, bit for bit.
+
+    Tensors with one step each are worked out together, for the sake of small models, whose time is in the dispatch.
+    """
+    steps: list[Tensor | None] = [None] * len(quantizers)
+    groups: dict[tuple, list[int]] = {}
+    for i, (quantizer, weight) in enumerate(zip(quantizers, weights, strict=True)):
+        if quantizer.active_bits == HALF_BITS:
+            continue
+        if quantizer.scheme.granularity == "tensor":
+            key = (quantizer.scheme.scale, quantizer.active_bits, weight.dtype, weight.device)
+            groups.setdefault(key, []).append(i)
+        else:
+            steps[i] = quantizer.step(weight, quantizer.active_bits)
+    for (scale, bits, *_), members in groups.items():
+        if scale in STORED_STATISTICS:
+            statistics = torch.stack([quantizers[i].statistic for i in members])
+        else:
+            statistics = measure_tensors([weights[i] for i in members], scale)
+        alphas = torch.stack([quantizers[i].alphas[str(bits)] for i in members])
+        found = alphas * scale_from_statistic(statistics, scale, bits)  # (members,)
+        for i, step in zip(members, found.unbind(), strict=True):
+            steps[i] = step
+    return steps
+
+
+def _version(tensor: Tensor) -> tuple[int, int]:
+    return tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version

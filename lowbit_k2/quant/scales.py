@@ -16,6 +16,7 @@ max|W|; what depends on the precision (Qp) is applied on the way out, so one buf
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -56,17 +57,37 @@ def measure(weight: Tensor, name: str, granularity: str) -> Tensor:
     values, counts = _grouped(weight, granularity)  # (*groups, n); for "tensor" the groups are rows, merged below
     whole = granularity == "tensor"
     if name == "running-absmax":
-        peaks = torch.maximum(values.amax(-1), -values.amin(-1))
-        return peaks.amax() if whole else peaks
+        low, high = torch.aminmax(values) if whole else torch.aminmax(values, dim=-1)
+        return torch.maximum(high, -low)
     if name == "2std-clipped":
-        sums = values.sum(-1).double()
-        squares = torch.linalg.vector_norm(values, dim=-1).double().square()
         if whole:
-            sums, squares = sums.sum(), squares.sum()
-        return (2.0 * _deviation(sums, squares, counts)).to(weight.dtype)
+            return _two_deviations([values])[0]
+        squares = torch.linalg.vector_norm(values, dim=-1).double().square()
+        return (2.0 * _deviation(values.sum(-1).double(), squares, counts)).to(weight.dtype)
     assert name in ("absmean", "lsq"), name
     sums = values.abs().sum(-1).double()
     return ((sums.sum() if whole else sums) / counts).to(weight.dtype)
+
+
+@torch.no_grad()
+def measure_tensors(weights: Sequence[Tensor], name: str) -> Tensor:
+    """`measure` of several weights of one type and device, granularity "tensor": shape (len(weights),), bit for bit.
+
+    The numbers after the sums are worked out for all tensors at once, for the sake of small models.
+    """
+    if name == "2std-clipped":
+        return _two_deviations([_grouped(weight, "tensor")[0] for weight in weights])
+    return torch.stack([measure(weight, name, "tensor") for weight in weights])
+
+
+def _two_deviations(rows: Sequence[Tensor]) -> Tensor:
+    """2 std of each whole tensor, given as (rows, cols): shape (len(rows),)."""
+    sizes = [len(r) for r in rows]
+    sums = torch.cat([r.sum(-1) for r in rows]).double().split(sizes)
+    squares = torch.cat([torch.linalg.vector_norm(r, dim=-1) for r in rows]).double().square().split(sizes)
+    counts = torch.tensor([float(r.numel()) for r in rows], dtype=torch.float64).to(rows[0].device)
+    totals = (torch.stack([part.sum() for part in parts]) for parts in (sums, squares))
+    return (2.0 * _deviation(*totals, counts)).to(rows[0].dtype)
 
 
 def _deviation(sums: Tensor, squares: Tensor, counts: Tensor | int) -> Tensor:

@@ -38,19 +38,19 @@ def use_precision(model: nn.Module, assignment: Assignment) -> Iterator[None]:
 
     On exit the previous assignment is restored. Outside any context each tensor is at the first of its precisions.
     """
-    quantizers = find_quantizers(model)
+    owners = quantizer_owners(model)
+    quantizers = list(owners)
     wanted = _resolve(quantizers, assignment)
     before = [(q, q.active_bits, q.pass_cache) for q in quantizers]
-    cache = PassCache()
+    cache = PassCache(owners)
     try:
         for quantizer in quantizers:
-            quantizer.active_bits = wanted.get(quantizer, quantizer.active_bits)
-            quantizer.pass_cache = cache
+            quantizer.activate(wanted.get(quantizer, quantizer.active_bits), cache)
         yield
     finally:
-        cache.clear()
+        cache.values.clear()
         for quantizer, bits, outer_cache in before:
-            quantizer.active_bits, quantizer.pass_cache = bits, outer_cache
+            quantizer.activate(bits, outer_cache)
 
 
 def current_assignment(model: nn.Module) -> dict[str, int]:
@@ -58,18 +58,20 @@ def current_assignment(model: nn.Module) -> dict[str, int]:
     return {quantizer.name: quantizer.active_bits for quantizer in find_quantizers(model)}
 
 
+def quantizer_owners(model: nn.Module) -> dict[WeightQuantizer, ParametrizationList]:
+    """{quantizer: what holds its latent weight, as `original`}, in the order of the modules."""
+    lists = [module for module in model.modules() if isinstance(module, ParametrizationList)]
+    return {q: owner for owner in lists for q in owner if isinstance(q, WeightQuantizer)}
+
+
 def find_quantizers(model: nn.Module) -> list[WeightQuantizer]:
     """All quantizers of a model, each once, in the order of its modules."""
-    return [module for module in model.modules() if isinstance(module, WeightQuantizer)]
+    return list(quantizer_owners(model))
 
 
 def latent_weights(model: nn.Module) -> dict[WeightQuantizer, nn.Parameter]:
     """{quantizer: its latent float weight}."""
-    found = {}
-    for module in model.modules():
-        if isinstance(module, ParametrizationList):
-            found.update({q: module.original for q in module if isinstance(q, WeightQuantizer)})
-    return found
+    return {quantizer: owner.original for quantizer, owner in quantizer_owners(model).items()}
 
 
 def layer_names(model: nn.Module, config: QuantConfig) -> list[str]:

@@ -24,8 +24,18 @@ from lowbit_k2.data.datamodule import AsrDataModule, DataConfig
 from lowbit_k2.data.features import FeatureConfig, extract_wav, make_extractor, read_feature_config
 from lowbit_k2.data.flags import str2bool
 from lowbit_k2.decode.lattice import SearchConfig
-from lowbit_k2.decode.methods import METHODS, DecodingResources, decode_batch, load_resources, parse_methods
+from lowbit_k2.decode.methods import (
+    CTC_METHODS,
+    METHODS,
+    TRANSDUCER_METHODS,
+    DecodingResources,
+    NetworkOutput,
+    decode_batch,
+    load_resources,
+    parse_methods,
+)
 from lowbit_k2.errors import UserError
+from lowbit_k2.models import TransducerConfig
 from lowbit_k2.models.subsampling import subsampled_length
 from lowbit_k2.quant import use_precision
 from lowbit_k2.recipe.model_io import (
@@ -35,7 +45,7 @@ from lowbit_k2.recipe.model_io import (
     load_trained,
     precision_assignment,
 )
-from lowbit_k2.scoring.wer import Result, WerStats, bootstrap_interval, score, write_errs, write_recogs, write_summary
+from lowbit_k2.scoring.wer import Result, WerStats, bootstrap_interval, write_errs, write_recogs, write_summary
 from lowbit_k2.train.checkpoint import numbered
 
 if TYPE_CHECKING:
@@ -58,8 +68,9 @@ def add_decoding_arguments(parser: argparse.ArgumentParser) -> None:
 
     search = parser.add_argument_group("search")
     search.add_argument(
-        "--decoding-method", default="ctc-greedy-search", help=f"one or several, by commas, of {', '.join(METHODS)}"
+        "--decoding-method", help=f"one or several, by commas, of {', '.join(METHODS)}; default: the greedy one"
     )
+    search.add_argument("--blank-penalty", type=float, default=0.0, help="off the blank's logit, transducer search")
     search.add_argument("--lang-dir", type=Path, help="HLG.pt and words.txt, for 1best")
     search.add_argument("--lm-scale", default="1.0", help="factor on HLG's scores; several by commas (choose on dev)")
     search.add_argument("--search-beam", type=float, default=SearchConfig.search_beam)
@@ -98,13 +109,33 @@ class Recognizer:
         return nullcontext() if self.assignment is None else use_precision(self.loaded.model, self.assignment)
 
     @torch.no_grad()
-    def log_probs(self, features: Tensor, feature_lens: Tensor) -> tuple[Tensor, Tensor]:
-        """(N, T, F) -> (N, T', V) log-probabilities and (N,) frames; audio too short for the encoder has 0 frames."""
+    def run(self, features: Tensor, feature_lens: Tensor) -> NetworkOutput:
+        """The network on (N, T, F) features; audio too short for the encoder has 0 frames."""
         missing = max(0, MIN_FRAMES - features.size(1))
         features = torch.nn.functional.pad(features, (0, 0, 0, missing)).to(self.device)
         lens = feature_lens.clamp(min=MIN_FRAMES).to(self.device)
-        log_probs, frames = self.loaded.model(features, lens)
-        return log_probs, frames.cpu() * (feature_lens >= MIN_FRAMES)
+        model = self.loaded.model
+        if isinstance(self.loaded.model_config, TransducerConfig):
+            encoder_out, frames = model.encoder(features, lens)
+            log_probs = None if model.ctc_head is None else model.ctc_log_probs(encoder_out)
+        else:
+            encoder_out = None
+            log_probs, frames = model(features, lens)
+        return NetworkOutput(frames.cpu() * (feature_lens >= MIN_FRAMES), log_probs, encoder_out)
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """What one search made of one test set.
+
+    Attributes:
+      results: (utterance, reference words, hypothesis words), sorted by utterance.
+      interval: 95% confidence interval of the word error rate, as fractions; None without reference words.
+    """
+
+    results: list[Result]
+    stats: WerStats
+    interval: tuple[float, float] | None
 
 
 @dataclass
@@ -151,6 +182,21 @@ def make_recognizers(args: argparse.Namespace) -> list[Recognizer]:
     ]
 
 
+def greedy_recognizer(loaded: LoadedModel) -> Recognizer:
+    """A packed model with its greedy search, on the CPU: needs neither graphs nor k2. Phones are put out as phones."""
+    [method] = methods_for(None, loaded)
+    resources = load_resources(method, loaded.tokenizer.decode, True, loaded.model_config.vocab_size)
+    attach_transducer(resources, loaded)
+    return Recognizer(loaded, method, None, torch.device("cpu"), {(method, ""): resources})
+
+
+def attach_transducer(resources: DecodingResources, loaded: LoadedModel, blank_penalty: float = 0.0) -> None:
+    """Give a transducer's search its networks; nothing for methods that need none."""
+    if resources.method in TRANSDUCER_METHODS:
+        resources.transducer = (loaded.model, loaded.model_config.context_size)
+        resources.blank_penalty = blank_penalty
+
+
 def make_searches(
     args: argparse.Namespace, loaded: LoadedModel, device: torch.device
 ) -> dict[tuple[str, str], DecodingResources]:
@@ -161,7 +207,7 @@ def make_searches(
         raise UserError(f"--lm-scale {args.lm_scale}: give a number, or several by commas") from None
     beams = SearchConfig(args.search_beam, args.output_beam, args.min_active_states, args.max_active_states)
     tokenizer, searches = loaded.tokenizer, {}
-    for method in parse_methods(args.decoding_method):
+    for method in methods_for(args.decoding_method, loaded):
         settings = {f"lm_scale_{s:g}": replace(beams, lm_scale=s) for s in scales} if method == "1best" else {"": beams}
         for setting, beam in settings.items():
             searches[method, setting] = load_resources(
@@ -173,10 +219,28 @@ def make_searches(
                 beam,
                 device,
             )
+            attach_transducer(searches[method, setting], loaded, args.blank_penalty)
     return searches
 
 
-def run_decode(args: argparse.Namespace, load_test_sets: Callable[[], Mapping[str, CutSet]]) -> dict[Key, WerStats]:
+def methods_for(text: str | None, loaded: LoadedModel) -> list[str]:
+    """The methods of `--decoding-method`, or the greedy one of the model.
+
+    Raises:
+      UserError: a method that this model has no head for.
+    """
+    is_transducer = isinstance(loaded.model_config, TransducerConfig)
+    has_ctc = not is_transducer or loaded.model_config.ctc_head
+    methods = parse_methods(text or ("greedy_search" if is_transducer else "ctc-greedy-search"))
+    possible = [*(TRANSDUCER_METHODS if is_transducer else ()), *(CTC_METHODS if has_ctc else ())]
+    for method in methods:
+        if method not in possible:
+            kind = "transducer" if is_transducer else "CTC model"
+            raise UserError(f"--decoding-method {method} does not fit this {kind}: choose of {', '.join(possible)}")
+    return methods
+
+
+def run_decode(args: argparse.Namespace, load_test_sets: Callable[[], Mapping[str, CutSet]]) -> dict[Key, Decoded]:
     """Decode test sets, or transcribe the files of `--wav`.
 
     Args:
@@ -184,7 +248,7 @@ def run_decode(args: argparse.Namespace, load_test_sets: Callable[[], Mapping[st
       load_test_sets: gives the cuts by the name of the test set; not called with `--wav`.
 
     Returns:
-      Errors by (test set, method, setting, model).
+      Hypotheses and errors by (test set, method, setting, model).
     """
     if args.num_threads > 0:
         torch.set_num_threads(args.num_threads)
@@ -194,7 +258,7 @@ def run_decode(args: argparse.Namespace, load_test_sets: Callable[[], Mapping[st
         return {}
     test_sets = load_test_sets()
     data = make_data(args, FeatureConfig.from_dict(recognizers[0].loaded.features))
-    results: dict[Key, WerStats] = {}
+    results: dict[Key, Decoded] = {}
     for recognizer in recognizers:
         for name, cuts in test_sets.items():
             frame_shift = data.features.frame_shift
@@ -244,12 +308,12 @@ def decode_set(
     with recognizer.precision():
         for batch in batches:
             start = time.perf_counter()
-            log_probs, lens = recognizer.log_probs(batch.features, batch.feature_lens)
+            output = recognizer.run(batch.features, batch.feature_lens)
             timing.network += time.perf_counter() - start
             timing.audio += float(batch.feature_lens.sum()) * frame_shift
             for key, resources in recognizer.searches.items():
                 start = time.perf_counter()
-                hyps = decode_batch(log_probs, lens, resources)
+                hyps = decode_batch(output, resources)
                 timing.search[key] += time.perf_counter() - start
                 refs = [text.split() for text in batch.texts]
                 found[key] += zip(batch.ids, refs, hyps, strict=True)
@@ -263,29 +327,32 @@ def report(
     recognizer: Recognizer,
     found: Mapping[tuple[str, str], list[Result]],
     timing: Timing,
-) -> dict[Key, WerStats]:
+) -> dict[Key, Decoded]:
     """Write icefall's files of one test set and print a line per result."""
-    all_stats: dict[Key, WerStats] = {}
+    decoded: dict[Key, Decoded] = {}
     for method in dict.fromkeys(method for method, _ in found):
         folder, summary = exp_dir / method, {}
         for (_, setting), results in ((key, value) for key, value in found.items() if key[0] == method):
             name = "-".join(part for part in (test_set, setting, recognizer.label) if part)
+            results = sorted(results, key=lambda result: result[0])
             write_recogs(folder / f"recogs-{name}.txt", results)
             stats = write_errs(folder / f"errs-{name}.txt", results)
-            summary[setting or method] = all_stats[test_set, method, setting, recognizer.label] = stats
+            summary[setting or method] = stats
+            interval = bootstrap_interval(results) if stats.ref_words else None
+            decoded[test_set, method, setting, recognizer.label] = outcome = Decoded(results, stats, interval)
             what = ", ".join(part for part in (test_set, method, setting, recognizer.label) if part)
             print(f"[{what}] {stats}")
-            print_details(recognizer.searches[method, setting], results, timing.real_time_factor((method, setting)))
+            print_details(recognizer.searches[method, setting], outcome, timing.real_time_factor((method, setting)))
         write_summary(folder / f"wer-summary-{test_set}-{recognizer.label}.txt", summary)
-    return all_stats
+    return decoded
 
 
-def print_details(resources: DecodingResources, results: Sequence[Result], rtf: float) -> None:
+def print_details(resources: DecodingResources, decoded: Decoded, rtf: float) -> None:
     """Confidence interval, real-time factor, and what the search could not decode."""
     line = f"  RTF {rtf:.4f}"
-    if score(results).ref_words:
-        low, high = bootstrap_interval(results)
-        line = f"  95% interval {low:.2%} - {high:.2%} (bootstrap over {len(results)} utterances)," + line[1:]
+    if decoded.interval:
+        low, high = decoded.interval
+        line = f"  95% interval {low:.2%} - {high:.2%} (bootstrap over {len(decoded.results)} utterances)," + line[1:]
     if resources.num_without_path:
         line += f"; {resources.num_without_path} utterances without any path were left empty: widen --search-beam"
     print(line, flush=True)
@@ -306,6 +373,5 @@ def transcribe_files(files: Sequence[Path], recognizers: Sequence[Recognizer]) -
     with recognizer.precision():
         for file in files:
             batch = collate([extract_wav(file, config, extractor)], [""], [str(file)])
-            log_probs, lens = recognizer.log_probs(batch.features, batch.feature_lens)
-            [words] = decode_batch(log_probs, lens, resources)
+            [words] = decode_batch(recognizer.run(batch.features, batch.feature_lens), resources)
             print(f"{file}\t{' '.join(words)}", flush=True)

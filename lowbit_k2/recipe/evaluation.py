@@ -7,13 +7,13 @@ must be the same. The same function makes the demo's last screen and the rows of
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lowbit_k2.errors import UserError
-from lowbit_k2.recipe.decoding import add_decoding_arguments, run_decode
+from lowbit_k2.recipe.decoding import Decoded, add_decoding_arguments, run_decode
 from lowbit_k2.recipe.exporting import add_export_arguments, run_export
 from lowbit_k2.scoring.wer import WerStats
 
@@ -30,6 +30,7 @@ class Evaluation:
     precision: str
     test_set: str
     errors: dict[str, dict[str, int]]  # method -> ins, dels, sub, ref_words
+    intervals: dict[str, tuple[float, float]]  # method -> 95% confidence interval of the word error rate
     file_bytes: int
     float_bytes: int
 
@@ -39,6 +40,10 @@ class Evaluation:
 
     def stats(self, method: str) -> WerStats:
         return WerStats(**self.errors[method])
+
+    def interval_text(self, method: str) -> str:
+        """`3.9-8.1`, in percent."""
+        return "-".join(f"{100 * end:.1f}" for end in self.intervals.get(method, ()))
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -68,26 +73,25 @@ def evaluate(
     add_export_arguments(exporter)
     where = ["--exp-dir", str(exp_dir)]
 
-    def decode(*flags: str) -> dict[str, WerStats]:
+    def decode(*flags: str) -> dict[str, Decoded]:
         args = decoder.parse_args([*where, *decode_flags, *flags])
         found = run_decode(args, lambda: {test_set: load_test_set()})
-        return {method: stats for (_, method, _, _), stats in found.items()}
+        assert len({setting for _, method, setting, _ in found if method == HLG}) <= 1, "one --lm-scale, chosen on dev"
+        return {method: decoded for (_, method, _, _), decoded in found.items()}
 
     results = []
     for precision in precisions:
-        stats = decode(*average_flags, "--precision", precision)
+        decoded = decode(*average_flags, "--precision", precision)
         packed = exp_dir / "packed" / f"{precision.replace(',', '_')}bit.safetensors"
         flags = [*where, *average_flags, "--precision", precision, "--output", str(packed)]
         sizes = run_export(exporter.parse_args(flags), load_train_cuts=lambda: None)
-        again = decode("--packed", str(packed))
-        check_same_hypotheses(exp_dir, list(stats), test_set, precision, packed.stem)
-        if stats != again:
-            raise UserError(f"{packed} decodes with other errors than the model it was made from")
+        check_same_words(packed, decoded, decode("--packed", str(packed)))
         results.append(
             Evaluation(
                 precision=precision,
                 test_set=test_set,
-                errors={method: asdict(s) for method, s in stats.items()},
+                errors={method: asdict(d.stats) for method, d in decoded.items()},
+                intervals={method: d.interval for method, d in decoded.items() if d.interval},
                 file_bytes=sizes.file.total,
                 float_bytes=sizes.float_file.total,
             )
@@ -95,25 +99,30 @@ def evaluate(
     return results
 
 
-def check_same_hypotheses(exp_dir: Path, methods: Sequence[str], test_set: str, precision: str, packed: str) -> None:
-    """Compare the newest recogs files of the model and of its packed file, utterance by utterance."""
-    for method in methods:
-        files = sorted((exp_dir / method).glob(f"recogs-{test_set}-*.txt"), key=lambda path: path.stat().st_mtime)
-        from_model = [f for f in files if f.stem.endswith(f"-precision-{precision.replace(',', '_')}")][-1]
-        from_packed = [f for f in files if f.stem.endswith(f"packed-{packed}")][-1]
-        if from_model.read_text() != from_packed.read_text():
-            raise UserError(f"{from_packed} differs from {from_model}: the packed file gave other words")
+def check_same_words(packed: Path, from_model: Mapping[str, Decoded], from_packed: Mapping[str, Decoded]) -> None:
+    """The packed file must give the model's words for every utterance and method.
+
+    Raises:
+      UserError: the first utterance where it does not.
+    """
+    for method, decoded in from_model.items():
+        for (utterance, _, words), (_, _, others) in zip(decoded.results, from_packed[method].results, strict=True):
+            if list(words) != list(others):
+                raise UserError(
+                    f"{packed} gives other words than the model it was made from, first for {utterance} by {method}: "
+                    f"{' '.join(others)!r} instead of {' '.join(words)!r}"
+                )
 
 
 def format_table(evaluations: Sequence[Evaluation]) -> str:
-    """Markdown: precision, WER by method with ins/del/sub, MB on disk, ratio."""
+    """Markdown: precision, WER by method with its interval and ins/del/sub, MB on disk, ratio."""
     methods = list(evaluations[0].errors)
-    head = ["bits", *[f"%WER {method} (ins/del/sub)" for method in methods], "MB", "ratio"]
+    head = ["bits", *[cell for method in methods for cell in (f"%WER {method} (ins/del/sub)", "95%")], "MB", "ratio"]
     rows = [head, ["---"] * len(head)]
     for e in evaluations:
         cells = [e.precision]
         for method in methods:
             s = e.stats(method)
-            cells.append(f"{100 * s.rate:.2f} ({s.ins}/{s.dels}/{s.sub})")
+            cells += [f"{100 * s.rate:.2f} ({s.ins}/{s.dels}/{s.sub})", e.interval_text(method)]
         rows.append([*cells, f"{e.file_bytes / 1e6:.3f}", f"{e.ratio:.1f}"])
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)

@@ -14,7 +14,7 @@ from lowbit_k2.data.flags import str2bool
 from lowbit_k2.data.tokenizer import Tokenizer, tokenizer_from_bytes
 from lowbit_k2.errors import UserError
 from lowbit_k2.export import load_packed_model
-from lowbit_k2.models import ConformerConfig, ConformerCtc
+from lowbit_k2.models import ModelConfig, config_from_dict, make_model
 from lowbit_k2.quant import (
     QuantConfig,
     QuantReport,
@@ -31,7 +31,7 @@ class LoadedModel:
     """A model in eval mode with what belongs to it."""
 
     model: nn.Module
-    model_config: ConformerConfig
+    model_config: ModelConfig
     quant_config: QuantConfig | None  # None for a model that was read from a packed file
     tokenizer: Tokenizer
     features: dict[str, Any]  # FeatureConfig.to_dict()
@@ -53,9 +53,9 @@ def add_checkpoint_arguments(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--use-averaged-model", type=str2bool, default=False, help="average over all updates between")
 
 
-def build_model(model_config: ConformerConfig, quant_config: QuantConfig) -> tuple[ConformerCtc, QuantReport]:
+def build_model(model_config: ModelConfig, quant_config: QuantConfig) -> tuple[nn.Module, QuantReport]:
     """The architecture with quantizers on the tensors that `quant_config` names."""
-    model = ConformerCtc(model_config)
+    model = make_model(model_config)
     return model, quantize_model(model, quant_config)
 
 
@@ -86,7 +86,7 @@ def load_trained(
     checkpoint = select_checkpoint(Path(exp_dir), epoch, iter_, avg, use_averaged_model)
     meta = checkpoint.meta
     try:
-        model_config = ConformerConfig.from_dict(meta["model"])
+        model_config = config_from_dict(meta["model"])
         quant_config = QuantConfig.from_dict(meta["quant"])
         tokenizer = restore_tokenizer(meta["tokenizer"])
         features = meta["features"]

@@ -17,16 +17,22 @@ from lowbit_k2.data.filter import FilterConfig, filter_cuts
 from lowbit_k2.data.flags import str2bool
 from lowbit_k2.data.tokenizer import Tokenizer, load_tokenizer
 from lowbit_k2.errors import UserError
+from lowbit_k2.k2_compat import require_k2
+from lowbit_k2.launch import CPU_INFO
 from lowbit_k2.losses.co_training import CoTraining, CoTrainingConfig
-from lowbit_k2.models import ConformerConfig
+from lowbit_k2.losses.ctc import CtcCriterion
+from lowbit_k2.losses.rnnt import KINDS, RnntConfig, RnntCriterion
+from lowbit_k2.models import ConformerConfig, ModelConfig, TransducerConfig
 from lowbit_k2.models.conformer import PRESETS
 from lowbit_k2.quant import QuantConfig
 from lowbit_k2.recipe.flags import make_parser
 from lowbit_k2.recipe.model_io import build_model, describe_tokenizer
+from lowbit_k2.train.distributed import Ranks, joined, run_as_ranks
 from lowbit_k2.train.loop import LoopConfig, Trainer, newest_checkpoint
 from lowbit_k2.train.metrics import log_to_file, log_to_screen
 from lowbit_k2.train.optim import OptimConfig, make_optimizer
 
+OBJECTIVES = ("ctc", "rnnt", "ctc-rnnt")
 QUANT_PRESETS = ("float", "paper", "lossless16", "all-low")
 
 
@@ -46,6 +52,7 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     run.add_argument(
         "--lang-dir", type=Path, default=Path("data/lang_bpe_500"), help="folder with tokens.txt and bpe.model"
     )
+    run.add_argument("--world-size", type=int, default=1, help="processes on this machine, one per GPU")
     run.add_argument("--num-epochs", type=int, default=LoopConfig.num_epochs, help="last epoch, counted from 1")
     run.add_argument("--start-epoch", type=int, default=1, help="if over 1, continue from epoch-(N-1).pt")
     run.add_argument("--start-batch", type=int, default=0, help="if positive, continue from checkpoint-N.pt")
@@ -76,9 +83,25 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     quant.add_argument("--lambda1", type=float, default=CoTrainingConfig.lambda1, help="weight of the other losses")
     quant.add_argument("--lambda2", type=float, default=CoTrainingConfig.lambda2, help="weight of the KL terms")
     quant.add_argument("--sp-schedule", default="log", choices=("log", "linear", "constant"))
+    quant.add_argument("--sp-first", type=float, help="P(lowest bits) at the first layer; default: the schedule's own")
+    quant.add_argument("--sp-last", type=float, help="the same at the last layer")
     for name, (choices, text) in QUANT_FLAGS.items():
         flag = "--" + name.replace("_", "-")
         quant.add_argument(flag, choices=choices, default=choices[0], help=text)
+
+    rnnt = parser.add_argument_group("objective")
+    rnnt.add_argument("--objective", default="ctc", choices=OBJECTIVES, help="ctc-rnnt: a transducer with a CTC head")
+    rnnt.add_argument("--context-size", type=int, help="tokens that a transducer's prediction network sees")
+    rnnt.add_argument("--decoder-dim", type=int, help="of the prediction network")
+    rnnt.add_argument("--joiner-dim", type=int)
+    rnnt.add_argument("--rnnt-loss", default=RnntConfig.loss, choices=KINDS, help="full needs no k2, but much memory")
+    rnnt.add_argument("--prune-range", type=int, default=RnntConfig.prune_range, help="symbols kept at each frame")
+    rnnt.add_argument("--simple-loss-scale", type=float, default=RnntConfig.simple_loss_scale)
+    rnnt.add_argument("--lm-scale", type=float, default=RnntConfig.lm_scale, help="smoothing of the simple loss")
+    rnnt.add_argument("--am-scale", type=float, default=RnntConfig.am_scale, help="smoothing of the simple loss")
+    rnnt.add_argument("--ctc-loss-scale", type=float, default=RnntConfig.ctc_loss_scale, help="for ctc-rnnt")
+    rnnt.add_argument("--rnnt-warm-step", type=int, default=RnntConfig.warm_step, help="updates until full scales")
+    rnnt.add_argument("--delay-penalty", type=float, default=RnntConfig.delay_penalty)
 
     optim = parser.add_argument_group("optimiser")
     optim.add_argument("--lr-factor", type=float, default=OptimConfig.lr_factor, help="Noam's factor")
@@ -110,10 +133,31 @@ MODEL_FLAGS = {
 }
 
 
-def model_config(args: argparse.Namespace, vocab_size: int, num_features: int) -> ConformerConfig:
+def model_config(args: argparse.Namespace, vocab_size: int, num_features: int) -> ModelConfig:
     """The preset with the flags' replacements."""
     replaced = {name: getattr(args, name) for name in MODEL_FLAGS if getattr(args, name) is not None}
-    return ConformerConfig.preset(args.model, vocab_size=vocab_size, num_features=num_features, **replaced)
+    replaced |= {"vocab_size": vocab_size, "num_features": num_features}
+    if args.objective == "ctc":
+        return ConformerConfig.preset(args.model, **replaced)
+    own = {name: getattr(args, name) for name in ("context_size", "decoder_dim", "joiner_dim")}
+    replaced |= {name: value for name, value in own.items() if value is not None}
+    return TransducerConfig.preset(args.model, ctc_head=args.objective == "ctc-rnnt", **replaced)
+
+
+def make_criterion(args: argparse.Namespace) -> CtcCriterion | RnntCriterion:
+    """What `--objective` trains with.
+
+    Raises:
+      UserError: impossible flags, or k2 is missing where the loss needs it.
+    """
+    if args.objective == "ctc":
+        return CtcCriterion()
+    names = ("prune_range", "simple_loss_scale", "lm_scale", "am_scale", "ctc_loss_scale", "delay_penalty")
+    values = {name: getattr(args, name) for name in names}
+    config = RnntConfig(loss=args.rnnt_loss, warm_step=args.rnnt_warm_step, **values)
+    if config.loss == "pruned":
+        require_k2()  # now, not after minutes of preparation
+    return RnntCriterion(config)
 
 
 def co_training_config(args: argparse.Namespace) -> CoTrainingConfig:
@@ -123,6 +167,8 @@ def co_training_config(args: argparse.Namespace) -> CoTrainingConfig:
         lambda1=args.lambda1,
         lambda2=args.lambda2,
         sp_schedule=args.sp_schedule,
+        sp_first=args.sp_first,
+        sp_last=args.sp_last,
     )
 
 
@@ -158,17 +204,30 @@ def optim_config(args: argparse.Namespace) -> OptimConfig:
     )
 
 
-def set_up_device(args: argparse.Namespace) -> torch.device:
+def set_up_device(args: argparse.Namespace, ranks: Ranks) -> torch.device:
     """Seed, threads and device."""
     if args.num_threads > 0:
         torch.set_num_threads(args.num_threads)
     torch.manual_seed(args.seed)
     torch.set_flush_denormal(True)  # posteriors near zero make denormal numbers, which CPUs handle slowly
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if torch.cuda.is_available():
+        return torch.device("cuda", ranks.local_rank)
+    if args.use_bf16 and not has_bfloat16_arithmetic():
+        logging.warning("--use-bf16 true: this CPU has no bfloat16 instructions; float32 will be many times faster")
+    return torch.device("cpu")
+
+
+def has_bfloat16_arithmetic() -> bool:
+    """Whether the CPU computes in bfloat16 itself; where it is not known, it is taken to."""
+    try:
+        flags = CPU_INFO.read_text()
+    except OSError:
+        return True
+    return any(name in flags for name in ("avx512_bf16", "amx_bf16", " bf16 "))
 
 
 def describe_run(
-    model: ConformerConfig,
+    model: ModelConfig,
     quant: QuantConfig,
     co_training: CoTrainingConfig,
     tokenizer: Tokenizer,
@@ -230,20 +289,35 @@ def run_training(args: argparse.Namespace, train_cuts: CutSet, valid_cuts: CutSe
     Raises:
       UserError: flags that contradict each other, missing files, unusable data, another run in the same folder.
     """
-    log_to_screen()
-    start = find_start(args)
+    with joined(run_as_ranks(args.world_size)) as ranks:
+        log_to_screen(quiet=not ranks.is_main)
+        start = find_start(args)
+        tokenizer = load_tokenizer(args.lang_dir)
+        data = AsrDataModule(DataConfig.from_args(args), world_size=ranks.world_size, rank=ranks.rank)
+        trainer = make_trainer(args, tokenizer, data, ranks)
+        train_cuts, valid_cuts = usable_cuts(args, data, tokenizer, train_cuts, valid_cuts)
+        if start is not None:
+            trainer.resume(start)
+        if ranks.is_main:
+            log_to_file(args.exp_dir)
+        train_epochs(trainer, data, train_cuts, valid_cuts)
+
+
+def make_trainer(args: argparse.Namespace, tokenizer: Tokenizer, data: AsrDataModule, ranks: Ranks) -> Trainer:
+    """The model that the flags describe, with all that trains it; nothing is written yet.
+
+    Raises:
+      UserError: flags that contradict each other.
+    """
     loop, optim, co_training = loop_config(args), optim_config(args), co_training_config(args)
-    quant = quant_config(args, co_training)
-    device = set_up_device(args)
-    tokenizer = load_tokenizer(args.lang_dir)
-    data = AsrDataModule(DataConfig.from_args(args))
+    quant, criterion = quant_config(args, co_training), make_criterion(args)
+    device = set_up_device(args, ranks)
     conformer = model_config(args, tokenizer.vocab_size, data.features.num_mel_bins)
     model, report = build_model(conformer, quant)
     logging.info("\n%s", report)
-    train_cuts, valid_cuts = usable_cuts(args, data, tokenizer, train_cuts, valid_cuts)
-    spec_augment = data.config.spec_augment
     model = model.to(device)
-    trainer = Trainer(
+    spec_augment = data.config.spec_augment
+    return Trainer(
         model=model,
         objective=CoTraining(co_training, quant, conformer.num_layers, args.seed),
         optimizer=make_optimizer(model, optim),
@@ -253,11 +327,9 @@ def run_training(args: argparse.Namespace, train_cuts: CutSet, valid_cuts: CutSe
         augment=make_spec_augment(spec_augment) if spec_augment else None,
         exp_dir=args.exp_dir,
         meta=describe_run(conformer, quant, co_training, tokenizer, data.features, args),
+        ranks=ranks,
+        criterion=criterion,
     )
-    if start is not None:
-        trainer.resume(start)
-    log_to_file(args.exp_dir)
-    train_epochs(trainer, data, train_cuts, valid_cuts)
 
 
 def train_epochs(trainer: Trainer, data: AsrDataModule, train_cuts: CutSet, valid_cuts: CutSet) -> None:
@@ -270,5 +342,6 @@ def train_epochs(trainer: Trainer, data: AsrDataModule, train_cuts: CutSet, vali
         if total == 0:
             raise UserError("the training set gives no batch: use --drop-last false, or fewer --num-buckets")
         means = trainer.train_epoch(data.train_batches(train_cuts, epoch, skip=trainer.progress.batch), total)
-        trainer.finish_epoch(means, trainer.validate(data.valid_batches(valid_cuts)))
+        valid = trainer.validate(data.valid_batches(valid_cuts)) if trainer.ranks.is_main else {}
+        trainer.finish_epoch(means, valid)
     trainer.board.close()

@@ -77,10 +77,11 @@ def bootstrap_interval(
     errors = np.array([kaldialign.edit_distance(list(ref), list(hyp))["total"] for _, ref, hyp in results])
     words = np.array([len(ref) for _, ref, _ in results])
     assert words.sum() > 0, "no reference words"
-    draws = np.random.default_rng(seed).multinomial(len(results), [1 / len(results)] * len(results), num_samples)
-    drawn_words = draws @ words  # (num_samples,)
-    rates = (draws @ errors)[drawn_words > 0] / drawn_words[drawn_words > 0]
-    low, high = np.quantile(rates, [(1 - level) / 2, (1 + level) / 2])
+    random, size = np.random.default_rng(seed), len(results)
+    drawn = (random.integers(size, size=size) for _ in range(num_samples))  # one sample at a time: sets may be large
+    sums = np.array([(errors[draw].sum(), words[draw].sum()) for draw in drawn])  # (num_samples, 2)
+    sums = sums[sums[:, 1] > 0]
+    low, high = np.quantile(sums[:, 0] / sums[:, 1], [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -22,7 +22,7 @@ from tqdm import tqdm
 from lowbit_k2.data.batch import Batch
 from lowbit_k2.errors import UserError
 from lowbit_k2.losses.co_training import BranchOutput, CoTraining
-from lowbit_k2.losses.ctc import ctc_loss
+from lowbit_k2.losses.ctc import CtcCriterion
 from lowbit_k2.models.subsampling import subsampled_length
 from lowbit_k2.quant import generator_seed, quant_statistics, use_precision
 from lowbit_k2.train.checkpoint import (
@@ -35,11 +35,16 @@ from lowbit_k2.train.checkpoint import (
     optimizer_tensors,
     save_checkpoint,
 )
+from lowbit_k2.train.distributed import Ranks
 from lowbit_k2.train.metrics import Board, FrameMeans, describe
 from lowbit_k2.train.optim import OptimConfig, clip_gradients, hold_alphas, noam_rate, set_rate
 
 Augment = Callable[[Tensor, Tensor, torch.Generator], Tensor]
+Criterion = Callable[..., BranchOutput]  # CtcCriterion, RnntCriterion
 SMALLEST_GRAD_SCALE = 1e-5  # icefall's limit
+# May change from one sitting to the next without changing what is trained.
+FREE_FLAGS = {"resume", "start_epoch", "start_batch", "num_epochs", "exp_dir", "save_every_n", "keep_last_k"}
+FREE_FLAGS |= {"tensorboard", "num_workers", "cache_features", "manifest_dir", "lang_dir", "num_threads"}
 
 
 @dataclass(frozen=True)
@@ -100,25 +105,27 @@ class Trainer:
         augment: Augment | None,
         exp_dir: Path,
         meta: dict[str, Any],
+        ranks: Ranks | None = None,
+        criterion: Criterion | None = None,
     ) -> None:
         self.model, self.objective, self.optimizer = model, objective, optimizer
         self.optim_config, self.config = optim_config, config
+        self.criterion = criterion or CtcCriterion()
         self.encode, self.augment = encode, augment
-        self.exp_dir, self.meta = exp_dir, meta
+        self.exp_dir, self.meta, self.ranks = exp_dir, meta, ranks or Ranks()
         self.device = next(model.parameters()).device
         self.progress = Progress()
         self.average = RunningAverage(model, config.average_period)
         self.scaler = make_scaler(enabled=config.amp == "float16")
-        self.board = Board(exp_dir, config.tensorboard)
+        self.board = Board(exp_dir, config.tensorboard and self.ranks.is_main)
 
     # --- one update -------------------------------------------------------------------------------------------
 
-    def forward(self, batch: Batch) -> BranchOutput:
+    def forward(self, batch: Batch, update: int, shared: Any = None) -> BranchOutput:
         """One pass over an augmented batch under the precision in force."""
+        targets = [self.encode(text) for text in batch.texts]
         with self.arithmetic():
-            log_probs, lens = self.model(batch.features, batch.feature_lens)
-        loss = ctc_loss(log_probs, lens, [self.encode(text) for text in batch.texts])
-        return BranchOutput(loss, log_probs, lens)
+            return self.criterion(self.model, batch.features, batch.feature_lens, targets, update, shared)
 
     def arithmetic(self) -> AbstractContextManager:
         """Autocast, where the flags ask for it."""
@@ -130,20 +137,23 @@ class Trainer:
         """One update over `accum_grad` batches: every branch forward and backward, clip, step."""
         start = time.perf_counter()
         number = self.progress.update + 1
-        torch.manual_seed(generator_seed("dropout", self.config.seed, number))
+        torch.manual_seed(generator_seed("dropout", self.config.seed, self.draw(number)))
         rate = noam_rate(number, self.model.config.d_model, self.optim_config)
         set_rate(self.optimizer, rate)
         self.optimizer.zero_grad(set_to_none=True)
-        num_frames = sum(int(subsampled_length(batch.feature_lens).sum()) for batch in batches)
+        frames = float(sum(int(subsampled_length(batch.feature_lens).sum()) for batch in batches))
+        num_frames = int(self.ranks.total({"frames": frames}, self.device)["frames"])
         metrics: dict[str, float] = {}
         for index, batch in enumerate(batches):
-            batch = self.to_device(self.augmented(batch, number * self.config.accum_grad + index))
+            batch = self.to_device(self.augmented(batch, self.draw(number * self.config.accum_grad + index)))
             shares = self.objective.backward(
-                self.model, lambda b=batch: self.forward(b), number, num_frames, self.scale_back
+                self.model, lambda shared, b=batch: self.forward(b, number, shared), number, num_frames, self.scale_back
             )
             metrics = {name: metrics.get(name, 0.0) + value for name, value in shares.items()}
+        metrics = self.ranks.total(metrics, self.device)
         if not math.isfinite(metrics["loss"]):
             raise FloatingPointError(f"the loss of update {number} is {metrics['loss']}")
+        self.exchange()
         self.scaler.unscale_(self.optimizer)
         metrics |= clip_gradients(self.optimizer, self.optim_config.clip_grad_norm, self.scaler.is_enabled())
         self.scaler.step(self.optimizer)  # skips an update whose float16 gradients overflowed, and lowers the scale
@@ -155,6 +165,20 @@ class Trainer:
         self.average.step(self.model, number)
         self.progress.seconds += time.perf_counter() - start
         return metrics | {"learning_rate": rate, "frames": float(num_frames)}
+
+    def draw(self, number: int) -> int:
+        """A number of its own for every rank, from one that all ranks have."""
+        return number * self.ranks.world_size + self.ranks.rank
+
+    @torch.no_grad()
+    def exchange(self) -> None:
+        """Sum the gradients over the ranks, and take the mean of BatchNorm's running statistics."""
+        if self.ranks.world_size == 1:
+            return
+        buffers = [b for b in self.model.buffers() if b.is_floating_point()]
+        self.ranks.sum_([*(p.grad for p in self.model.parameters() if p.grad is not None), *buffers])
+        for buffer in buffers:
+            buffer.div_(self.ranks.world_size)
 
     def scale_back(self, loss: Tensor) -> None:
         self.scaler.scale(loss).backward()
@@ -175,7 +199,8 @@ class Trainer:
         """Train over the batches of `progress.epoch` that are still to come; returns the epoch's means."""
         self.model.train()
         totals, pending = FrameMeans(), []
-        bar = tqdm(batches, desc=f"epoch {self.progress.epoch}", initial=self.progress.batch, total=total)
+        name, silent = f"epoch {self.progress.epoch}", not self.ranks.is_main
+        bar = tqdm(batches, desc=name, initial=self.progress.batch, total=total, disable=silent)
         for batch in bar:
             pending.append(batch)
             if len(pending) == self.config.accum_grad:
@@ -201,7 +226,8 @@ class Trainer:
         try:
             return self.update(batches)
         except Exception:
-            self.save("bad-model.pt")
+            suffix = "" if self.ranks.is_main else f"-rank{self.ranks.rank}"
+            self.write(f"bad-model{suffix}.pt")
             torch.save(
                 {
                     "features": [b.features for b in batches],
@@ -209,9 +235,9 @@ class Trainer:
                     "texts": "\n".join(text for b in batches for text in b.texts),
                     "ids": "\n".join(name for b in batches for name in b.ids),
                 },
-                self.exp_dir / "bad-batch.pt",
+                self.exp_dir / f"bad-batch{suffix}.pt",
             )
-            logging.error("update failed: see %s and bad-batch.pt beside it", self.exp_dir / "bad-model.pt")
+            logging.error("update failed: see bad-model%s.pt and bad-batch%s.pt in %s", suffix, suffix, self.exp_dir)
             raise
 
     def report(self, metrics: dict[str, float], totals: FrameMeans) -> None:
@@ -226,16 +252,13 @@ class Trainer:
     def validate(self, batches: Iterable[Batch]) -> dict[str, float]:
         """CTC loss per frame of every trained precision, `loss_<bits>`, and their mean, `loss`."""
         self.model.eval()
-        batches = [self.to_device(batch) for batch in batches]
-        result = {}
-        for precision in self.objective.config.trained_precisions:
-            means = FrameMeans()
-            with use_precision(self.model, precision):
-                for batch in batches:
-                    out = self.forward(batch)
-                    frames = float(out.lens.sum())
-                    means.add({"frames": frames, "loss": out.loss.item() / frames})
-            result[f"loss_{precision}"] = means.means()["loss"]
+        means = {precision: FrameMeans() for precision in self.objective.config.trained_precisions}
+        for batch in map(self.to_device, batches):
+            for precision, mean in means.items():
+                with use_precision(self.model, precision):
+                    out = self.forward(batch, self.progress.update)
+                mean.add({"frames": float(out.num_frames), "loss": out.loss.item() / out.num_frames})
+        result = {f"loss_{precision}": mean.means()["loss"] for precision, mean in means.items()}
         result["loss"] = sum(result.values()) / len(result)
         self.board.write("train/valid_", result, self.progress.update)
         return result
@@ -256,6 +279,11 @@ class Trainer:
     # --- checkpoints ------------------------------------------------------------------------------------------
 
     def save(self, name: str) -> None:
+        """Write a checkpoint; all ranks hold the same one."""
+        if self.ranks.is_main:
+            self.write(name)
+
+    def write(self, name: str) -> None:
         meta = {**self.meta, "progress": asdict(self.progress), "update": self.progress.update}
         meta["average_period"] = self.config.average_period
         meta["scaler"] = self.scaler.state_dict()  # plain numbers; empty where there is no float16
@@ -270,6 +298,8 @@ class Trainer:
     def save_numbered(self) -> None:
         """`checkpoint-<update>.pt`, of which the last `keep_last_k` are kept."""
         self.save(f"checkpoint-{self.progress.update}.pt")
+        if not self.ranks.is_main:
+            return
         for number in numbered(self.exp_dir, "checkpoint")[: -self.config.keep_last_k]:
             (self.exp_dir / f"checkpoint-{number}.pt").unlink()
 
@@ -283,6 +313,7 @@ class Trainer:
         for name in ("model", "quant", "co_training", "tokenizer", "features"):
             if checkpoint.meta.get(name) != self.meta.get(name):
                 raise UserError(f"{path} was trained with another {name} configuration than the flags describe")
+        warn_of_changes(checkpoint.meta.get("flags", {}), self.meta.get("flags", {}))
         load_model_state(self.model, checkpoint.model, path)
         load_optimizer_tensors(self.optimizer, checkpoint.optimizer)
         self.average.mean = checkpoint.model_avg
@@ -290,6 +321,17 @@ class Trainer:
             self.scaler.load_state_dict(checkpoint.meta["scaler"])
         self.progress = Progress(**checkpoint.meta["progress"])
         logging.info("continuing from %s: epoch %d", path, self.progress.epoch)
+
+
+def warn_of_changes(before: Mapping[str, str], now: Mapping[str, str]) -> None:
+    """Log the flags that differ from those of the run that is continued: it will not be what one sitting gives."""
+    changed = [
+        f"--{name.replace('_', '-')} {value} -> {now[name]}"
+        for name, value in before.items()
+        if name not in FREE_FLAGS and now.get(name, value) != value
+    ]
+    if changed:
+        logging.warning("continuing with other flags than before: %s", ", ".join(changed))
 
 
 def newest_checkpoint(exp_dir: Path) -> Path | None:

@@ -36,10 +36,15 @@ def describe(metrics: dict[str, float]) -> str:
     return " ".join(f"{name}={value:.4g}" for name, value in metrics.items() if name != FRAMES)
 
 
-def log_to_screen() -> None:
-    """Log to the screen, and keep the lines for `log_to_file`: until the input is known to be good, no file is made."""
+def log_to_screen(quiet: bool = False) -> None:
+    """Log to the screen, and keep the lines for `log_to_file`: until the input is known to be good, no file is made.
+
+    Args:
+      quiet: warnings and errors only, for all but one of several processes that do the same.
+    """
     early = MemoryHandler(capacity=10_000, flushLevel=logging.CRITICAL + 1)
-    logging.basicConfig(level=logging.INFO, format=FORMAT, handlers=[logging.StreamHandler(), early], force=True)
+    level = logging.WARNING if quiet else logging.INFO
+    logging.basicConfig(level=level, format=FORMAT, handlers=[logging.StreamHandler(), early], force=True)
 
 
 def log_to_file(exp_dir: Path, name: str = "train") -> None:

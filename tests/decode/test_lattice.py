@@ -11,7 +11,7 @@ from torch.nn.functional import ctc_loss
 
 from lowbit_k2.decode.greedy import ctc_greedy_search
 from lowbit_k2.decode.lattice import SearchConfig, decode_lattice, make_lattice, one_best, scale_graph
-from lowbit_k2.decode.methods import decode_batch, load_hlg, load_resources
+from lowbit_k2.decode.methods import NetworkOutput, decode_batch, load_hlg, load_resources
 from lowbit_k2.errors import UserError
 from lowbit_k2.graphs.ngram import BackoffModel
 from tests.decode import toy
@@ -139,7 +139,7 @@ def test_scaling_leaves_the_graph_alone(topology) -> None:
 def test_methods_give_words(lang: tuple[Path, BackoffModel]) -> None:
     resources = load_resources("1best", str, False, toy.NUM_CLASSES, lang[0])
     log_probs = toy.random_log_probs(5, 2, 6)
-    hypotheses = decode_batch(log_probs, torch.tensor([6, 0]), resources)
+    hypotheses = decode_batch(NetworkOutput(torch.tensor([6, 0]), log_probs), resources)
     assert set(hypotheses[0]) <= set(toy.ENTRIES) and hypotheses[1] == []
     assert (resources.num_decoded, resources.num_without_path) == (2, 1)
 

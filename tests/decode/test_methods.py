@@ -7,7 +7,7 @@ import torch
 
 from lowbit_k2.data.tokenizer import SentencePieceTokenizer
 from lowbit_k2.decode.lattice import SearchConfig
-from lowbit_k2.decode.methods import METHODS, decode_batch, load_resources, parse_methods
+from lowbit_k2.decode.methods import METHODS, NetworkOutput, decode_batch, load_resources, parse_methods
 from lowbit_k2.errors import UserError
 from lowbit_k2.recipe.train_bpe import train_sentencepiece
 
@@ -21,7 +21,7 @@ def test_greedy_gives_the_words_that_were_encoded() -> None:
     for n, row in enumerate(frames):
         scores[n, range(len(row)), row] = 9.0
     resources = load_resources("ctc-greedy-search", tokenizer.decode, True, tokenizer.vocab_size)
-    assert decode_batch(scores.log_softmax(-1), lens, resources) == [text.split() for text in texts]
+    assert decode_batch(NetworkOutput(lens, scores.log_softmax(-1)), resources) == [text.split() for text in texts]
     assert resources.num_decoded == 3
 
 

@@ -103,6 +103,18 @@ def test_an_epoch_and_a_resumed_one_equal_two_epochs(an4_exp: Path, an4_training
     same_checkpoint(tmp_path / "exp/epoch-2.pt", an4_exp / "epoch-2.pt")
 
 
+def test_two_processes_share_an_epoch(an4_exp: Path, an4_training: list[Flag], tmp_path: Path) -> None:
+    flags = [*an4_training, "--exp-dir", tmp_path / "exp", "--num-epochs", 1, "--world-size", 2]
+    done = spawn(sys.executable, AN4 / "train.py", *flags).good()
+    assert done.err.count("all 72 cuts kept") == 1, "one rank reports"
+    alone, both = (load_checkpoint(exp / "epoch-1.pt").meta["update"] for exp in (an4_exp, tmp_path / "exp"))
+    assert abs(both - alone / 2) <= 1  # the sampler evens out what is left at the end
+    assert len(list((tmp_path / "exp/log").iterdir())) == 1
+    again = spawn(sys.executable, AN4 / "train.py", *flags)
+    assert again.status == 1 and "Traceback" not in again.err
+    assert again.err.splitlines()[-1].startswith("error: ") and "--resume true" in again.err
+
+
 def test_a_run_broken_off_inside_an_epoch(an4_exp: Path, an4_training: list[Flag], tmp_path: Path) -> None:
     ends = {n: load_checkpoint(an4_exp / f"epoch-{n}.pt").meta["update"] for n in (1, 2)}
     inside = next(n for n in range(3, ends[2], 3) if n > ends[1] + 1)  # --save-every-n 3

@@ -7,9 +7,10 @@ import torch
 import torch.nn.functional as F
 
 from lowbit_k2.errors import UserError
-from lowbit_k2.losses.co_training import BranchOutput, CoTraining, CoTrainingConfig, kl_divergence
-from lowbit_k2.losses.ctc import ctc_loss
+from lowbit_k2.losses.co_training import CoTraining, CoTrainingConfig, Posterior, kl_divergence
+from lowbit_k2.losses.ctc import CtcCriterion
 from lowbit_k2.models import ConformerConfig, ConformerCtc
+from lowbit_k2.models.subsampling import subsampled_length
 from lowbit_k2.quant import QuantConfig, quantize_model, use_precision
 
 CONFIG = ConformerConfig(
@@ -35,16 +36,15 @@ def setup(precisions=(2, 1), **config):
     quantize_model(model, quant)
     objective = CoTraining(CoTrainingConfig(**config), quant, CONFIG.num_layers, seed=5)
 
-    def forward():
-        log_probs, lens = model(FEATURES, LENS)
-        return BranchOutput(ctc_loss(log_probs, lens, TARGETS), log_probs, lens)
+    def forward(shared=None):
+        return CtcCriterion()(model, FEATURES, LENS, TARGETS)
 
     return model, objective, forward
 
 
 def num_frames(forward):
     with torch.no_grad():
-        return int(forward().lens.sum())
+        return forward().num_frames
 
 
 def test_gradients_and_metrics_equal_the_formula_in_one_graph():
@@ -59,12 +59,14 @@ def test_gradients_and_metrics_equal_the_formula_in_one_graph():
     for assignment in assignments:
         with use_precision(reference, assignment):
             outs.append(plain_forward())
-    teacher = outs[0].log_probs.detach()
+    lens = subsampled_length(LENS)
+    teacher = outs[0].posteriors[0].log_probs.detach()
     total = outs[0].loss / frames
     for out in outs[1:]:
         kl = 0.0
-        for row, length in enumerate(out.lens):
-            kl = kl + F.kl_div(out.log_probs[row, :length], teacher[row, :length], log_target=True, reduction="sum")
+        for row, length in enumerate(lens):
+            student = out.posteriors[0].log_probs[row, :length]
+            kl = kl + F.kl_div(student, teacher[row, :length], log_target=True, reduction="sum")
         total = total + 0.3 * out.loss / frames + 0.7 * kl / frames
     total.backward()
     assert metrics["loss"] == pytest.approx(total.item(), rel=1e-5)
@@ -75,21 +77,32 @@ def test_gradients_and_metrics_equal_the_formula_in_one_graph():
             torch.testing.assert_close(p.grad, q.grad, rtol=1e-3, atol=1e-6, msg=name)
 
 
+def posterior(logits, lens):
+    return [Posterior.of_frames(logits.log_softmax(-1), torch.tensor(lens))]
+
+
 def test_kl_is_zero_for_equal_branches_and_blind_to_padding():
-    log_probs = torch.randn(2, 6, 5).log_softmax(-1)
-    lens = torch.tensor([6, 2])
-    assert kl_divergence(log_probs, log_probs, lens) == 0
-    other = log_probs.clone()
-    other[1, 2:] = torch.randn(4, 5).log_softmax(-1)
-    assert kl_divergence(log_probs, other, lens) == 0
-    assert kl_divergence(log_probs, torch.randn(2, 6, 5).log_softmax(-1), lens) > 0
+    logits = torch.randn(2, 6, 5)
+    assert kl_divergence(posterior(logits, [6, 2]), posterior(logits, [6, 2])) == 0
+    other = logits.clone()
+    other[1, 2:] = torch.randn(4, 5)
+    assert kl_divergence(posterior(logits, [6, 2]), posterior(other, [6, 2])) == 0
+    assert kl_divergence(posterior(logits, [6, 2]), posterior(torch.randn(2, 6, 5), [6, 2])) > 0
 
 
 def test_kl_gives_the_teacher_no_gradient():
     teacher = torch.randn(1, 4, 5, requires_grad=True)
     student = torch.randn(1, 4, 5, requires_grad=True)
-    kl_divergence(teacher.log_softmax(-1), student.log_softmax(-1), torch.tensor([4])).backward()
+    kl_divergence(posterior(teacher, [4]), posterior(student, [4])).backward()
     assert teacher.grad is None and student.grad.abs().sum() > 0
+
+
+def test_kl_weighs_positions():
+    p, q = torch.randn(1, 2, 3, 4).log_softmax(-1), torch.randn(1, 2, 3, 4).log_softmax(-1)
+    weights = torch.tensor([[[0.5, 0.5, 0.0], [1.0, 0.0, 0.0]]])
+    each = (p.exp() * (p - q)).sum(-1)
+    expected = 0.5 * each[0, 0, 0] + 0.5 * each[0, 0, 1] + each[0, 1, 0]
+    torch.testing.assert_close(kl_divergence([Posterior(p, weights)], [Posterior(q, weights)]), expected)
 
 
 def test_plain_co_training_has_no_kl():

@@ -15,8 +15,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from lowbit_k2.quant.fake_quant import GradientRule, fake_quantize, round_to_half
-from lowbit_k2.quant.projection import LOW_BITS
+from lowbit_k2.quant.fake_quant import GradientRule, Spec, fake_quantize, fake_quantize_all, round_to_half
+from lowbit_k2.quant.projection import LOW_BITS, group_shape
 
 GRANULARITIES = ["tensor", "channel", "block64"]
 
@@ -134,3 +134,36 @@ def test_round_to_half_passes_the_gradient() -> None:
     rounded.backward(grad)
     assert torch.equal(rounded, weight.detach().half().float()) and not torch.equal(rounded, weight)
     assert torch.equal(weight.grad, grad)
+
+
+def test_tensors_quantized_together_are_those_quantized_alone() -> None:
+    """Values, gradients, a tensor that the pass does not use, one that is frozen, and the call at the end."""
+    specs = [Spec(1), Spec(2, "channel"), Spec(16), Spec(4, "block64"), Spec(2), Spec(16), Spec(1)]
+    shapes = [(6, 9), (5, 8), (7,), (3, 100), (4, 4), (3, 3), (2, 70)]
+    unused, frozen = 4, 6
+    torch.manual_seed(0)
+    cases = []
+    for i, (spec, shape) in enumerate(zip(specs, shapes, strict=True)):
+        scale = torch.rand(group_shape(shape, spec.granularity)) + 0.5
+        cases.append(
+            (torch.randn(shape, requires_grad=i != frozen), torch.tensor(0.7, requires_grad=i != frozen), scale)
+        )
+    grads = [torch.randn(shape) for shape in shapes]
+    low = [spec.bits < 16 for spec in specs]
+    alphas = [alpha if is_low else None for (_, alpha, _), is_low in zip(cases, low, strict=True)]
+    steps = [alpha.detach() * scale if is_low else None for (_, alpha, scale), is_low in zip(cases, low, strict=True)]
+    calls: list[int] = []
+    together = fake_quantize_all([w for w, _, _ in cases], alphas, steps, specs, lambda: calls.append(1))
+    used = [i for i in range(len(specs)) if i != unused]
+    torch.autograd.backward([together[i] for i in used], [grads[i] for i in used])
+    assert calls == [1] and cases[unused][0].grad is None and cases[frozen][0].grad is None
+    for i in used:
+        weight, alpha, scale = (t.detach().clone() for t in cases[i])
+        weight.requires_grad_(), alpha.requires_grad_()
+        spec = specs[i]
+        alone = fake_quantize(weight, alpha, scale, *spec) if low[i] else round_to_half(weight)
+        assert torch.equal(alone, together[i])
+        alone.backward(grads[i])
+        if i != frozen:
+            assert torch.equal(weight.grad, cases[i][0].grad)
+            assert not low[i] or torch.equal(alpha.grad, cases[i][1].grad)

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lowbit_k2.quant.projection import LOW_BITS, code_table, group_shape, just_below, max_code, project, spread
+from lowbit_k2.quant.projection import LOW_BITS, code_table, group_shape, max_code, project, spread
 
 finite = st.floats(-1e3, 1e3, width=32)
 
@@ -59,8 +59,3 @@ def test_spread_gives_each_weight_the_step_of_its_group(shape: tuple[int, ...]) 
             for col in range(cols):
                 index = {"tensor": (), "channel": (row,), "block64": (row, col // 64)}[granularity]
                 assert full[row, col] == step[index]
-
-
-def test_just_below() -> None:
-    below = torch.tensor(just_below(7, torch.float32))
-    assert below < 7 and torch.nextafter(below, torch.tensor(9.0)) == 7

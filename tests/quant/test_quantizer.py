@@ -30,13 +30,13 @@ def make_linear(bits=(2, 1), **scheme) -> nn.Linear:
 def count(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Appends the precision of every quantization that is carried out."""
     calls: list[int] = []
-    original = quantizer_module.fake_quantize
+    original = quantizer_module.fake_quantize_all
 
-    def counted(weight, alpha, scale, bits, *args):
-        calls.append(bits)
-        return original(weight, alpha, scale, bits, *args)
+    def counted(weights, alphas, steps, specs, *args):
+        calls.extend(spec.bits for spec in specs if spec.bits < 16)
+        return original(weights, alphas, steps, specs, *args)
 
-    monkeypatch.setattr(quantizer_module, "fake_quantize", counted)
+    monkeypatch.setattr(quantizer_module, "fake_quantize_all", counted)
     return calls
 
 
@@ -67,6 +67,44 @@ def test_several_backwards_in_one_context(count: list[int]) -> None:
         for _ in range(3):
             model(x).square().sum().backward()
     assert count == [1, 1, 1]
+
+
+def test_a_model_is_quantized_once_per_pass(count: list[int]) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(12, 9), nn.Linear(9, 9), nn.Linear(9, 4))
+    config = QuantConfig("test", {"encoder_linear": TensorScheme((2, 1)), "bias": TensorScheme((16,))}, rules=RULES)
+    quantize_model(model, config)
+    with use_precision(model, {"": 1, "1": 2}):
+        assert torch.equal(
+            model[2].weight,
+            quantizer_module.quantize_together(
+                [model[2].parametrizations.weight[0]], [model[2].parametrizations.weight.original]
+            )[0],
+        )
+        count.clear()
+        model(torch.randn(5, 12)).sum().backward()
+        assert count == [], "the first weight asked for brought all others along"
+        model(torch.randn(5, 12)).sum().backward()
+        assert count == [1, 2, 1]
+    assert all(p.grad is not None for n, p in model.named_parameters() if n.endswith("original"))
+
+
+def test_a_parametrization_before_the_quantizer() -> None:
+    """What the quantizer gets is then not the latent weight that the pass knows."""
+    model, x = make_linear(), torch.randn(5, 12)
+    owner = model[0].parametrizations.weight
+    owner.insert(0, Doubled())
+    with use_precision(model, 2):
+        weight = model[0].weight
+        expected = quantizer_module.quantize_together([owner[1]], [2 * owner.original])[0]
+        assert torch.equal(weight, expected)
+        model(x).sum().backward()
+    assert owner.original.grad is not None
+
+
+class Doubled(nn.Module):
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        return 2 * weight
 
 
 def test_an_update_inside_a_context_is_seen() -> None:

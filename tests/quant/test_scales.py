@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lowbit_k2.quant.projection import group_shape
-from lowbit_k2.quant.scales import SMALLEST_SCALE, STATISTICS, measure, scale_from_statistic
+from lowbit_k2.quant.scales import SMALLEST_SCALE, STATISTICS, measure, measure_tensors, scale_from_statistic
 
 SHAPES = [(6, 150), (6, 128), (5, 1, 31), (4, 3, 3, 3), (1, 300)]
 GRANULARITIES = ["tensor", "channel", "block64"]
@@ -87,3 +87,11 @@ def test_not_a_number_is_not_hidden() -> None:
     weight[1, 2] = float("nan")
     for name in STATISTICS:
         assert torch.isnan(scale_from_statistic(measure(weight, name, "tensor"), name, 1))
+
+
+@pytest.mark.parametrize("name", STATISTICS)
+def test_many_tensors_measured_together(name: str) -> None:
+    torch.manual_seed(3)
+    weights = [torch.randn(shape) * 0.1 for shape in ((5, 7), (64, 130), (1, 1), (144, 3, 3), (9,))]
+    together = measure_tensors(weights, name)
+    assert torch.equal(together, torch.stack([measure(weight, name, "tensor") for weight in weights]))

@@ -106,9 +106,9 @@ def test_files_of_a_test_set(speller: Recognizer, tmp_path: Path, capsys: pytest
     stats = report(tmp_path, "test", speller, found, timing)
     [(key, value)] = stats.items()
     assert key == ("test", "ctc-greedy-search", "", "epoch-3-avg-2-precision-1")
-    assert str(value) == "%WER 40.00% [2 / 5, 0 ins, 1 del, 1 sub ]"
+    assert str(value.stats) == "%WER 40.00% [2 / 5, 0 ins, 1 del, 1 sub ]"
     printed = capsys.readouterr().out
-    assert f"[test, ctc-greedy-search, epoch-3-avg-2-precision-1] {value}" in printed
+    assert f"[test, ctc-greedy-search, epoch-3-avg-2-precision-1] {value.stats}" in printed
     assert "95% interval" in printed and "RTF" in printed
     name = "test-epoch-3-avg-2-precision-1.txt"
     folder = tmp_path / "ctc-greedy-search"

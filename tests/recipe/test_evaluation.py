@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,8 @@ from lowbit_k2.errors import UserError
 from lowbit_k2.models import ConformerConfig
 from lowbit_k2.quant import QuantConfig
 from lowbit_k2.recipe import evaluation
-from lowbit_k2.recipe.evaluation import Evaluation, check_same_hypotheses, evaluate, format_table
+from lowbit_k2.recipe.evaluation import Evaluation, evaluate, format_table
 from lowbit_k2.recipe.model_io import build_model, describe_tokenizer
-from lowbit_k2.scoring.wer import WerStats
 from lowbit_k2.train.checkpoint import Checkpoint, save_checkpoint
 from tests.recipe.corpus import FEATURES, Corpus, make_corpus
 
@@ -61,36 +61,27 @@ def test_every_precision_is_decoded_packed_and_decoded_again(exp_dir: Path, corp
             for model in (f"epoch-4-avg-1-precision-{name}", f"packed-{name}bit")
         ]
         assert recogs[0] == recogs[1]
+        low, high = e.intervals[GREEDY]
+        assert low <= e.stats(GREEDY).rate <= high
         assert Evaluation(**e.to_dict()) == e
     assert found[0].file_bytes > found[1].file_bytes > found[2].file_bytes
     assert not list((exp_dir / "packed").glob("*float*"))
 
 
-def test_a_packed_file_with_other_errors_is_refused(
+def test_a_packed_file_with_other_words_is_refused(
     exp_dir: Path, corpus: Corpus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decode = evaluation.run_decode
 
     def changed(args, load_test_sets):
         found = decode(args, load_test_sets)
-        return found if args.packed is None else {key: WerStats(9, 0, 0, 9) for key in found}
+        if args.packed is None:
+            return found
+        return {key: replace(d, results=[*d.results[:-1], (*d.results[-1][:2], ["BOO"])]) for key, d in found.items()}
 
     monkeypatch.setattr(evaluation, "run_decode", changed)
-    with pytest.raises(UserError, match="1bit.safetensors decodes with other errors"):
+    with pytest.raises(UserError, match="1bit.safetensors gives other words.*'BOO' instead of"):
         run(exp_dir, corpus, "1")
-
-
-def test_other_words_are_refused(tmp_path: Path) -> None:
-    folder = tmp_path / GREEDY
-    folder.mkdir()
-    model, packed = folder / "recogs-test-epoch-4-avg-1-precision-1.txt", folder / "recogs-test-packed-1bit.txt"
-    for path in (model, packed, folder / "recogs-test-packed-2bit.txt", folder / "recogs-dev-packed-1bit.txt"):
-        path.write_text(f"u1:\thyp=['{path.name if path not in (model, packed) else 'YES'}']\n")
-    check_same_hypotheses(tmp_path, [GREEDY], "test", "1", "1bit")
-    packed.write_text("u1:\thyp=['NO']\n")
-    with pytest.raises(UserError, match="the packed file gave other words") as caught:
-        check_same_hypotheses(tmp_path, [GREEDY], "test", "1", "1bit")
-    assert str(model) in str(caught.value) and str(packed) in str(caught.value)
 
 
 def test_the_table() -> None:
@@ -99,9 +90,10 @@ def test_the_table() -> None:
         "1best": dict.fromkeys(("ins", "dels", "sub"), 0),
     }
     errors["1best"]["ref_words"] = 100
-    table = format_table([Evaluation("1", "test", errors, file_bytes=250_000, float_bytes=4_100_000)])
+    intervals = {GREEDY: (0.0421, 0.0778)}
+    table = format_table([Evaluation("1", "test", errors, intervals, file_bytes=250_000, float_bytes=4_100_000)])
     assert table.splitlines() == [
-        "| bits | %WER ctc-greedy-search (ins/del/sub) | %WER 1best (ins/del/sub) | MB | ratio |",
-        "| --- | --- | --- | --- | --- |",
-        "| 1 | 6.00 (1/2/3) | 0.00 (0/0/0) | 0.250 | 16.4 |",
+        "| bits | %WER ctc-greedy-search (ins/del/sub) | 95% | %WER 1best (ins/del/sub) | 95% | MB | ratio |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+        "| 1 | 6.00 (1/2/3) | 4.2-7.8 | 0.00 (0/0/0) |  | 0.250 | 16.4 |",
     ]

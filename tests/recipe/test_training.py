@@ -13,6 +13,8 @@ from lhotse import CutSet
 
 from lowbit_k2.data.manifests import load_cuts
 from lowbit_k2.errors import UserError
+from lowbit_k2.losses.co_training import CoTraining
+from lowbit_k2.recipe import training
 from lowbit_k2.recipe.training import (
     QUANT_FLAGS,
     co_training_config,
@@ -22,9 +24,12 @@ from lowbit_k2.recipe.training import (
     optim_config,
     quant_config,
     run_training,
+    set_up_device,
     training_parser,
 )
 from lowbit_k2.train.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from lowbit_k2.train.distributed import Ranks
+from lowbit_k2.train.loop import warn_of_changes
 from tests.recipe.corpus import TINY, Corpus, make_corpus, make_lang
 
 
@@ -177,3 +182,46 @@ def test_refusals_write_nothing(corpus: Corpus, tmp_path: Path, more: str, reaso
     with pytest.raises(UserError, match=reason):
         train(corpus, tmp_path / "exp", *more.format(tmp_path).split())
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("cpu", "warned"), [("flags : avx2", True), ("flags : avx512_bf16 x", False)])
+def test_a_cpu_without_bfloat16_is_named(
+    cpu: str, warned: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    (tmp_path / "cpuinfo").write_text(cpu)
+    monkeypatch.setattr(training, "CPU_INFO", tmp_path / "cpuinfo")
+    for given in ("true", "false"):
+        caplog.clear()
+        set_up_device(flags(f"--use-bf16 {given}"), Ranks())
+        assert ("no bfloat16 instructions" in caplog.text) == (warned and given == "true")
+
+
+def test_changed_flags_are_told_when_a_run_goes_on(
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(corpus, tmp_path, "--num-epochs", "1")
+    told: list[str] = []
+    monkeypatch.setattr(logging, "warning", lambda text, *args: told.append(text % args))
+    train(corpus, tmp_path, "--num-epochs", "2", "--resume", "true", "--keep-last-k", "5")
+    assert told == []
+    train(corpus, tmp_path, "--num-epochs", "3", "--resume", "true", "--seed", "7", "--lr-factor", "0.25")
+    assert told == ["continuing with other flags than before: --lr-factor 1.0 -> 0.25, --seed 42 -> 7"]
+    warn_of_changes({"seed": "1", "gone": "x"}, {"seed": "1", "new": "y"})
+    assert len(told) == 1
+
+
+@pytest.mark.parametrize("number", ["0", "-1"])
+def test_a_senseless_number_of_processes(corpus: Corpus, tmp_path: Path, number: str) -> None:
+    with pytest.raises(UserError, match="--world-size"):
+        train(corpus, tmp_path, "--world-size", number)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_ends_of_the_stochastic_schedule() -> None:
+    config = co_training_config(flags("--sp-schedule linear --sp-first 0.1 --sp-last 0.6"))
+    quant = quant_config(flags(), config)
+    assert CoTraining(config, quant, 6, seed=1).probabilities == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.5, 0.6])
+    with pytest.raises(UserError, match="--sp-last 1.5 is no probability"):
+        co_training_config(flags("--sp-last 1.5"))

@@ -37,7 +37,9 @@ def zero_some(features: torch.Tensor, lens: torch.Tensor, generator: torch.Gener
     return features * (torch.rand(features.shape, generator=generator) > 0.1)
 
 
-def toy_trainer(exp_dir, precisions=("2", "1", "sp"), quant="lossless16", loop=None, augment=zero_some) -> Trainer:
+def toy_trainer(
+    exp_dir, precisions=("2", "1", "sp"), quant="lossless16", loop=None, augment=zero_some, ranks=None
+) -> Trainer:
     torch.manual_seed(0)
     co_training = CoTrainingConfig(precisions=precisions)
     bits = co_training.trained_precisions
@@ -54,6 +56,7 @@ def toy_trainer(exp_dir, precisions=("2", "1", "sp"), quant="lossless16", loop=N
         encode=encode,
         augment=augment,
         exp_dir=exp_dir,
+        ranks=ranks,
         meta={"model": CONFIG.to_dict(), "quant": config.to_dict(), "co_training": co_training.to_dict()},
     )
 

@@ -4,6 +4,7 @@
 ./local/rows.py train --exp-root exp/rows --use-bf16 true      # all rows, one after the other; call again to go on
 ./local/rows.py train --exp-root exp/rows --only float-s1
 ./local/rows.py evaluate --exp-root exp/rows                   # trained rows: test set, sizes -> results/*.json
+./local/rows.py time --rounds 20                               # seconds per update, interleaved -> timing.json
 ./local/rows.py table                                          # results/*.json as Markdown
 
 Every row has the same model, epochs, optimiser and augmentation (train.py's defaults); it differs by the flags below.
@@ -11,26 +12,38 @@ Every row has the same model, epochs, optimiser and augmentation (train.py's def
 
 from __future__ import annotations
 
+import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 RECIPE = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(RECIPE.parents[1]))
+sys.path[:0] = [str(RECIPE.parents[1]), str(RECIPE)]
 from lowbit_k2.launch import use_project_interpreter  # noqa: E402
 
 use_project_interpreter()
 
+import torch  # noqa: E402
+from tqdm import tqdm  # noqa: E402
+from train import make_parser as make_training_parser  # noqa: E402
+
+from lowbit_k2.data.datamodule import AsrDataModule, DataConfig  # noqa: E402
 from lowbit_k2.data.manifests import load_cuts  # noqa: E402
+from lowbit_k2.data.tokenizer import load_tokenizer  # noqa: E402
 from lowbit_k2.errors import UserError, run_main  # noqa: E402
 from lowbit_k2.fileio import read_json, write_json  # noqa: E402
 from lowbit_k2.recipe.evaluation import GREEDY, HLG, Evaluation, evaluate  # noqa: E402
 from lowbit_k2.recipe.flags import make_parser  # noqa: E402
+from lowbit_k2.recipe.training import make_trainer  # noqa: E402
 from lowbit_k2.train.checkpoint import load_checkpoint, numbered  # noqa: E402
+from lowbit_k2.train.distributed import Ranks  # noqa: E402
 
 RESULTS = RECIPE / "results"
+TIMING = RECIPE / "timing.json"
 EPOCHS, AVERAGED = 20, 5
 LM_SCALE = 0.6  # chosen on dev with the float model
 CO_TRAINED = ("2", "1.5", "1.5r", "1")
@@ -102,35 +115,74 @@ def evaluate_rows(rows: list[Row], exp_root: Path) -> None:
                 "flags": " ".join(r.flags),
                 "date": time.strftime("%Y-%m-%d"),
                 "updates": progress["update"],
-                "seconds_per_update": progress["seconds"] / progress["update"],
                 "evaluations": [e.to_dict() for e in evaluations],
             },
         )
 
 
+def time_rows(rows: list[Row], rounds: int, further: list[str]) -> dict:
+    """Seconds per update of every kind of row over those of float, on the same batches, in turn in one process.
+
+    The ratio is the median over batches, so that neither batches of other lengths nor a machine that is slower for a
+    while counts. `passes` is the number of branches: what the ratio would be if quantizers and KL were free.
+    """
+    kinds = {r.name: r for r in reversed([r for r in ROWS if r.name == "float" or r in rows])}
+    trainers = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name, r in sorted(kinds.items(), key=lambda item: ROWS.index(item[1])):
+            flags = [*r.flags, "--seed", str(r.seed), "--exp-dir", f"{folder}/{name}", "--tensorboard", "false"]
+            args = make_training_parser().parse_args([*flags, *further])
+            data = AsrDataModule(DataConfig.from_args(args))
+            trainers[name] = make_trainer(args, load_tokenizer(args.lang_dir), data, Ranks())
+            trainers[name].model.train()
+        seconds: dict[str, list[float]] = {name: [] for name in trainers}
+        batches = islice(data.train_batches(load_cuts(args.manifest_dir, "an4", "train"), epoch=1), rounds + 1)
+        for batch in tqdm(batches, total=rounds + 1, desc="rounds"):
+            for name, trainer in trainers.items():
+                before = trainer.progress.seconds
+                trainer.update([batch])
+                seconds[name].append(trainer.progress.seconds - before)
+    measured = {name: values[1:] for name, values in seconds.items()}  # the first is the warm-up
+    return {
+        "date": time.strftime("%Y-%m-%d"),
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "flags": " ".join(further),
+        "rounds": rounds,
+        "float_seconds": statistics.median(measured["float"]),
+        "ratio": {
+            name: statistics.median(a / b for a, b in zip(values, measured["float"], strict=True))
+            for name, values in measured.items()
+        },
+        "passes": {name: len(trainers[name].objective.branches(1)) for name in trainers},
+    }
+
+
 def table() -> str:
-    """All results in the order of ROWS; the last column is seconds per update over those of the float rows."""
-    head = ["system", "bits", "seed", "WER greedy", "ins/del/sub", "WER HLG", "ins/del/sub", "MB", "ratio", "time"]
+    """All results in the order of ROWS; the last column is seconds per update over those of float."""
+    head = ["system", "bits", "seed", "WER greedy", "95%", "ins/del/sub", "WER HLG", "95%", "ins/del/sub"]
+    head += ["MB", "ratio", "time"]
     lines = [head, ["---"] * len(head)]
     results = [read_json(path) for r in ROWS if (path := RESULTS / f"{r.key}.json").is_file()]
-    reference = [result["seconds_per_update"] for result in results if result["row"] == "float"]
+    ratios = read_json(TIMING)["ratio"] if TIMING.is_file() else {}
     for result in results:
-        time_ratio = f"{result['seconds_per_update'] * len(reference) / sum(reference):.2f}" if reference else "-"
+        time_ratio = f"{ratios[result['row']]:.2f}" if result["row"] in ratios else "-"
         for values in result["evaluations"]:
             e = Evaluation(**values)
             cells = [result["label"], e.precision, str(result["seed"])]
             for method in (GREEDY, HLG):
                 s = e.stats(method)
-                cells += [f"{100 * s.rate:.2f}", f"{s.ins}/{s.dels}/{s.sub}"]
+                cells += [f"{100 * s.rate:.2f}", e.interval_text(method), f"{s.ins}/{s.dels}/{s.sub}"]
             lines.append([*cells, f"{e.file_bytes / 1e6:.3f}", f"{e.ratio:.1f}", time_ratio])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def main() -> None:
     parser = make_parser(__doc__)
-    parser.add_argument("command", choices=("train", "evaluate", "table"))
+    parser.add_argument("command", choices=("train", "evaluate", "time", "table"))
     parser.add_argument("--exp-root", type=Path, default=RECIPE / "exp/rows")
     parser.add_argument("--only", help="names of rows, by commas, e.g. float-s1,naive1-s1")
+    parser.add_argument("--rounds", type=int, default=20, help="batches for `time`")
     args, further = parser.parse_known_args()
     rows = ROWS
     if args.only:
@@ -142,6 +194,9 @@ def main() -> None:
         train(rows, args.exp_root, further)
     elif args.command == "evaluate":
         evaluate_rows(rows, args.exp_root)
+    elif args.command == "time":
+        write_json(TIMING, time_rows(rows, args.rounds, further))
+        print(TIMING.read_text())
     else:
         print(table())
 

@@ -1,0 +1,198 @@
+"""Transducer losses: k2's pruned RNN-T (arXiv 2206.13236) and, where k2 is missing, torchaudio's full lattice.
+
+    loss = scale_simple * simple + scale_pruned * pruned [+ ctc_scale * CTC]
+
+`simple` is the loss of a joiner that merely adds an encoder and a decoder term; its gradients tell which symbols of
+each frame matter. `pruned` is the loss of the real joiner on those alone.
+
+In co-training all branches take the teacher's prune ranges, so that their lattices have the same nodes. The KL of a
+branch is, over the nodes (t, u) of that lattice that belong to the utterance,
+
+    sum_t  1/|U_t|  sum_{u in U_t}  KL(p_teacher(. | t, u) || p_branch(. | t, u))   [+ the KL of the CTC posteriors]
+
+so that a frame weighs as much as in CTC whatever the number of nodes at it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lowbit_k2.errors import UserError
+from lowbit_k2.k2_compat import require_k2
+from lowbit_k2.losses.co_training import BranchOutput, Posterior
+from lowbit_k2.losses.ctc import ctc_loss
+from lowbit_k2.models.masking import valid_frames
+from lowbit_k2.models.transducer import BLANK, ConformerTransducer
+
+KINDS = ("pruned", "full")
+
+
+@dataclass(frozen=True)
+class RnntConfig:
+    """Which lattice, and how the parts are weighted; names and defaults as icefall's."""
+
+    loss: str = "pruned"  # "full" needs no k2, and much more memory
+    prune_range: int = 5  # symbols kept at each frame
+    simple_loss_scale: float = 0.5  # after the warm-up, during which it falls from 1
+    lm_scale: float = 0.25  # smoothing of the simple loss with the decoder term alone
+    am_scale: float = 0.0  # and with the encoder term alone
+    warm_step: int = 2000  # updates; the pruned loss rises from 0.1 meanwhile
+    ctc_loss_scale: float = 0.2  # for models with a CTC head
+    delay_penalty: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.loss not in KINDS:
+            raise UserError(f"--rnnt-loss {self.loss}: choose one of {', '.join(KINDS)}")
+        if self.prune_range < 2:
+            raise UserError(f"--prune-range {self.prune_range}: a lattice needs 2 symbols at each frame at least")
+        if self.warm_step < 1:
+            raise UserError(f"--rnnt-warm-step {self.warm_step}: give a positive number of updates")
+
+    def scales(self, update: int) -> tuple[float, float]:
+        """Weights of the simple and of the pruned loss at an update."""
+        progress = min(1.0, update / self.warm_step)
+        return 1.0 - progress * (1.0 - self.simple_loss_scale), 0.1 + 0.9 * progress
+
+
+class RnntCriterion:
+    """One pass of a transducer: losses, and the distributions on its lattice."""
+
+    def __init__(self, config: RnntConfig) -> None:
+        self.config = config
+
+    def __call__(
+        self,
+        model: ConformerTransducer,
+        features: Tensor,
+        feature_lens: Tensor,
+        targets: Sequence[Sequence[int]],
+        update: int,
+        shared: Tensor | None = None,
+    ) -> BranchOutput:
+        """
+        Args:
+          features: (N, T, F); feature_lens (N,).
+          targets: N token sequences, not empty, each no longer than its encoder frames.
+          update: its number sets the warm-up.
+          shared: the teacher's prune ranges (N, T', R), None to find them here.
+        """
+        encoder_out, lens = model.encoder(features, feature_lens)  # (N, T', C)
+        symbols, symbol_lens = pad_targets(targets, encoder_out.device)
+        decoder_out = model.decoder(torch.nn.functional.pad(symbols, (1, 0), value=BLANK))  # (N, S + 1, D)
+        if self.config.loss == "full":
+            loss, parts, posterior, ranges = self.full(model, encoder_out, lens, decoder_out, symbols, symbol_lens)
+        else:
+            loss, parts, posterior, ranges = self.pruned(
+                model, encoder_out, lens, decoder_out, symbols, symbol_lens, update, shared
+            )
+        posteriors = [posterior]
+        if model.ctc_head is not None:
+            log_probs = model.ctc_log_probs(encoder_out)
+            parts["ctc"] = ctc_loss(log_probs, lens, targets)
+            loss = loss + self.config.ctc_loss_scale * parts["ctc"]
+            posteriors.append(Posterior.of_frames(log_probs, lens))
+        detached = {name: part.detach() for name, part in parts.items()}
+        return BranchOutput(loss, int(lens.sum()), tuple(posteriors), detached, ranges)
+
+    def pruned(
+        self,
+        model: ConformerTransducer,
+        encoder_out: Tensor,
+        lens: Tensor,
+        decoder_out: Tensor,
+        symbols: Tensor,
+        symbol_lens: Tensor,
+        update: int,
+        shared: Tensor | None,
+    ) -> tuple[Tensor, dict[str, Tensor], Posterior, Tensor]:
+        """k2's two losses, the joiner's distributions on the pruned lattice, and its ranges."""
+        k2 = require_k2()
+        boundary = torch.zeros(len(lens), 4, dtype=torch.int64, device=lens.device)
+        boundary[:, 2], boundary[:, 3] = symbol_lens, lens
+        am, lm = model.simple.am(encoder_out), model.simple.lm(decoder_out)
+        with torch.autocast(encoder_out.device.type, enabled=False):
+            simple, gradients = k2.rnnt_loss_smoothed(
+                lm=lm.float(),
+                am=am.float(),
+                symbols=symbols,
+                termination_symbol=BLANK,
+                lm_only_scale=self.config.lm_scale,
+                am_only_scale=self.config.am_scale,
+                boundary=boundary,
+                delay_penalty=self.config.delay_penalty,
+                reduction="sum",
+                return_grad=True,
+            )
+        ranges = shared
+        if ranges is None:
+            ranges = k2.get_rnnt_prune_ranges(*gradients, boundary=boundary, s_range=self.config.prune_range)
+        am, lm = k2.do_rnnt_pruning(
+            am=model.joiner.encoder_proj(encoder_out), lm=model.joiner.decoder_proj(decoder_out), ranges=ranges
+        )  # (N, T', R, D_j)
+        logits = model.joiner(am, lm, project=False).float()  # (N, T', R, V)
+        with torch.autocast(encoder_out.device.type, enabled=False):
+            pruned = k2.rnnt_loss_pruned(
+                logits=logits,
+                symbols=symbols,
+                ranges=ranges,
+                termination_symbol=BLANK,
+                boundary=boundary,
+                delay_penalty=self.config.delay_penalty,
+                reduction="sum",
+            )
+        simple_scale, pruned_scale = self.config.scales(update)
+        loss = simple_scale * simple + pruned_scale * pruned
+        posterior = Posterior(logits.log_softmax(dim=-1), node_weights(ranges, lens, symbol_lens))
+        return loss, {"simple": simple, "pruned": pruned}, posterior, ranges
+
+    def full(
+        self,
+        model: ConformerTransducer,
+        encoder_out: Tensor,
+        lens: Tensor,
+        decoder_out: Tensor,
+        symbols: Tensor,
+        symbol_lens: Tensor,
+    ) -> tuple[Tensor, dict[str, Tensor], Posterior, None]:
+        """The loss on the whole lattice, by torchaudio."""
+        logits = model.joiner(encoder_out[:, :, None], decoder_out[:, None]).float()  # (N, T', S + 1, V)
+        loss = torchaudio_rnnt_loss(logits, lens, symbols, symbol_lens)
+        nodes = torch.arange(logits.size(2), device=lens.device).expand(logits.shape[:3])  # (N, T', S + 1)
+        posterior = Posterior(logits.log_softmax(dim=-1), node_weights(nodes, lens, symbol_lens))
+        return loss, {}, posterior, None
+
+
+def pad_targets(targets: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Token sequences as (N, S), padded with blanks, and their lengths (N,)."""
+    lens = torch.tensor([len(t) for t in targets])
+    symbols = torch.full((len(targets), int(lens.max())), BLANK, dtype=torch.int64)
+    for row, target in zip(symbols, targets, strict=True):
+        row[: len(target)] = torch.tensor(list(target))
+    return symbols.to(device), lens.to(device)
+
+
+def node_weights(nodes: Tensor, lens: Tensor, symbol_lens: Tensor) -> Tensor:
+    """Weights of the KL: nodes (N, T', R) of the utterance share their frame equally, others have 0."""
+    valid = valid_frames(lens, nodes.size(1))[..., None] & (nodes <= symbol_lens[:, None, None])
+    return valid / valid.sum(dim=-1, keepdim=True).clamp(min=1)
+
+
+def torchaudio_rnnt_loss(logits: Tensor, lens: Tensor, symbols: Tensor, symbol_lens: Tensor) -> Tensor:
+    """Sum over the batch of the full transducer loss (nats).
+
+    Raises:
+      UserError: torchaudio is not installed, or does not fit this torch.
+    """
+    try:
+        from torchaudio.functional import rnnt_loss
+    except (ImportError, OSError, AttributeError) as error:
+        raise UserError(
+            f"--rnnt-loss full needs torchaudio, which cannot be imported ({error}): install the one of your torch, or "
+            "k2 for --rnnt-loss pruned"
+        ) from None
+    # 32-bit lengths and symbols, and a lattice no larger than the longest utterance, are torchaudio's conditions
+    return rnnt_loss(logits, symbols.int(), lens.int(), symbol_lens.int(), blank=BLANK, clamp=-1.0, reduction="sum")

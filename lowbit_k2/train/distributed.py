@@ -1,0 +1,146 @@
+"""Data-parallel training: one process per GPU, or per group of CPU cores, which exchange gradients once per update.
+
+Losses are divided by the valid frames of all ranks, so that gradients add up to those of one process with all the
+batches. Everything is summed in one message after the last branch's backward; no wrapper stands around the model, and
+parameters that an update does not touch (the alphas of other precisions) need no special care.
+
+`--world-size N` starts N processes on one machine. For several machines start one process per GPU with `torchrun`,
+whose environment variables are the same.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from lowbit_k2.errors import UserError
+
+POLL_SECONDS = 0.2
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Which of how many processes this is."""
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0  # among the processes of this machine; the number of its GPU
+
+    @property
+    def is_main(self) -> bool:
+        """The one that logs, validates and writes."""
+        return self.rank == 0
+
+    def sum_(self, tensors: Sequence[Tensor]) -> None:
+        """Replace each tensor by its sum over all ranks; one message for each type."""
+        if self.world_size == 1:
+            return
+        for dtype in dict.fromkeys(t.dtype for t in tensors):
+            chosen = [t for t in tensors if t.dtype == dtype]
+            message = torch.cat([t.reshape(-1) for t in chosen])
+            dist.all_reduce(message)
+            for tensor, part in zip(chosen, message.split([t.numel() for t in chosen]), strict=True):
+                tensor.copy_(part.view_as(tensor))
+
+    def total(self, values: Mapping[str, float], device: torch.device) -> dict[str, float]:
+        """Sum of each number over all ranks, which must name the same numbers."""
+        sums = torch.tensor(list(values.values()), dtype=torch.float64, device=device)
+        self.sum_([sums])
+        return dict(zip(values, sums.tolist(), strict=True))
+
+
+def ranks_from_environment() -> Ranks | None:
+    """What `start_ranks` or torchrun has set, None in a process that was started by hand."""
+    if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
+        return None
+    rank = int(os.environ["RANK"])
+    return Ranks(rank, int(os.environ["WORLD_SIZE"]), int(os.environ.get("LOCAL_RANK", rank)))
+
+
+@contextmanager
+def joined(ranks: Ranks) -> Iterator[Ranks]:
+    """Connect the ranks for the length of the body: NCCL where there are GPUs, Gloo elsewhere.
+
+    Raises:
+      UserError: more ranks on this machine than it has GPUs.
+    """
+    if ranks.world_size == 1:
+        yield ranks
+        return
+    if torch.cuda.is_available():
+        if ranks.local_rank >= torch.cuda.device_count():
+            raise UserError(f"--world-size {ranks.world_size}: this machine has {torch.cuda.device_count()} GPUs")
+        torch.cuda.set_device(ranks.local_rank)
+    dist.init_process_group(
+        "nccl" if torch.cuda.is_available() else "gloo", rank=ranks.rank, world_size=ranks.world_size
+    )
+    try:
+        yield ranks
+    finally:
+        dist.destroy_process_group()
+
+
+def start_ranks(world_size: int, command: Sequence[str]) -> int:
+    """Run the command once per rank and wait; when one fails, the others are stopped.
+
+    Returns:
+      0, or the exit status of the first rank that failed.
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    threads = str(max(1, (os.cpu_count() or 1) // world_size))
+    common = {"WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    common |= {} if torch.cuda.is_available() else {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", threads)}
+    processes = [
+        subprocess.Popen(command, env={**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)})
+        for rank in range(world_size)
+    ]
+    try:
+        while True:
+            codes = [process.poll() for process in processes]
+            failed = [code for code in codes if code]
+            if failed:
+                return failed[0]
+            if all(code == 0 for code in codes):
+                return 0
+            time.sleep(POLL_SECONDS)
+    finally:
+        stop(processes)
+
+
+def stop(processes: Sequence[subprocess.Popen]) -> None:
+    """Terminate what still runs, and wait for it."""
+    for process in processes:
+        if process.poll() is None:
+            process.terminate()
+    for process in processes:
+        try:
+            process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def run_as_ranks(world_size: int) -> Ranks:
+    """This process's rank; in the process that the user started, run all ranks and exit with their status.
+
+    Raises:
+      UserError: a number of ranks that makes no sense.
+    """
+    if world_size < 1:
+        raise UserError(f"--world-size must be at least 1, not {world_size}")
+    ranks = ranks_from_environment()
+    if ranks is None and world_size > 1:
+        sys.exit(start_ranks(world_size, [sys.executable, *sys.argv]))
+    return ranks or Ranks()

@@ -1,0 +1,87 @@
+"""The prediction network, the joiner, and the configuration of a transducer."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from lowbit_k2.errors import UserError
+from lowbit_k2.models import ConformerCtc, ConformerTransducer, TransducerConfig, config_from_dict, make_model
+from lowbit_k2.models.transducer import Joiner, StatelessDecoder
+from lowbit_k2.quant import QuantConfig, quantize_model
+
+
+@pytest.mark.parametrize("context_size", [1, 2, 3])
+def test_the_decoder_sees_its_context_only(context_size: int) -> None:
+    torch.manual_seed(0)
+    decoder = StatelessDecoder(9, 8, context_size)
+    tokens = torch.tensor([[0, 3, 1, 4, 1, 5]])
+    whole = decoder(tokens)
+    assert whole.shape == (1, 6, 8)
+    for i in range(6):
+        history = ([0] * context_size + tokens[0].tolist())[: i + 1 + context_size][-context_size:]
+        alone = decoder(torch.tensor([history]), pad=False)
+        torch.testing.assert_close(alone[:, 0], whole[:, i])
+    changed = tokens.clone()
+    changed[0, 1] = 8
+    same = (decoder(changed) == whole).all(-1)[0].tolist()
+    assert same == [not 1 <= i < 1 + context_size for i in range(6)]
+
+
+def test_the_joiner_broadcasts_and_takes_projected_input() -> None:
+    torch.manual_seed(0)
+    joiner = Joiner(6, 4, 5, 7)
+    encoder, decoder = torch.randn(2, 3, 6), torch.randn(2, 4, 4)
+    logits = joiner(encoder[:, :, None], decoder[:, None])
+    assert logits.shape == (2, 3, 4, 7)
+    one = joiner.output(torch.tanh(joiner.encoder_proj(encoder[1, 2]) + joiner.decoder_proj(decoder[1, 3])))
+    torch.testing.assert_close(logits[1, 2, 3], one)
+    projected = joiner(joiner.encoder_proj(encoder)[:, :, None], joiner.decoder_proj(decoder)[:, None], project=False)
+    torch.testing.assert_close(projected, logits)
+
+
+def test_the_configuration_survives_json() -> None:
+    config = TransducerConfig.preset("tiny", ctc_head=True, vocab_size=60, context_size=1, dropout=0.05)
+    assert (config.vocab_size, config.decoder_dim, config.encoder.dropout) == (60, 144, 0.05)
+    assert config_from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    assert config_from_dict(json.loads(json.dumps(config.encoder.to_dict()))) == config.encoder
+    assert isinstance(make_model(config), ConformerTransducer) and isinstance(make_model(config.encoder), ConformerCtc)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"decoder_dim": 0},
+        {"decoder_dim": 10},
+        {"context_size": 0},
+        {"encoder": {"d_model": -1}},
+        {"what": 1},
+        {"kind": "x"},
+    ],
+)
+def test_wrong_configurations(values: dict) -> None:
+    with pytest.raises(UserError):
+        config_from_dict({**TransducerConfig.preset("tiny").to_dict(), **values})
+
+
+def test_every_matrix_of_a_transducer_gets_its_bits() -> None:
+    """With `all-low` nothing but the projections of the simple loss, which are not stored, stays float."""
+    model = ConformerTransducer(TransducerConfig.preset("demo", vocab_size=30, ctc_head=True))
+    report = quantize_model(model, QuantConfig.preset("all-low"))
+    roles = {row.name: (row.role, row.bits) for row in report.rows}
+    assert len(roles) == len(report.rows)
+    assert roles["decoder.embedding.weight"] == ("embedding", (4,))
+    assert roles["decoder.conv.weight"] == ("decoder", (4,))
+    assert roles["joiner.encoder_proj.weight"] == roles["joiner.output.weight"] == ("joiner", (4,))
+    floats = {name for name, (_, bits) in roles.items() if bits == (32,)}
+    assert {name.split(".")[0] for name in floats} <= set(ConformerTransducer.training_only)
+
+
+def test_what_only_training_needs_can_be_left_out() -> None:
+    config = TransducerConfig.preset("demo", vocab_size=30)
+    names = [
+        {name for name, _ in make_model(config, for_training).named_parameters()} for for_training in (True, False)
+    ]
+    assert names[1] < names[0] and {name.split(".")[0] for name in names[0] - names[1]} == {"simple"}

@@ -1,0 +1,59 @@
+"""What one rank of the tests does: `python -m tests.train.ranks TASK FOLDER`, started once per rank."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from lowbit_k2.train.distributed import Ranks, joined, ranks_from_environment
+from lowbit_k2.train.loop import LoopConfig, Trainer
+from tests.train.toy import run_epochs, toy_batches, toy_trainer
+
+LOOP = LoopConfig(num_epochs=2, average_period=2, save_every_n=2, tensorboard=False)
+
+
+def split(batch, rank: int):
+    """The utterance of a batch of two that a rank gets."""
+    part = slice(rank, rank + 1)
+    return replace(batch, features=batch.features[part], feature_lens=batch.feature_lens[part], texts=batch.texts[part])
+
+
+def one_update(ranks: Ranks, exp_dir: Path, precisions: tuple[str, ...]) -> Trainer:
+    """A trainer after an update on its half of a batch, without dropout and augmentation."""
+    trainer = toy_trainer(exp_dir, precisions, loop=LOOP, augment=None, ranks=ranks)
+    trainer.model.eval()
+    [batch] = toy_batches(1, count=1)
+    batches = [split(batch, ranks.rank)] if ranks.world_size > 1 else [batch]
+    metrics = trainer.update(batches)
+    result = {name: p.grad for name, p in trainer.model.named_parameters() if p.grad is not None}
+    torch.save({"grads": result, "metrics": metrics}, exp_dir / f"update-{ranks.rank}-of-{ranks.world_size}.pt")
+    return trainer
+
+
+def train(ranks: Ranks, exp_dir: Path) -> None:
+    """Two epochs with dropout and augmentation; the model of every rank is saved."""
+    trainer = toy_trainer(exp_dir, loop=LOOP, ranks=ranks)
+    run_epochs(trainer, 2)
+    torch.save(trainer.model.state_dict(), exp_dir / f"model-{ranks.rank}.pt")
+
+
+def main() -> None:
+    task, folder = sys.argv[1], Path(sys.argv[2])
+    torch.set_num_threads(1)
+    ranks = ranks_from_environment()
+    if task == "fail" and ranks.rank == 1:
+        sys.exit(7)
+    with joined(ranks):
+        if task == "train":
+            train(ranks, folder)
+        elif task == "fail":
+            ranks.sum_([torch.ones(1)])  # waits for the rank that has left
+        else:
+            one_update(ranks, folder, tuple(task.split(",")))
+
+
+if __name__ == "__main__":
+    main()
