@@ -8,6 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from lowbit_k2.launch import choose_mkl_kernels
+
+# As the scripts do, before torch is loaded: what runs in this process and what it starts agree to the last bit.
+choose_mkl_kernels(os.environ)
+
 ROOT = Path(__file__).resolve().parent.parent
 IS_FULL_LANE = sys.version_info[:2] == (3, 10)
 

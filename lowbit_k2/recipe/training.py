@@ -289,10 +289,12 @@ def run_training(args: argparse.Namespace, train_cuts: CutSet, valid_cuts: CutSe
     Raises:
       UserError: flags that contradict each other, missing files, unusable data, another run in the same folder.
     """
+    log_to_screen()
+    start = find_start(args)  # before there are several processes that would each complain
+    tokenizer = load_tokenizer(args.lang_dir)
     with joined(run_as_ranks(args.world_size)) as ranks:
-        log_to_screen(quiet=not ranks.is_main)
-        start = find_start(args)
-        tokenizer = load_tokenizer(args.lang_dir)
+        if not ranks.is_main:
+            log_to_screen(quiet=True)
         data = AsrDataModule(DataConfig.from_args(args), world_size=ranks.world_size, rank=ranks.rank)
         trainer = make_trainer(args, tokenizer, data, ranks)
         train_cuts, valid_cuts = usable_cuts(args, data, tokenizer, train_cuts, valid_cuts)

@@ -14,9 +14,10 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -93,6 +94,9 @@ def joined(ranks: Ranks) -> Iterator[Ranks]:
 def start_ranks(world_size: int, command: Sequence[str]) -> int:
     """Run the command once per rank and wait; when one fails, the others are stopped.
 
+    What ranks but the first say on standard error is held back, and shown if they fail: lines of several processes at
+    once would run into each other.
+
     Returns:
       0, or the exit status of the first rank that failed.
     """
@@ -102,21 +106,32 @@ def start_ranks(world_size: int, command: Sequence[str]) -> int:
     threads = str(max(1, (os.cpu_count() or 1) // world_size))
     common = {"WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     common |= {} if torch.cuda.is_available() else {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", threads)}
-    processes = [
-        subprocess.Popen(command, env={**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)})
-        for rank in range(world_size)
-    ]
-    try:
-        while True:
-            codes = [process.poll() for process in processes]
-            failed = [code for code in codes if code]
-            if failed:
-                return failed[0]
-            if all(code == 0 for code in codes):
-                return 0
-            time.sleep(POLL_SECONDS)
-    finally:
-        stop(processes)
+    with ExitStack() as files:
+        errors = [None, *(files.enter_context(tempfile.TemporaryFile()) for _ in range(1, world_size))]
+        processes = [
+            subprocess.Popen(
+                command, env={**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)}, stderr=error
+            )
+            for rank, error in enumerate(errors)
+        ]
+        try:
+            codes = wait(processes)
+        finally:
+            stop(processes)
+        for code, error in zip(codes, errors, strict=True):
+            if code and error is not None:
+                error.seek(0)
+                sys.stderr.write(error.read().decode(errors="replace"))
+        return next((code for code in codes if code), 0)
+
+
+def wait(processes: Sequence[subprocess.Popen]) -> list[int | None]:
+    """Exit statuses when all processes have ended or one has failed."""
+    while True:
+        codes = [process.poll() for process in processes]
+        if any(codes) or None not in codes:
+            return codes
+        time.sleep(POLL_SECONDS)
 
 
 def stop(processes: Sequence[subprocess.Popen]) -> None:

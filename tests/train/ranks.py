@@ -45,6 +45,7 @@ def main() -> None:
     torch.set_num_threads(1)
     ranks = ranks_from_environment()
     if task == "fail" and ranks.rank == 1:
+        print("rank 1 gives up", file=sys.stderr)
         sys.exit(7)
     with joined(ranks):
         if task == "train":

@@ -42,10 +42,11 @@ def test_ranks_stay_equal_and_only_one_writes(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("bad-*"))
 
 
-def test_one_failure_ends_all(tmp_path: Path) -> None:
+def test_one_failure_ends_all_and_says_why(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     start = time.monotonic()
     assert run("fail", tmp_path) == 7
     assert time.monotonic() - start < 60
+    assert capsys.readouterr().err.endswith("rank 1 gives up\n")
 
 
 def test_ranks_of_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
