@@ -102,26 +102,30 @@ if [ $stage -le 3 ] && [ $stop_stage -ge 3 ]; then
 fi
 
 if [ $stage -le 4 ] && [ $stop_stage -ge 4 ]; then
-  log "Stage 4: 3-gram of the training transcripts, all words of the dictionary in it"
-  if needed "$lm_dir/.done" "order=3"; then
+  log "Stage 4: 3- and 4-gram of the training transcripts, all words of the dictionary in them"
+  if needed "$lm_dir/.done" "orders=3,4" again; then
     [ -f "$data_dir/lang_char/words.txt" ] || die "no $data_dir/lang_char/words.txt: run stage 3 first"
-    $python -m lowbit_k2.recipe.make_lm --transcript "$transcript" --order 3 \
-      --words "$data_dir/lang_char/words.txt" --arpa "$lm_dir/3gram.arpa"
-    finish "$lm_dir/.done" "order=3"
+    for order in 3 4; do
+      $python -m lowbit_k2.recipe.make_lm --transcript "$transcript" --order $order \
+        --words "$data_dir/lang_char/words.txt" --arpa "$lm_dir/${order}gram.arpa"
+    done
+    finish "$lm_dir/.done" "orders=3,4"
   fi
 fi
 
 if [ $stage -le 5 ] && [ $stop_stage -ge 5 ]; then
-  log "Stage 5: decoding graphs HLG"
+  log "Stage 5: decoding graphs"
   if [ "$has_k2" = false ]; then
-    log "Skipped: k2 is not installed, so there are no graphs; ctc-greedy-search decodes without them"
+    log "Skipped: k2 is not installed, so there are no graphs; greedy search decodes without them"
   else
-    [ -f "$lm_dir/3gram.arpa" ] || die "no $lm_dir/3gram.arpa: run stage 4 first"
+    [ -f "$lm_dir/4gram.arpa" ] || die "no $lm_dir/4gram.arpa: run stage 4 first"
     for lang_dir in $lang_dirs; do
-      if needed "$lang_dir/.hlg.done" "lm=3gram"; then
+      if needed "$lang_dir/.graphs.done" "lm=3gram"; then
         $python -m lowbit_k2.recipe.compile_hlg --lang-dir "$lang_dir" --lm "$lm_dir/3gram.arpa"
-        finish "$lang_dir/.hlg.done" "lm=3gram"
+        finish "$lang_dir/.graphs.done" "lm=3gram"
       fi
+      # Words are numbered by lang directory, so each has its own.
+      $python -m lowbit_k2.recipe.compile_g --lang-dir "$lang_dir" --lm "$lm_dir/4gram.arpa" --output "$lang_dir/G_4_gram.pt"
     done
   fi
 fi

@@ -28,6 +28,7 @@ option perturb_speed true "add copies of the training speech at 0.9 and 1.1 of t
 option model_type "" "units: bpe or char (bpe, with --mini char)"
 option vocab_size 500 "pieces of the BPE"
 option lm_source "" "3-gram: openslr11 (download) or transcripts (of the training parts; with --mini)"
+option rescoring "" "prepare a 4-gram for rescoring: true or false (true with --lm-source transcripts; download: 1.3 GB)"
 option nj 2 "processes at a time"
 parse_options "$@"
 cd "$(dirname "${BASH_SOURCE[0]}")"
@@ -62,6 +63,10 @@ corpus_dir=$(absolute "${librispeech_dir:-$download_dir/LibriSpeech}")
 given_musan_dir=$musan_dir
 musan_dir=$(absolute "${musan_dir:-$download_dir/musan}")
 
+default_rescoring=false
+[ "$lm_source" = openslr11 ] || default_rescoring=true
+rescoring=${rescoring:-$default_rescoring}
+[[ $rescoring =~ ^(true|false)$ ]] || usage_error "--rescoring takes true or false, not '$rescoring'"
 [[ $use_musan =~ ^(true|false)$ ]] || usage_error "--use-musan takes true or false, not '$use_musan'"
 [[ $lm_source =~ ^(openslr11|transcripts)$ ]] || usage_error "--lm-source takes openslr11 or transcripts, not '$lm_source'"
 [[ $model_type =~ ^(bpe|char)$ ]] || usage_error "--model-type takes bpe or char, not '$model_type'"
@@ -76,9 +81,11 @@ fi
 if [ "$lm_source" = openslr11 ]; then
   lm_dir=$download_dir/lm
   arpa=$lm_dir/3-gram.pruned.1e-7.arpa
+  rescoring_arpa=$lm_dir/4-gram.arpa
 else
   lm_dir=$data_dir/lm
   arpa=$lm_dir/3-gram.arpa
+  rescoring_arpa=$lm_dir/4-gram.arpa
 fi
 transcript=$data_dir/transcript_words.txt
 
@@ -120,7 +127,9 @@ if [ $stage -le 0 ] && [ $stop_stage -ge 0 ]; then
     $python local/download_corpus.py --download-dir "$download_dir" --musan
   fi
   if [ "$lm_source" = openslr11 ]; then
-    $python local/download_lm.py --output-dir "$lm_dir"
+    rescoring_flag=()
+    [ "$rescoring" = false ] || rescoring_flag=(--rescoring)
+    $python local/download_lm.py --output-dir "$lm_dir" "${rescoring_flag[@]}"
   fi
 fi
 
@@ -208,25 +217,35 @@ if [ $stage -le 6 ] && [ $stop_stage -ge 6 ]; then
 fi
 
 if [ $stage -le 7 ] && [ $stop_stage -ge 7 ]; then
-  log "Stage 7: 3-gram language model ($lm_source)"
+  log "Stage 7: language models ($lm_source)"
   find_parts
   if [ "$lm_source" = openslr11 ]; then
     [ -f "$arpa" ] || die "$arpa does not exist: download it with --stage 0 --stop-stage 0"
     log "Taking $arpa"
-  elif needed "$lm_dir/.lm.done" "parts=$train_parts" again; then
+  elif needed "$lm_dir/.lm.done" "parts=$train_parts rescoring=$rescoring" again; then
     $python -m lowbit_k2.recipe.make_lm --transcript "$transcript" --order 3 --words "$lang_dir/words.txt" --arpa "$arpa"
-    finish "$lm_dir/.lm.done" "parts=$train_parts"
+    if [ "$rescoring" = true ]; then
+      $python -m lowbit_k2.recipe.make_lm --transcript "$transcript" --order 4 --words "$lang_dir/words.txt" \
+        --arpa "$rescoring_arpa"
+    fi
+    finish "$lm_dir/.lm.done" "parts=$train_parts rescoring=$rescoring"
   fi
 fi
 
 if [ $stage -le 8 ] && [ $stop_stage -ge 8 ]; then
-  log "Stage 8: decoding graph HLG"
+  log "Stage 8: decoding graphs"
   find_parts
   if [ "$has_k2" = false ]; then
-    log "Skipped: k2 is not installed, so there are no graphs; ctc-greedy-search decodes without them"
-  elif needed "$lang_dir/.hlg.done" "parts=$train_parts lm=$lm_source" again; then
-    $python -m lowbit_k2.recipe.compile_hlg --lang-dir "$lang_dir" --lm "$arpa" --max-order 3
-    finish "$lang_dir/.hlg.done" "parts=$train_parts lm=$lm_source"
+    log "Skipped: k2 is not installed, so there are no graphs; greedy search decodes without them"
+  else
+    if needed "$lang_dir/.graphs.done" "parts=$train_parts lm=$lm_source" again; then
+      $python -m lowbit_k2.recipe.compile_hlg --lang-dir "$lang_dir" --lm "$arpa" --max-order 3
+      finish "$lang_dir/.graphs.done" "parts=$train_parts lm=$lm_source"
+    fi
+    if [ "$rescoring" = true ]; then
+      [ -f "$rescoring_arpa" ] || die "$rescoring_arpa does not exist: run stage 0 (download) or 7 (transcripts) first"
+      $python -m lowbit_k2.recipe.compile_g --lang-dir "$lang_dir" --lm "$rescoring_arpa" --output "$lang_dir/G_4_gram.pt"
+    fi
   fi
 fi
 

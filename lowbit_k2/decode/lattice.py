@@ -5,8 +5,8 @@ Scores: a path of the lattice costs the log-probabilities of its frames plus `lm
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -31,6 +31,12 @@ class SearchConfig:
       min_active_states: states kept per frame whatever the beam says.
       max_active_states: states kept per frame at most.
       lm_scale: factor on the graph's scores, 1 being the language model as it is.
+      max_states: transducer lattices: (graph state, context) pairs kept per frame at most.
+      max_contexts: transducer lattices: contexts kept per frame at most, each of which costs a pass of the joiner.
+      num_paths: paths drawn from a lattice for an n-best list, before equal ones are merged.
+      nbest_scale: factor on the lattice's scores while paths are drawn; a smaller one draws more different paths.
+      beam_size: hypotheses kept per utterance in modified beam search.
+      blank_penalty: subtracted from the blank's logit in transducer search; more tokens where a model deletes many.
     """
 
     search_beam: float = 20.0
@@ -38,6 +44,12 @@ class SearchConfig:
     min_active_states: int = 30
     max_active_states: int = 10000
     lm_scale: float = 1.0
+    max_states: int = 64
+    max_contexts: int = 8
+    num_paths: int = 200
+    nbest_scale: float = 0.5
+    beam_size: int = 4
+    blank_penalty: float = 0.0
 
     def __post_init__(self) -> None:
         if self.search_beam <= 0 or self.output_beam <= 0:
@@ -46,15 +58,20 @@ class SearchConfig:
             raise UserError("--min-active-states must be at least 0 and less than --max-active-states")
         if self.lm_scale < 0:
             raise UserError("--lm-scale must not be negative")
+        for name, least in (("max_states", 2), ("max_contexts", 1), ("num_paths", 1), ("beam_size", 1)):
+            if getattr(self, name) < least:
+                raise UserError(f"--{name.replace('_', '-')} must be at least {least}")
+        if self.nbest_scale <= 0:
+            raise UserError("--nbest-scale must be positive")
 
     def widened(self, factor: float = RETRY_FACTOR) -> SearchConfig:
         """The same search with wider beams."""
-        return SearchConfig(
-            self.search_beam * factor,
-            self.output_beam * factor,
-            int(self.min_active_states * factor),
-            int(self.max_active_states * factor),
-            self.lm_scale,
+        counts = ("min_active_states", "max_active_states", "max_states", "max_contexts")
+        return replace(
+            self,
+            search_beam=self.search_beam * factor,
+            output_beam=self.output_beam * factor,
+            **{name: int(getattr(self, name) * factor) for name in counts},
         )
 
 
@@ -98,36 +115,33 @@ def one_best(lattice: k2.Fsa) -> list[list[int] | None]:
     """Output labels (words, or tokens of the CTC topology) on the best path of each lattice; None where it is empty."""
     k2 = require_k2()
     best = k2.shortest_path(lattice, use_double_scores=True)
-    return [labels if found else None for labels, found in zip(_outputs(best), _has_arcs(best), strict=True)]
+    arcs_to_fsa = best.arcs.shape().remove_axis(1)  # axes: fsa, arc
+    if isinstance(best.aux_labels, k2.RaggedTensor):
+        labels = k2.RaggedTensor(arcs_to_fsa.compose(best.aux_labels.shape), best.aux_labels.values).remove_axis(1)
+    else:
+        labels = k2.RaggedTensor(arcs_to_fsa, best.aux_labels)
+    found = labels.remove_values_leq(0).tolist()  # 0 is epsilon, -1 ends
+    return [labels if exists else None for labels, exists in zip(found, has_arcs(best), strict=True)]
 
 
-def _has_arcs(fsas: k2.Fsa) -> list[bool]:
+def has_arcs(fsas: k2.Fsa) -> list[bool]:
     """Which FSAs of a vector have arcs."""
     shape = fsas.arcs.shape()
     arcs_before = shape.row_splits(2)[shape.row_splits(1).long()]  # (N + 1,)
     return (arcs_before.diff() > 0).tolist()
 
 
-def _outputs(best: k2.Fsa) -> list[list[int]]:
-    """Positive output labels along linear FSAs, in order (0 is epsilon, -1 ends)."""
-    k2 = require_k2()
-    arcs_to_fsa = best.arcs.shape().remove_axis(1)  # axes: fsa, arc
-    if isinstance(best.aux_labels, k2.RaggedTensor):
-        labels = k2.RaggedTensor(arcs_to_fsa.compose(best.aux_labels.shape), best.aux_labels.values).remove_axis(1)
-    else:
-        labels = k2.RaggedTensor(arcs_to_fsa, best.aux_labels)
-    return labels.remove_values_leq(0).tolist()
+Labels = list[list[int] | None]  # of each utterance of a batch; None where no path survived
 
 
-def decode_lattice(
-    log_probs: Tensor, lens: Tensor, graph: k2.Fsa, config: SearchConfig
-) -> tuple[list[list[int]], Sequence[int]]:
-    """Best output labels of a batch; where no path survives the beam, the search is repeated with wider beams.
+def search_with_retry(
+    lens: Tensor, config: SearchConfig, search: Callable[[Tensor, SearchConfig], Labels]
+) -> tuple[list[list[int]], list[int]]:
+    """Output labels of a batch; where no path survives the beams, the search is repeated with wider ones.
 
     Args:
-      log_probs: (N, T, V) log-probabilities.
       lens: (N,) valid frames; utterances without a frame have no path.
-      graph: arc-sorted, on the device of `log_probs`, scores scaled already.
+      search: gets the utterances to search, (M,) indexes on the CPU, and the beams.
 
     Returns:
       N lists of labels, and the indexes of the utterances without any path, whose list is empty.
@@ -135,11 +149,10 @@ def decode_lattice(
     results: list[list[int]] = [[] for _ in range(len(lens))]
     left = torch.nonzero(lens.cpu() >= 1).flatten()
     failed = torch.nonzero(lens.cpu() < 1).flatten().tolist()
-    for search in (config, config.widened()):
+    for beams in (config, config.widened()):
         if len(left) == 0:
             break
-        rows = left.to(log_probs.device)
-        labels = one_best(make_lattice(log_probs[rows], lens[left.to(lens.device)], graph, search))
+        labels = search(left, beams)
         for n, found in zip(left.tolist(), labels, strict=True):
             results[n] = found or []
         left = left[torch.tensor([found is None for found in labels])]

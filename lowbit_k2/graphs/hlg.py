@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
+
 from lowbit_k2.errors import UserError
 from lowbit_k2.graphs.lexicon import BLANK, WORD_DISAMBIG, read_lines
 from lowbit_k2.k2_compat import forget_properties, require_k2
@@ -72,14 +74,14 @@ def _reason(stderr: str) -> str:
     return f" ({complaints[0].strip()})" if complaints else ""
 
 
-def compile_hlg(
+def compile_lg(
     lexicon: k2.Fsa,
     grammar: k2.Fsa,
     tokens: Mapping[str, int],
     words: Mapping[str, int],
     log: Callable[[str], None] = lambda line: None,
 ) -> k2.Fsa:
-    """Compile HLG.
+    """Compile LG = det(L o G): tokens in, words out, the graph of transducer search.
 
     Args:
       lexicon: L with disambiguation symbols, `#0` loop included.
@@ -89,21 +91,36 @@ def compile_hlg(
       log: called with one line per step.
 
     Returns:
-      An arc-sorted graph, its labels below the number of classes.
+      An arc-sorted graph without epsilons and disambiguation symbols.
 
     Raises:
       UserError: the composition is empty.
     """
     k2 = require_k2()
-    num_classes = tokens[WORD_DISAMBIG]
     assert tokens[BLANK] == 0, tokens[BLANK]
     lg = k2.connect(k2.compose(k2.arc_sort(lexicon), k2.arc_sort(grammar)))
     _check(lg, "L o G")
     log(f"L o G: {lg.shape[0]} states, {lg.num_arcs} arcs")
     lg = k2.connect(k2.determinize(lg))
     log(f"determinized: {lg.shape[0]} states, {lg.num_arcs} arcs")
-    lg = _remove_disambig(lg, num_classes, words[WORD_DISAMBIG])
-    log(f"without disambiguation symbols: {lg.shape[0]} states, {lg.num_arcs} arcs")
+    lg = _remove_disambig(lg, tokens[WORD_DISAMBIG], words[WORD_DISAMBIG])
+    log(f"LG: {lg.shape[0]} states, {lg.num_arcs} arcs")
+    return lg
+
+
+def compile_hlg(lg: k2.Fsa, num_classes: int, log: Callable[[str], None] = lambda line: None) -> k2.Fsa:
+    """Compile HLG from `compile_lg`'s graph.
+
+    Args:
+      num_classes: of the network, blank included.
+
+    Returns:
+      An arc-sorted graph, its labels below `num_classes`.
+
+    Raises:
+      UserError: the composition is empty.
+    """
+    k2 = require_k2()
     hlg = k2.compose(ctc_topology(num_classes), lg, inner_labels="inner_labels")
     hlg = k2.arc_sort(k2.connect(hlg))
     del hlg.inner_labels  # the tokens between H and L: no decoder reads them, and they would double the file
@@ -114,23 +131,53 @@ def compile_hlg(
 
 
 def _remove_disambig(lg: k2.Fsa, first_token: int, first_word: int) -> k2.Fsa:
-    """Turn disambiguation symbols into epsilons, then remove epsilons; `aux_labels` become ragged."""
+    """Turn disambiguation symbols into epsilons, then remove epsilons; `aux_labels` become ragged.
+
+    Determinization puts the words of homophones on the arcs of their disambiguation symbols. Of several epsilon paths
+    between two states k2 keeps the best, whatever the words on it, so that of homophones before a back-off only the
+    likeliest would be left; arcs with words are therefore not removed but joined with the arcs before them.
+    """
     k2 = require_k2()
-    labels = lg.labels.clone()
-    labels[labels >= first_token] = 0
+    if not isinstance(lg.aux_labels, k2.RaggedTensor):
+        lg.aux_labels = k2.RaggedTensor(lg.aux_labels[:, None].tolist(), dtype=torch.int32)
+    values = lg.aux_labels.values
+    values[values >= first_word] = 0
+    lg.aux_labels = lg.aux_labels.remove_values_eq(0)
+    labels, marker = lg.labels.clone(), first_token
+    with_words = lg.aux_labels.shape.row_splits(1).diff() > 0  # (arcs,)
+    labels[labels >= first_token] = torch.where(with_words, marker, 0)[labels >= first_token].to(labels.dtype)
     lg.labels = labels
     forget_properties(lg)
-    if isinstance(lg.aux_labels, k2.RaggedTensor):
-        values = lg.aux_labels.values
-        values[values >= first_word] = 0
-    else:
-        aux = lg.aux_labels.clone()
-        aux[aux >= first_word] = 0
-        lg.aux_labels = aux
     lg = k2.connect(k2.remove_epsilon(lg))
-    if isinstance(lg.aux_labels, k2.RaggedTensor):
-        lg.aux_labels = lg.aux_labels.remove_values_eq(0)
-    return k2.arc_sort(lg)
+    lg.aux_labels = lg.aux_labels.remove_values_eq(0)
+    return k2.arc_sort(k2.connect(_join_marked(lg, marker)))
+
+
+def _join_marked(lg: k2.Fsa, marker: int) -> k2.Fsa:
+    """Replace arcs labelled `marker`, none of which follows another, by their concatenations with all arcs before."""
+    k2 = require_k2()
+    arcs, scores, aux = lg.as_dict()["arcs"].long(), lg.scores, lg.aux_labels
+    source, target, label = arcs[:, 0], arcs[:, 1], arcs[:, 2]
+    marked = torch.nonzero(label == marker).flatten()  # in the order of their sources, as all arcs are
+    plain = torch.nonzero(label != marker).flatten()
+    per_state = torch.bincount(source[marked], minlength=lg.shape[0])
+    begins = per_state.cumsum(0) - per_state
+    assert not per_state[0] and not per_state[target[marked]].any(), "words without a token before them"
+    times = per_state[target[plain]]  # marked arcs behind each plain one
+    first = plain.repeat_interleave(times)
+    within = torch.arange(len(first)) - (times.cumsum(0) - times).repeat_interleave(times)
+    second = marked[begins[target[first]] + within]
+
+    sources = torch.cat([source[plain], source[first]])
+    order = torch.argsort(sources, stable=True)
+    new_scores = torch.cat([scores[plain], scores[first] + scores[second]])[order]
+    columns = (sources, torch.cat([target[plain], target[second]]), torch.cat([label[plain], label[first]]))
+    new_arcs = torch.stack([column[order].int() for column in columns] + [new_scores.view(torch.int32)], dim=1)
+    of_plain, of_first, of_second = (aux.index(rows.int(), axis=0)[0] for rows in (plain, first, second))
+    of_all = k2.ragged.cat([of_plain, k2.ragged.cat([of_first, of_second], axis=1)], axis=0)
+    joined = k2.Fsa(new_arcs)
+    joined.aux_labels = of_all.index(order.int(), axis=0)[0]
+    return joined
 
 
 def _check(fsa: k2.Fsa, name: str) -> None:

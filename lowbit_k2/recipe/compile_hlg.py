@@ -1,9 +1,9 @@
-"""Compile the decoding graph HLG.pt of a lang directory.
+"""Compile the decoding graphs of a lang directory: LG.pt, for transducers, and HLG.pt, for CTC.
 
-  python -m lowbit_k2.recipe.compile_hlg --lang-dir data/lang_char --lm data/3gram.arpa
+  python -m lowbit_k2.recipe.compile_hlg --lang-dir data/lang_char --lm data/lm/3gram.arpa
 
-`--lm` takes an ARPA file, or G as OpenFst text. words.txt, the names of HLG's output labels, stays beside HLG.pt.
-HLG.json records what it was made from; nothing is done where that has not changed.
+`--lm` takes an ARPA file, or G as OpenFst text. words.txt, the names of the graphs' output labels, stays beside them.
+HLG.json records what they were made from; nothing is done where that has not changed.
 """
 
 from __future__ import annotations
@@ -15,13 +15,16 @@ from pathlib import Path
 from lowbit_k2.errors import UserError, run_main
 from lowbit_k2.fileio import read_json, write_json
 from lowbit_k2.graphs.fsa_io import load_fsa, save_fsa
-from lowbit_k2.graphs.hlg import compile_hlg, read_grammar
-from lowbit_k2.graphs.lexicon import read_symbols
+from lowbit_k2.graphs.hlg import compile_hlg, compile_lg, read_grammar
+from lowbit_k2.graphs.lexicon import WORD_DISAMBIG, read_symbols
 from lowbit_k2.k2_compat import require_k2
 
 
-def compile_lang(lang_dir: Path, lm: Path, order: int | None, output: Path) -> bool:
-    """Write HLG to `output`, and beside it what it was made from; False where that has not changed.
+def compile_lang(lang_dir: Path, lm: Path, order: int | None, output_dir: Path | None = None) -> bool:
+    """Write LG.pt and HLG.pt, and beside them what they were made from; False where that has not changed.
+
+    Args:
+      output_dir: folder of the graphs, the lang directory by default.
 
     Raises:
       UserError: an input is missing or damaged, or k2 is not installed.
@@ -32,20 +35,21 @@ def compile_lang(lang_dir: Path, lm: Path, order: int | None, output: Path) -> b
         if not path.is_file():
             raise UserError(f"{path} does not exist: run prepare_lang and make_lm first")
     origin = {"max_order": order, **{name: sha256(path) for name, path in inputs.items()}}
-    record = output.with_suffix(".json")
-    if output.is_file() and record.is_file() and read_json(record) == origin:
+    lg_path, hlg_path, record = ((output_dir or lang_dir) / name for name in ("LG.pt", "HLG.pt", "HLG.json"))
+    if lg_path.is_file() and hlg_path.is_file() and record.is_file() and read_json(record) == origin:
         return False
     record.unlink(missing_ok=True)
-    hlg = compile_hlg(
-        load_fsa(lang_dir / "L_disambig.pt"),
-        read_grammar(lm, lang_dir / "words.txt", order),
-        read_symbols(lang_dir / "tokens.txt"),
-        read_symbols(lang_dir / "words.txt"),
-        log=lambda line: print(line, flush=True),
-    )
-    save_fsa(output, hlg)
+    tokens, words = read_symbols(lang_dir / "tokens.txt"), read_symbols(lang_dir / "words.txt")
+    lexicon, grammar = load_fsa(lang_dir / "L_disambig.pt"), read_grammar(lm, lang_dir / "words.txt", order)
+    lg = compile_lg(lexicon, grammar, tokens, words, say)
+    save_fsa(lg_path, lg)
+    save_fsa(hlg_path, compile_hlg(lg, tokens[WORD_DISAMBIG], say))
     write_json(record, origin)
     return True
+
+
+def say(line: str) -> None:
+    print(line, flush=True)
 
 
 def sha256(path: Path) -> str:
@@ -63,15 +67,14 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--lang-dir", type=Path, required=True)
     parser.add_argument("--lm", type=Path, required=True, help="ARPA file, or G in OpenFst's text format")
     parser.add_argument("--max-order", type=int, help="take n-grams of the ARPA file up to this order only")
-    parser.add_argument("--output", type=Path, help="default: HLG.pt in --lang-dir")
+    parser.add_argument("--output-dir", type=Path, help="folder of the graphs; default: --lang-dir")
     return parser
 
 
 def main() -> None:
     args = get_parser().parse_args()
-    output = args.output or args.lang_dir / "HLG.pt"
-    made = compile_lang(args.lang_dir, args.lm, args.max_order, output)
-    print(f"{output}{'' if made else ' is up to date'}")
+    made = compile_lang(args.lang_dir, args.lm, args.max_order, args.output_dir)
+    print(f"LG.pt and HLG.pt in {args.output_dir or args.lang_dir}{'' if made else ' are up to date'}")
 
 
 if __name__ == "__main__":

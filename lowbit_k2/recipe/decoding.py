@@ -11,7 +11,7 @@ import argparse
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,9 +25,7 @@ from lowbit_k2.data.features import FeatureConfig, extract_wav, make_extractor, 
 from lowbit_k2.data.flags import str2bool
 from lowbit_k2.decode.lattice import SearchConfig
 from lowbit_k2.decode.methods import (
-    CTC_METHODS,
     METHODS,
-    TRANSDUCER_METHODS,
     DecodingResources,
     NetworkOutput,
     decode_batch,
@@ -70,13 +68,24 @@ def add_decoding_arguments(parser: argparse.ArgumentParser) -> None:
     search.add_argument(
         "--decoding-method", help=f"one or several, by commas, of {', '.join(METHODS)}; default: the greedy one"
     )
-    search.add_argument("--blank-penalty", type=float, default=0.0, help="off the blank's logit, transducer search")
-    search.add_argument("--lang-dir", type=Path, help="HLG.pt and words.txt, for 1best")
-    search.add_argument("--lm-scale", default="1.0", help="factor on HLG's scores; several by commas (choose on dev)")
-    search.add_argument("--search-beam", type=float, default=SearchConfig.search_beam)
-    search.add_argument("--output-beam", type=float, default=SearchConfig.output_beam)
-    search.add_argument("--min-active-states", type=int, default=SearchConfig.min_active_states)
-    search.add_argument("--max-active-states", type=int, default=SearchConfig.max_active_states)
+    search.add_argument("--lang-dir", type=Path, help="HLG.pt, LG.pt and words.txt, for methods with a lexicon")
+    search.add_argument("--lm-dir", type=Path, help="G_4_gram.pt, for rescoring; default: --lang-dir")
+    search.add_argument("--lm-scale", default="1.0", help="of the graph and of --lm-dir; several by commas, for dev")
+    beams = (
+        ("search_beam", float, "log-probability below a frame's best state at which states are dropped"),
+        ("output_beam", float, "CTC lattices: log-probability below the best path at which arcs are cut"),
+        ("min_active_states", int, "CTC lattices: states kept per frame at least"),
+        ("max_active_states", int, "CTC lattices: states kept per frame at most"),
+        ("max_states", int, "transducer lattices: states kept per frame at most"),
+        ("max_contexts", int, "transducer lattices: contexts kept per frame at most"),
+        ("num_paths", int, "paths drawn for an n-best list"),
+        ("nbest_scale", float, "factor on scores while they are drawn; smaller: more different ones"),
+        ("beam_size", int, "hypotheses of modified_beam_search"),
+        ("blank_penalty", float, "off the blank's logit in transducer search"),
+    )
+    for name, kind, text in beams:
+        flag, default = f"--{name.replace('_', '-')}", getattr(SearchConfig, name)
+        search.add_argument(flag, type=kind, default=default, help=f"{text}; default: {default}")
 
     data = parser.add_argument_group("data")
     data.add_argument("--manifest-dir", type=Path, default=Path("data/fbank"), help="cut manifests and features")
@@ -185,41 +194,41 @@ def make_recognizers(args: argparse.Namespace) -> list[Recognizer]:
 def greedy_recognizer(loaded: LoadedModel) -> Recognizer:
     """A packed model with its greedy search, on the CPU: needs neither graphs nor k2. Phones are put out as phones."""
     [method] = methods_for(None, loaded)
-    resources = load_resources(method, loaded.tokenizer.decode, True, loaded.model_config.vocab_size)
-    attach_transducer(resources, loaded)
+    num_classes = loaded.model_config.vocab_size
+    resources = load_resources(method, loaded.tokenizer.decode, True, num_classes, transducer=transducer_of(loaded))
     return Recognizer(loaded, method, None, torch.device("cpu"), {(method, ""): resources})
 
 
-def attach_transducer(resources: DecodingResources, loaded: LoadedModel, blank_penalty: float = 0.0) -> None:
-    """Give a transducer's search its networks; nothing for methods that need none."""
-    if resources.method in TRANSDUCER_METHODS:
-        resources.transducer = (loaded.model, loaded.model_config.context_size)
-        resources.blank_penalty = blank_penalty
+def transducer_of(loaded: LoadedModel) -> tuple[torch.nn.Module, int] | None:
+    """What transducer search needs of the model; None for CTC."""
+    config = loaded.model_config
+    return (loaded.model, config.context_size) if isinstance(config, TransducerConfig) else None
 
 
 def make_searches(
     args: argparse.Namespace, loaded: LoadedModel, device: torch.device
 ) -> dict[tuple[str, str], DecodingResources]:
-    """Resources by method and setting; only `1best` has several settings, one per `--lm-scale`."""
+    """Resources by method and setting: methods with a language model have a setting per `--lm-scale`."""
     try:
         scales = [float(text) for text in str(args.lm_scale).split(",")]
     except ValueError:
         raise UserError(f"--lm-scale {args.lm_scale}: give a number, or several by commas") from None
-    beams = SearchConfig(args.search_beam, args.output_beam, args.min_active_states, args.max_active_states)
+    flags = {f.name: getattr(args, f.name) for f in fields(SearchConfig) if f.name != "lm_scale"}
     tokenizer, searches = loaded.tokenizer, {}
     for method in methods_for(args.decoding_method, loaded):
-        settings = {f"lm_scale_{s:g}": replace(beams, lm_scale=s) for s in scales} if method == "1best" else {"": beams}
-        for setting, beam in settings.items():
+        for scale in scales if METHODS[method].has_lm else [1.0]:
+            setting = f"lm_scale_{scale:g}" if METHODS[method].has_lm else ""
             searches[method, setting] = load_resources(
                 method,
                 tokenizer.decode,
                 tokenizer.spells_words,
                 loaded.model_config.vocab_size,
                 args.lang_dir,
-                beam,
+                SearchConfig(lm_scale=scale, **flags),
                 device,
+                args.lm_dir or args.lang_dir,
+                transducer_of(loaded),
             )
-            attach_transducer(searches[method, setting], loaded, args.blank_penalty)
     return searches
 
 
@@ -230,9 +239,11 @@ def methods_for(text: str | None, loaded: LoadedModel) -> list[str]:
       UserError: a method that this model has no head for.
     """
     is_transducer = isinstance(loaded.model_config, TransducerConfig)
-    has_ctc = not is_transducer or loaded.model_config.ctc_head
+    networks = {"transducer"} if is_transducer else {"ctc"}
+    if is_transducer and loaded.model_config.ctc_head:
+        networks.add("ctc")
     methods = parse_methods(text or ("greedy_search" if is_transducer else "ctc-greedy-search"))
-    possible = [*(TRANSDUCER_METHODS if is_transducer else ()), *(CTC_METHODS if has_ctc else ())]
+    possible = [name for name, method in METHODS.items() if method.network in networks]
     for method in methods:
         if method not in possible:
             kind = "transducer" if is_transducer else "CTC model"
@@ -311,11 +322,11 @@ def decode_set(
             output = recognizer.run(batch.features, batch.feature_lens)
             timing.network += time.perf_counter() - start
             timing.audio += float(batch.feature_lens.sum()) * frame_shift
+            refs = [text.split() for text in batch.texts]
             for key, resources in recognizer.searches.items():
                 start = time.perf_counter()
-                hyps = decode_batch(output, resources)
+                hyps = decode_batch(output, resources, refs)
                 timing.search[key] += time.perf_counter() - start
-                refs = [text.split() for text in batch.texts]
                 found[key] += zip(batch.ids, refs, hyps, strict=True)
             advance(len(batch.ids))
     return found, timing

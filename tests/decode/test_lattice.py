@@ -10,8 +10,8 @@ import torch
 from torch.nn.functional import ctc_loss
 
 from lowbit_k2.decode.greedy import ctc_greedy_search
-from lowbit_k2.decode.lattice import SearchConfig, decode_lattice, make_lattice, one_best, scale_graph
-from lowbit_k2.decode.methods import NetworkOutput, decode_batch, load_hlg, load_resources
+from lowbit_k2.decode.lattice import SearchConfig, make_lattice, one_best, scale_graph, search_with_retry
+from lowbit_k2.decode.methods import NetworkOutput, decode_batch, load_graph, load_resources
 from lowbit_k2.errors import UserError
 from lowbit_k2.graphs.ngram import BackoffModel
 from tests.decode import toy
@@ -31,6 +31,12 @@ def topology():
     from lowbit_k2.graphs.hlg import ctc_topology
 
     return ctc_topology(toy.NUM_CLASSES)
+
+
+def decode_lattice(log_probs, lens, graph, config: SearchConfig) -> tuple[list[list[int]], list[int]]:
+    return search_with_retry(
+        lens, config, lambda rows, beams: one_best(make_lattice(log_probs[rows], lens[rows], graph, beams))
+    )
 
 
 def best_score(lattice) -> list[float]:
@@ -87,7 +93,7 @@ def test_topology_gives_torchs_ctc_loss(topology) -> None:
 @pytest.mark.parametrize("lm_scale", [1.0, 0.4])
 def test_hlg_against_all_word_sequences(lang: tuple[Path, BackoffModel], lm_scale: float) -> None:
     path, model = lang
-    graph = load_hlg(path, toy.NUM_CLASSES, lm_scale, "cpu")
+    graph = load_graph(path / "HLG.pt", toy.NUM_CLASSES, lm_scale, "cpu")
     words = {int(line.split()[1]): line.split()[0] for line in (path / "words.txt").read_text().splitlines()}
     log_probs, lens = toy.random_log_probs(3, 12, 5), torch.tensor([5, 4, 3, 5] * 3)
     lattice = make_lattice(log_probs, lens, graph, WIDE)
@@ -99,7 +105,7 @@ def test_hlg_against_all_word_sequences(lang: tuple[Path, BackoffModel], lm_scal
 
 
 def test_order_of_the_batch_does_not_matter(lang: tuple[Path, BackoffModel]) -> None:
-    graph = load_hlg(lang[0], toy.NUM_CLASSES, 1.0, "cpu")
+    graph = load_graph(lang[0] / "HLG.pt", toy.NUM_CLASSES, 1.0, "cpu")
     log_probs, lens = toy.random_log_probs(4, 7, 20), torch.tensor([3, 20, 7, 20, 1, 11, 5])
     together, _ = decode_lattice(log_probs, lens, graph, SearchConfig())
     alone = [
@@ -161,7 +167,7 @@ def test_methods_refuse_what_cannot_work(lang: tuple[Path, BackoffModel], tmp_pa
 def test_every_path_of_a_beam_search_is_scored_exactly(lang: tuple[Path, BackoffModel]) -> None:
     """A narrow beam may lose the best path but never misjudges the one it returns."""
     path, model = lang
-    graph = load_hlg(path, toy.NUM_CLASSES, 1.0, "cpu")
+    graph = load_graph(path / "HLG.pt", toy.NUM_CLASSES, 1.0, "cpu")
     log_probs, lens = toy.random_log_probs(6, 5, 5), torch.full((5,), 5)
     narrow = SearchConfig(search_beam=2.0, output_beam=1.0, min_active_states=1, max_active_states=3)
     for score, x in zip(best_score(make_lattice(log_probs, lens, graph, narrow)), log_probs, strict=True):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from itertools import groupby, product
 from pathlib import Path
 
@@ -21,13 +22,13 @@ NUM_CLASSES = 3
 
 
 def make_lang(path: Path) -> BackoffModel:
-    """Write the lang directory with HLG.pt; return the bigram."""
+    """Write the lang directory with LG.pt and HLG.pt; return the bigram."""
     path.mkdir(parents=True, exist_ok=True)
     (path / "dict.txt").write_text(LEXICON)
     prepare_lang(path, path / "dict.txt", None, None)
     model = estimate([line.split() for line in TEXT], 2, list(ENTRIES))
     write_arpa(model, path / "lm.arpa")
-    compile_lang(path, path / "lm.arpa", None, path / "HLG.pt")
+    compile_lang(path, path / "lm.arpa", None)
     return model
 
 
@@ -41,15 +42,38 @@ def collapse(path: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(token for token, _ in groupby(path) if token != 0)
 
 
-def best_alignments(log_probs: Tensor) -> dict[tuple[int, ...], float]:
-    """For each token sequence the score of its best alignment, by trying all V^T paths of (T, V)."""
+def all_alignments(log_probs: Tensor) -> dict[tuple[int, ...], list[float]]:
+    """For each token sequence the scores of its alignments, by trying all V^T paths of (T, V)."""
     frames, classes = log_probs.shape
     scores = log_probs.double().tolist()
-    best: dict[tuple[int, ...], float] = {}
+    found: dict[tuple[int, ...], list[float]] = {}
     for path in product(range(classes), repeat=frames):
-        score, tokens = sum(scores[t][k] for t, k in enumerate(path)), collapse(path)
-        best[tokens] = max(score, best.get(tokens, -math.inf))
-    return best
+        found.setdefault(collapse(path), []).append(sum(scores[t][k] for t, k in enumerate(path)))
+    return found
+
+
+def best_alignments(log_probs: Tensor) -> dict[tuple[int, ...], float]:
+    """For each token sequence the score of its best alignment."""
+    return {tokens: max(scores) for tokens, scores in all_alignments(log_probs).items()}
+
+
+def graph_score(words: Sequence[str], model: BackoffModel) -> float:
+    """Score of a sentence's best path through G, where the back-off arc is open also to n-grams that are listed."""
+
+    def best(history: tuple[str, ...], left: tuple[str, ...]) -> float:
+        if not left:
+            return 0.0
+        scores = []
+        if (*history, left[0]) in model.probabilities[len(history)]:
+            longer = (*history, left[0])
+            while longer and (len(longer) == model.order or longer not in model.probabilities[len(longer) - 1]):
+                longer = longer[1:]
+            scores.append(math.log(model.probabilities[len(history)][(*history, left[0])]) + best(longer, left[1:]))
+        if history:
+            scores.append(math.log(model.backoffs.get(history, 1.0)) + best(history[1:], left))
+        return max(scores)
+
+    return best(("<s>",) if model.order > 1 else (), (*words, "</s>"))
 
 
 def best_words(log_probs: Tensor, model: BackoffModel, lm_scale: float) -> tuple[float, list[str]]:
@@ -58,8 +82,7 @@ def best_words(log_probs: Tensor, model: BackoffModel, lm_scale: float) -> tuple
     found = (-math.inf, [])
     for number in range(frames + 1):
         for words in product(ENTRIES, repeat=number):
-            padded = ["<s>", *words, "</s>"]
-            lm = sum(math.log(model.probability(padded[:i], padded[i])) for i in range(1, len(padded)))
+            lm = graph_score(words, model)
             for pronunciation in product(*(ENTRIES[w] for w in words)):
                 tokens = tuple(TOKENS[t] for p in pronunciation for t in p)
                 if tokens in alignments:

@@ -9,7 +9,7 @@ import torch
 
 from lowbit_k2.errors import UserError
 from lowbit_k2.graphs.fsa_io import load_fsa, save_fsa
-from lowbit_k2.graphs.hlg import compile_hlg, ctc_topology, read_grammar
+from lowbit_k2.graphs.hlg import compile_lg, ctc_topology, read_grammar
 from lowbit_k2.graphs.lexicon import lexicon_fsa, write_symbols
 from lowbit_k2.graphs.ngram import estimate, write_arpa
 from lowbit_k2.recipe.compile_hlg import compile_lang
@@ -43,7 +43,7 @@ def test_graphs_come_back(tmp_path: Path) -> None:
 def test_one_word_per_arc_is_stored_as_icefall_reads_it(lang: Path) -> None:
     import k2
 
-    compile_lang(lang, lang / "lm.arpa", None, lang / "HLG.pt")
+    compile_lang(lang, lang / "lm.arpa", None)
     stored = torch.load(lang / "HLG.pt", weights_only=True)
     graph = k2.Fsa.from_dict(stored)
     assert set(stored) == {"arcs", "aux_labels"}
@@ -51,13 +51,13 @@ def test_one_word_per_arc_is_stored_as_icefall_reads_it(lang: Path) -> None:
 
 
 def test_compilation_is_skipped_when_nothing_changed(lang: Path) -> None:
-    assert compile_lang(lang, lang / "lm.arpa", None, lang / "HLG.pt")
-    assert not compile_lang(lang, lang / "lm.arpa", None, lang / "HLG.pt")
-    assert compile_lang(lang, lang / "lm.arpa", 1, lang / "HLG.pt")  # another order
+    assert compile_lang(lang, lang / "lm.arpa", None)
+    assert not compile_lang(lang, lang / "lm.arpa", None)
+    assert compile_lang(lang, lang / "lm.arpa", 1)  # another order
     write_arpa(estimate([("A",)], 1, ["A", "B"]), lang / "other.arpa")
-    assert compile_lang(lang, lang / "other.arpa", 1, lang / "HLG.pt")
+    assert compile_lang(lang, lang / "other.arpa", 1)
     prepare_lang(lang, lang / "dict.txt", None, None)  # the same files again
-    assert not compile_lang(lang, lang / "other.arpa", 1, lang / "HLG.pt")
+    assert not compile_lang(lang, lang / "other.arpa", 1)
 
 
 def test_lower_order_of_the_same_arpa_is_smaller(lang: Path) -> None:
@@ -80,7 +80,7 @@ def test_bad_grammars(lang: Path) -> None:
         with pytest.raises(UserError, match=reason):
             read_grammar(lang / "bad", words)
     with pytest.raises(UserError, match="does not exist"):
-        compile_lang(lang, lang / "none.arpa", None, lang / "HLG.pt")
+        compile_lang(lang, lang / "none.arpa", None)
     assert not (lang / "HLG.pt").exists()
 
 
@@ -91,4 +91,4 @@ def test_an_empty_composition_is_named() -> None:
     lexicon = lexicon_fsa([("A", ("x",))], tokens, WORDS, disambig_loop=True)
     only_b = k2.Fsa.from_openfst("0 1 2 2 0\n1 0\n", acceptor=False)
     with pytest.raises(UserError, match="share no sentence"):
-        compile_hlg(lexicon, only_b, tokens, WORDS)
+        compile_lg(lexicon, only_b, tokens, WORDS)

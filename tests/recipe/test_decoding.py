@@ -151,7 +151,7 @@ def test_language_model_scales_share_one_pass(exp_dir: Path, wavs: list[Path], t
     (lang / "bpe.model").write_bytes(TOKENIZER.to_bytes())
     prepare_lang(lang, None, None, text)
     make_lm(text, 2, lang / "words.txt", lang / "lm.arpa")
-    compile_lang(lang, lang / "lm.arpa", None, lang / "HLG.pt")
+    compile_lang(lang, lang / "lm.arpa", None)
     args = flags(exp_dir, "--decoding-method", "1best", "--lm-scale", "0.5,1", "--on-the-fly-feats", "true")
     args.lang_dir = lang
     results = run_decode(args, lambda: {"noise": make_cuts(wavs)})

@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Download LibriSpeech's language model from OpenSLR 11: the pruned 3-gram and the list of its 200,000 words.
 
-    ./local/download_lm.py --output-dir download/lm
+    ./local/download_lm.py --output-dir download/lm               # 35 MB
+    ./local/download_lm.py --output-dir download/lm --rescoring   # and the full 4-gram, 1.3 GB
 
 An interrupted download goes on where it stopped. A file gets its name only when it is whole: as long as the server
 says, gzip's checksum right, and the ARPA file with its end mark.
@@ -26,6 +27,7 @@ from lowbit_k2.fileio import atomic_write  # noqa: E402
 
 BASE_URL = "https://www.openslr.org/resources/11"
 ARPA = "3-gram.pruned.1e-7.arpa"
+RESCORING_ARPA = "4-gram.arpa"
 WORDS = "librispeech-vocab.txt"
 CHUNK = 1 << 18
 TIMEOUT_SECONDS = 60
@@ -92,27 +94,30 @@ def unpack_arpa(packed: Path, path: Path) -> None:
         raise UserError(f"{packed} is damaged ({error}) and was removed: run the stage again") from None
 
 
-def download_lm(output_dir: Path, base_url: str) -> None:
-    """Put ARPA and WORDS into `output_dir`; files that are there already stay."""
+def download_lm(output_dir: Path, base_url: str, rescoring: bool = False) -> None:
+    """Put ARPA and WORDS into `output_dir`, for rescoring the 4-gram too; files that are there already stay."""
     if not (output_dir / WORDS).is_file():
         download(f"{base_url}/{WORDS}", output_dir / WORDS)
-    if not (output_dir / ARPA).is_file():
-        packed = output_dir / f"{ARPA}.gz"
+    for name in (ARPA, RESCORING_ARPA) if rescoring else (ARPA,):
+        if (output_dir / name).is_file():
+            continue
+        packed = output_dir / f"{name}.gz"
         if not packed.is_file():
-            download(f"{base_url}/{ARPA}.gz", packed)
-        unpack_arpa(packed, output_dir / ARPA)
+            download(f"{base_url}/{name}.gz", packed)
+        unpack_arpa(packed, output_dir / name)
 
 
 def get_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output-dir", type=Path, required=True)
+    parser.add_argument("--rescoring", action="store_true", help="also the 4-gram that lattices are rescored with")
     parser.add_argument("--base-url", default=BASE_URL, help="of a mirror with the same file names")
     return parser
 
 
 def main() -> None:
     args = get_parser().parse_args()
-    download_lm(args.output_dir, args.base_url.rstrip("/"))
+    download_lm(args.output_dir, args.base_url.rstrip("/"), args.rescoring)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,164 @@
+"""Transducer search without lattices: greedy, and beam search over token sequences. Needs torch only.
+
+At most one token per frame, as k2's lattices have it (the "modified" topology). Token 0 is the blank.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+class TransducerParts(Protocol):
+    """What transducer search needs of a model."""
+
+    decoder: Callable[..., Tensor]
+    joiner: Callable[..., Tensor]
+
+
+class TokenScorer(Protocol):
+    """A language model over tokens, for shallow fusion."""
+
+    def __call__(self, histories: Sequence[tuple[int, ...]]) -> Tensor:
+        """Log-probabilities of the next token after each history, (len(histories), V); the blank's is not used."""
+        ...
+
+
+@torch.no_grad()
+def greedy_search(
+    model: TransducerParts, context_size: int, encoder_out: Tensor, lens: Tensor, blank_penalty: float = 0.0
+) -> list[list[int]]:
+    """Best class at each frame, all utterances side by side.
+
+    Args:
+      model: prediction network and joiner.
+      context_size: tokens that the prediction network sees.
+      encoder_out: (N, T, C).
+      lens: (N,) valid frames.
+      blank_penalty: subtracted from the blank's logit.
+
+    Returns:
+      N lists of token ids.
+    """
+    n, num_frames, _ = encoder_out.shape
+    history = torch.zeros(n, context_size, dtype=torch.int64, device=encoder_out.device)
+    projected = model.joiner.encoder_proj(encoder_out)  # (N, T, D)
+    after = project_contexts(model, history)  # (N, D)
+    found: list[list[int]] = [[] for _ in range(n)]
+    lens = lens.to(encoder_out.device)
+    for t in range(num_frames):
+        logits = model.joiner(projected[:, t], after, project=False)  # (N, V)
+        logits[:, 0] -= blank_penalty
+        best = torch.where(lens > t, logits.argmax(dim=-1), 0)  # (N,)
+        emitting = best.nonzero().flatten()
+        if not len(emitting):
+            continue
+        for i, token in zip(emitting.tolist(), best[emitting].tolist(), strict=True):
+            found[i].append(token)
+        history[emitting] = torch.cat([history[emitting, 1:], best[emitting, None]], dim=1)
+        after[emitting] = project_contexts(model, history[emitting])
+    return found
+
+
+def project_contexts(model: TransducerParts, contexts: Tensor) -> Tensor:
+    """Last tokens (M, context_size) -> (M, D), the joiner's second input."""
+    return model.joiner.decoder_proj(model.decoder(contexts, pad=False))[:, 0]
+
+
+@dataclass(frozen=True)
+class Hypothesis:
+    """A token sequence and the log of the summed probabilities of its alignments so far, fusion included."""
+
+    tokens: tuple[int, ...]
+    score: float
+
+
+@torch.no_grad()
+def modified_beam_search(
+    model: TransducerParts,
+    context_size: int,
+    encoder_out: Tensor,
+    lens: Tensor,
+    beam_size: int = 4,
+    blank_penalty: float = 0.0,
+    lm: TokenScorer | None = None,
+    lm_scale: float = 0.0,
+) -> list[list[int]]:
+    """The `beam_size` best token sequences at each frame; alignments of the same sequence are summed.
+
+    Args:
+      model: prediction network and joiner.
+      context_size: tokens that the prediction network sees.
+      encoder_out: (N, T, C).
+      lens: (N,) valid frames.
+      beam_size: sequences kept per utterance.
+      blank_penalty: subtracted from the blank's logit.
+      lm: adds `lm_scale` times its log-probability with each token.
+
+    Returns:
+      N lists of token ids.
+    """
+    projected = model.joiner.encoder_proj(encoder_out)  # (N, T, D)
+    contexts = ContextCache(model, context_size)
+    beams = [[Hypothesis((), 0.0)] for _ in range(len(lens))]
+    lens = lens.tolist()
+    for t in range(max(lens, default=0)):
+        active = [n for n, length in enumerate(lens) if length > t]
+        owners = [n for n in active for _ in beams[n]]
+        histories = [hyp.tokens for n in active for hyp in beams[n]]
+        logits = model.joiner(projected[owners, t], contexts(histories), project=False)  # (M, V)
+        logits[:, 0] -= blank_penalty
+        scores = logits.double().log_softmax(dim=-1).cpu()
+        if lm is not None:
+            scores[:, 1:] += lm_scale * lm(histories).to(scores)[:, 1:]
+        start = 0
+        for n in active:
+            end = start + len(beams[n])
+            beams[n] = extend(beams[n], scores[start:end], beam_size)
+            start = end
+    return [list(max(beam, key=lambda hyp: hyp.score).tokens) for beam in beams]
+
+
+def extend(beam: Sequence[Hypothesis], scores: Tensor, beam_size: int) -> list[Hypothesis]:
+    """One frame of one utterance: every hypothesis with every class (M, V), equal sequences summed, the best kept."""
+    totals = scores + torch.tensor([[hyp.score] for hyp in beam], dtype=scores.dtype)  # (M, V)
+    num_classes = totals.size(1)
+    # A sequence has two origins at most: itself with a blank, and its beginning with its last token.
+    top = totals.flatten().topk(min(2 * beam_size, totals.numel()))
+    merged: dict[tuple[int, ...], float] = {}
+    for score, index in zip(top.values.tolist(), top.indices.tolist(), strict=True):
+        origin, token = divmod(index, num_classes)
+        tokens = beam[origin].tokens + ((token,) if token else ())
+        merged[tokens] = add_logs(merged[tokens], score) if tokens in merged else score
+    best = sorted(merged.items(), key=lambda item: item[1], reverse=True)[:beam_size]
+    return [Hypothesis(tokens, score) for tokens, score in best]
+
+
+def add_logs(a: float, b: float) -> float:
+    """log(exp(a) + exp(b))."""
+    high, low = max(a, b), min(a, b)
+    return high + math.log1p(math.exp(low - high)) if low > -math.inf else high
+
+
+class ContextCache:
+    """The prediction network's vectors by context: the same few come back frame after frame."""
+
+    def __init__(self, model: TransducerParts, context_size: int) -> None:
+        self.model = model
+        self.context_size = context_size
+        self.device = model.joiner.decoder_proj.weight.device
+        self.known: dict[tuple[int, ...], Tensor] = {}
+
+    def __call__(self, histories: Sequence[tuple[int, ...]]) -> Tensor:
+        """Token sequences -> (M, D)."""
+        contexts = [((0,) * self.context_size + tokens)[-self.context_size :] for tokens in histories]
+        new = [context for context in dict.fromkeys(contexts) if context not in self.known]
+        if new:
+            vectors = project_contexts(self.model, torch.tensor(new, device=self.device))
+            self.known.update(zip(new, vectors, strict=True))
+        return torch.stack([self.known[context] for context in contexts])
