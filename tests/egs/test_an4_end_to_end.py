@@ -21,7 +21,8 @@ from lowbit_k2.train.checkpoint import load_checkpoint
 from tests.egs.scripts import AN4, Flag, call, files_of, spawn
 
 GREEDY = "ctc-greedy-search"
-METHODS = f"{GREEDY},ctc-decoding,1best" if has_k2() else GREEDY
+LATTICE_METHODS = "ctc-decoding,1best,nbest,nbest-rescoring,whole-lattice-rescoring"
+METHODS = f"{GREEDY},{LATTICE_METHODS}" if has_k2() else GREEDY
 PRECISIONS = ("2", "1.5", "1")
 
 
@@ -75,7 +76,8 @@ def test_preparation_makes_graphs(an4_data: Path) -> None:
     from lowbit_k2.graphs.fsa_io import load_fsa
 
     for lang in ("lang_char", "lang_phone", "lang_bpe_60"):
-        assert load_fsa(an4_data / lang / "HLG.pt").num_arcs > 1000
+        assert load_fsa(an4_data / lang / "HLG.pt").num_arcs > load_fsa(an4_data / lang / "LG.pt").num_arcs > 1000
+        assert load_fsa(an4_data / lang / "G_4_gram.pt").num_arcs > 1000
 
 
 # --- training -------------------------------------------------------------------------------------------------
@@ -148,7 +150,7 @@ def test_every_method_at_every_precision(an4_data: Path, talkative_exp: Path) ->
     )
     assert screen.count("%WER") == 5 * len(METHODS.split(","))
     for method in METHODS.split(","):
-        setting = "lm_scale_1-" if method == "1best" else ""
+        setting = "" if method in (GREEDY, "ctc-decoding") else "lm_scale_1-"
         found = {}
         for name in (*PRECISIONS, "1.5r", "1_2"):
             stem = f"test-{setting}epoch-2-avg-2-precision-{name}.txt"

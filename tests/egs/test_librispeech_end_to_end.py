@@ -9,11 +9,14 @@ from pathlib import Path
 import pytest
 
 from lowbit_k2.data.manifests import cuts_path, load_cuts
+from lowbit_k2.decode.methods import METHODS as METHODS_BY_NAME
 from lowbit_k2.k2_compat import has_k2
 from lowbit_k2.train.checkpoint import load_checkpoint
 from tests.egs.scripts import LIBRISPEECH, TINY, Flag, call, files_of
 
-METHODS = ["ctc-greedy-search", *(["ctc-decoding", "1best"] if has_k2() else [])]
+TORCH_ONLY = ("ctc-greedy-search", "greedy_search", "modified_beam_search")
+RUNNABLE = {name: kind.network for name, kind in METHODS_BY_NAME.items() if has_k2() or name in TORCH_ONLY}
+METHODS = [name for name, network in RUNNABLE.items() if network == "ctc"]
 
 
 @pytest.fixture(scope="module")
@@ -33,11 +36,15 @@ def where(prepared: tuple[Path, list[str | Path]], tmp_path_factory: pytest.Temp
 @pytest.fixture(scope="module")
 def exp(where: list[Flag], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model after two updates with noise."""
-    folder = tmp_path_factory.mktemp("libri-exp") / "exp"
+    return two_updates(where, tmp_path_factory.mktemp("libri-exp") / "exp")
+
+
+def two_updates(where: list[Flag], folder: Path, *more: Flag) -> Path:
+    """An experiment folder after two updates with noise."""
     seconds = sum(cut.duration for cut in load_cuts(Path(str(where[1])), "librispeech", "train-clean-100"))
     flags = [*where, *TINY.split(), "--full-libri", "false", "--enable-musan", "true", "--exp-dir", folder]
     flags += ["--max-duration", 0.8 * seconds, "--num-buckets", 1, "--warm-step", 2, "--average-period", 1]
-    call(LIBRISPEECH / "train.py", *flags, "--num-epochs", 1).good()
+    call(LIBRISPEECH / "train.py", *flags, *more, "--num-epochs", 1).good()
     return folder
 
 
@@ -64,6 +71,20 @@ def test_other_is_decoded_packed_and_decoded_again(exp: Path, where: list[Flag],
         assert len(next((exp / method).glob("recogs-*")).read_text().splitlines()) == 8  # ref and hyp of each
     sizes = [(exp / f"packed/{p}bit.safetensors").stat().st_size for p in (2, 1)]
     assert sizes[1] < sizes[0]
+
+
+@pytest.mark.k2
+def test_other_by_every_method(where: list[Flag], tmp_path: Path) -> None:
+    """A transducer with a CTC head, from the checkpoint and from the packed file."""
+    folder = two_updates(where, tmp_path / "exp", "--objective", "ctc-rnnt", "--decoder-dim", 8, "--joiner-dim", 8)
+    assert load_checkpoint(folder / "epoch-1.pt").meta["update"] == 2
+    flags = [*where, "--exp-dir", folder, "--test-set", "test-other", "--decoding-method", ",".join(RUNNABLE)]
+    run = call(LIBRISPEECH / "evaluate.py", *flags, "--precisions", 1).good()
+    for method in METHODS_BY_NAME:
+        assert run.out.count(f"[test-other, {method}, ") == 2
+        [packed] = (folder / method).glob("recogs-test-other-*packed*.txt")
+        [model] = (folder / method).glob("recogs-test-other-*precision-1.txt")
+        assert packed.read_text() == model.read_text()
 
 
 def test_the_scripts_one_by_one(exp: Path, where: list[Flag], tmp_path: Path) -> None:

@@ -86,6 +86,7 @@ def test_graph_stages(prepared: tuple[Path, list[str | Path]]):
     hlg = k2.Fsa.from_dict(torch.load(path / "lang_bpe_80" / "HLG.pt", map_location="cpu"))
     assert hlg.num_arcs > 1000
     assert int(hlg.labels.max()) < 80  # no disambiguation symbol is left
+    assert (path / "lang_bpe_80" / "LG.pt").is_file() and (path / "lang_bpe_80" / "G_4_gram.pt").is_file()
 
 
 @pytest.mark.k2
@@ -104,6 +105,11 @@ def test_graph_of_openslr_11(prepared: tuple[Path, list[str | Path]], tmp_path: 
     words = (data / "lang_bpe_80" / "words.txt").read_text().splitlines()
     assert any(line.startswith("HELLO ") for line in words)
     assert (data / "lang_bpe_80" / "HLG.pt").is_file()
+    assert "stage 0 (download)" in one_line(prepare(*flags, "--stage", "8", "--rescoring", "true"))
+    shutil.copy(path / "lm" / "4-gram.arpa", download / "lm")
+    (data / "lang_bpe_80" / "G_4_gram.pt").unlink()
+    assert prepare(*flags, "--stage", "8", "--rescoring", "true").returncode == 0
+    assert (data / "lang_bpe_80" / "G_4_gram.pt").is_file()
     (download / "lm" / "3-gram.pruned.1e-7.arpa").unlink()
     assert "--stage 0" in one_line(prepare(*flags, "--stage", "7"))
 
@@ -246,6 +252,7 @@ def lm_server() -> Iterator[str]:
     download_lm = local_module("download_lm")
     LmServer.files = {
         f"{download_lm.ARPA}.gz": gzip.compress(ARPA_TEXT.encode()),
+        f"{download_lm.RESCORING_ARPA}.gz": gzip.compress(ARPA_TEXT.encode()),
         download_lm.WORDS: b"A\nHELLO\n",
     }
     LmServer.cut, LmServer.starts = None, []
@@ -266,6 +273,9 @@ def test_download_lm(lm_server: str, tmp_path: Path):
     requests = len(LmServer.starts)
     download_lm.download_lm(tmp_path, lm_server)
     assert len(LmServer.starts) == requests  # nothing is fetched twice
+    assert not (tmp_path / download_lm.RESCORING_ARPA).exists()
+    download_lm.download_lm(tmp_path, lm_server, rescoring=True)
+    assert (tmp_path / download_lm.RESCORING_ARPA).read_text() == ARPA_TEXT
 
 
 def test_download_lm_goes_on(lm_server: str, tmp_path: Path):
