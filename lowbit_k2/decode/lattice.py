@@ -18,6 +18,7 @@ from lowbit_k2.k2_compat import require_k2
 if TYPE_CHECKING:
     import k2
 
+SAME_SCORE = 1e-3  # scores of paths that differ by less, in nats, may do so by rounding
 RETRY_FACTOR = 4.0  # how much wider the beams are for an utterance that no path survived
 
 
@@ -34,6 +35,7 @@ class SearchConfig:
       max_states: transducer lattices: (graph state, context) pairs kept per frame at most.
       max_contexts: transducer lattices: contexts kept per frame at most, each of which costs a pass of the joiner.
       num_paths: paths drawn from a lattice for an n-best list, before equal ones are merged.
+      max_arcs: arcs of a lattice at most, where paths are drawn from it or it is rescored (`limit_arcs`).
       nbest_scale: factor on the lattice's scores while paths are drawn; a smaller one draws more different paths.
       beam_size: hypotheses kept per utterance in modified beam search.
       blank_penalty: subtracted from the blank's logit in transducer search; more tokens where a model deletes many.
@@ -47,6 +49,7 @@ class SearchConfig:
     max_states: int = 64
     max_contexts: int = 8
     num_paths: int = 200
+    max_arcs: int = 50000
     nbest_scale: float = 0.5
     beam_size: int = 4
     blank_penalty: float = 0.0
@@ -58,7 +61,13 @@ class SearchConfig:
             raise UserError("--min-active-states must be at least 0 and less than --max-active-states")
         if self.lm_scale < 0:
             raise UserError("--lm-scale must not be negative")
-        for name, least in (("max_states", 2), ("max_contexts", 1), ("num_paths", 1), ("beam_size", 1)):
+        for name, least in (
+            ("max_states", 2),
+            ("max_contexts", 1),
+            ("num_paths", 1),
+            ("max_arcs", 1),
+            ("beam_size", 1),
+        ):
             if getattr(self, name) < least:
                 raise UserError(f"--{name.replace('_', '-')} must be at least {least}")
         if self.nbest_scale <= 0:
@@ -124,11 +133,56 @@ def one_best(lattice: k2.Fsa) -> list[list[int] | None]:
     return [labels if exists else None for labels, exists in zip(found, has_arcs(best), strict=True)]
 
 
+def first_arcs(fsas: k2.Fsa) -> Tensor:
+    """Index of the first arc of each FSA of a vector, and the number of arcs.
+
+    Returns:
+      (N + 1,).
+    """
+    shape = fsas.arcs.shape()
+    return shape.row_splits(2)[shape.row_splits(1).long()]
+
+
 def has_arcs(fsas: k2.Fsa) -> list[bool]:
     """Which FSAs of a vector have arcs."""
-    shape = fsas.arcs.shape()
-    arcs_before = shape.row_splits(2)[shape.row_splits(1).long()]  # (N + 1,)
-    return (arcs_before.diff() > 0).tolist()
+    return (first_arcs(fsas).diff() > 0).tolist()
+
+
+def limit_arcs(lattice: k2.Fsa, max_arcs: int) -> k2.Fsa:
+    """Prune lattices that are too large to be worked on, as those of a network that knows little are.
+
+    The beam is narrowed until the arcs are few enough: an arc goes before another one if the best path through it is
+    worse, and the best path stays.
+
+    Args:
+      max_arcs: arcs of an utterance's lattice at most; more only if best paths that are equally good have them.
+
+    Returns:
+      The lattice itself if it is small enough.
+    """
+    k2 = require_k2()
+    starts = first_arcs(lattice)  # (N + 1,)
+    if bool((starts.diff() <= max_arcs).all()):
+        return lattice
+    below_best = lattice.get_arc_post(use_double_scores=True, log_semiring=False)  # (arcs,), at most 0
+    pruned = []
+    for n, (start, end) in enumerate(zip(starts[:-1].tolist(), starts[1:].tolist(), strict=True)):
+        fsa, own = lattice[n], below_best[start:end]
+        if len(own) > max_arcs:
+            cut = own.topk(max_arcs + 1).values[-1] + SAME_SCORE  # arcs that are equally good go together
+            fsa = take_arcs(fsa, torch.nonzero(own > cut.clamp(max=-SAME_SCORE)).flatten())
+        pruned.append(fsa)
+    return k2.create_fsa_vec(pruned)
+
+
+def take_arcs(fsa: k2.Fsa, arcs: Tensor) -> k2.Fsa:
+    """One FSA with some of its arcs, in ascending order, and all of their attributes."""
+    k2 = require_k2()
+    taken = k2.Fsa(fsa.arcs.values()[arcs])
+    for name, values in fsa.named_tensor_attr(include_scores=False):
+        ragged = isinstance(values, k2.RaggedTensor)
+        setattr(taken, name, values.index(arcs.int(), axis=0)[0] if ragged else values[arcs])
+    return k2.connect(taken)
 
 
 Labels = list[list[int] | None]  # of each utterance of a batch; None where no path survived

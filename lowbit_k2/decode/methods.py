@@ -29,7 +29,15 @@ from torch import Tensor
 
 from lowbit_k2.decode.fast_beam import any_tokens, keep_final_scores, transducer_lattice
 from lowbit_k2.decode.greedy import ctc_greedy_search
-from lowbit_k2.decode.lattice import Labels, SearchConfig, make_lattice, one_best, scale_graph, search_with_retry
+from lowbit_k2.decode.lattice import (
+    Labels,
+    SearchConfig,
+    limit_arcs,
+    make_lattice,
+    one_best,
+    scale_graph,
+    search_with_retry,
+)
 from lowbit_k2.decode.nbest import (
     RescoringGrammar,
     keep_lm_scores,
@@ -304,6 +312,7 @@ def pick(lattice: k2.Fsa, resources: DecodingResources, references: Sequence[Seq
     kind, config = METHODS[resources.method], resources.search
     if kind.pick == "1best":
         return one_best(lattice)
+    lattice = limit_arcs(lattice, config.max_arcs)
     if kind.pick == "nbest":
         return nbest(lattice, config.num_paths, config.nbest_scale)
     if kind.pick == "rescored nbest":

@@ -14,13 +14,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from lowbit_k2.decode.lattice import Labels, has_arcs, one_best, scale_graph
+from lowbit_k2.decode.lattice import SAME_SCORE, Labels, has_arcs, one_best, scale_graph
 from lowbit_k2.k2_compat import forget_properties, require_k2
 
 if TYPE_CHECKING:
     import k2
 
-SAME_SCORE = 1e-3  # language model scores that differ by less, in nats, are of the same path: float32 was added up
 NEVER = -1e30
 
 

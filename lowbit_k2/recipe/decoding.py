@@ -78,6 +78,7 @@ def add_decoding_arguments(parser: argparse.ArgumentParser) -> None:
         ("max_active_states", int, "CTC lattices: states kept per frame at most"),
         ("max_states", int, "transducer lattices: states kept per frame at most"),
         ("max_contexts", int, "transducer lattices: contexts kept per frame at most"),
+        ("max_arcs", int, "arcs of a lattice that is rescored or that paths are drawn from; more are pruned"),
         ("num_paths", int, "paths drawn for an n-best list"),
         ("nbest_scale", float, "factor on scores while they are drawn; smaller: more different ones"),
         ("beam_size", int, "hypotheses of modified_beam_search"),

@@ -10,8 +10,17 @@ import torch
 from torch.nn.functional import ctc_loss
 
 from lowbit_k2.decode.greedy import ctc_greedy_search
-from lowbit_k2.decode.lattice import SearchConfig, make_lattice, one_best, scale_graph, search_with_retry
+from lowbit_k2.decode.lattice import (
+    SearchConfig,
+    first_arcs,
+    limit_arcs,
+    make_lattice,
+    one_best,
+    scale_graph,
+    search_with_retry,
+)
 from lowbit_k2.decode.methods import NetworkOutput, decode_batch, load_graph, load_resources
+from lowbit_k2.decode.nbest import keep_lm_scores
 from lowbit_k2.errors import UserError
 from lowbit_k2.graphs.ngram import BackoffModel
 from tests.decode import toy
@@ -172,3 +181,44 @@ def test_every_path_of_a_beam_search_is_scored_exactly(lang: tuple[Path, Backoff
     narrow = SearchConfig(search_beam=2.0, output_beam=1.0, min_active_states=1, max_active_states=3)
     for score, x in zip(best_score(make_lattice(log_probs, lens, graph, narrow)), log_probs, strict=True):
         assert score <= toy.best_words(x, model, 1.0)[0] + 1e-4
+
+
+def paths_by_score(fsa) -> dict[tuple, float]:
+    """Scores of all paths of one lattice, by the labels in, labels out and language model scores on their arcs."""
+    arcs, scores = fsa.arcs.values()[:, :3].tolist(), fsa.scores.tolist()
+    lm_scores, labels = fsa.lm_scores.tolist(), fsa.aux_labels.tolist()
+    final = fsa.arcs.dim0() - 1
+    found, pending = {}, [(0, (), 0.0)]
+    while pending:
+        state, path, score = pending.pop()
+        if state == final:
+            found[path] = max(score, found.get(path, -math.inf))
+        for (start, end, label), own, out, lm in zip(arcs, scores, labels, lm_scores, strict=True):
+            if start == state:
+                pending.append((end, (*path, (label, str(out), round(lm, 3))), score + own))
+    return found
+
+
+@pytest.mark.parametrize("share", [0.9, 0.5, 0.2, 0.0])
+@pytest.mark.parametrize("graph", ["tokens", "HLG", "HLG, ragged"])
+def test_large_lattices_are_pruned(lang: tuple[Path, BackoffModel], topology, graph: str, share: float) -> None:
+    import k2
+
+    used = topology if graph == "tokens" else load_graph(lang[0] / "HLG.pt", toy.NUM_CLASSES, 1.0, "cpu")
+    if graph == "HLG, ragged":
+        used.aux_labels = k2.RaggedTensor([[x] if x else [] for x in used.aux_labels.tolist()])
+    used = keep_lm_scores(used.clone())
+    # The last utterance's lattice is small, and stays.
+    lattice = make_lattice(toy.random_log_probs(7, 3, 4), torch.tensor([4, 4, 1]), used, WIDE)
+    sizes = first_arcs(lattice).diff()
+    most = max(int(share * sizes[0]), int(sizes[2]))
+    pruned = limit_arcs(lattice, most)
+    assert bool((first_arcs(pruned).diff() <= most).all()), "the best path has at most as many arcs as the last lattice"
+    assert one_best(pruned) == one_best(lattice) and best_score(pruned) == pytest.approx(best_score(lattice))
+    for n in range(3):
+        before, after = paths_by_score(lattice[n]), paths_by_score(pruned[n])
+        assert after.items() <= before.items(), "paths that remain are as they were"
+        dropped = [score for path, score in before.items() if path not in after]
+        assert bool(dropped) == (n < 2)
+        assert not dropped or max(dropped) < max(after.values())
+    assert limit_arcs(lattice, int(sizes.max())) is lattice
