@@ -21,6 +21,7 @@ use_project_interpreter()
 
 from lowbit_k2.data.manifests import load_cuts  # noqa: E402
 from lowbit_k2.errors import run_main  # noqa: E402
+from lowbit_k2.recipe.dry_run import dry_run  # noqa: E402
 from lowbit_k2.recipe.training import run_training, training_parser  # noqa: E402
 
 
@@ -45,6 +46,8 @@ def make_parser() -> argparse.ArgumentParser:
 
 def main() -> None:
     args = make_parser().parse_args()
+    if args.dry_run:
+        return dry_run(args)
     train_cuts = load_cuts(args.manifest_dir, "an4", "train")
     valid_cuts = load_cuts(args.manifest_dir, "an4", "dev")
     run_training(args, train_cuts, valid_cuts)

@@ -22,6 +22,7 @@ use_project_interpreter()
 from lowbit_k2.data.flags import str2bool  # noqa: E402
 from lowbit_k2.data.manifests import load_cuts  # noqa: E402
 from lowbit_k2.errors import run_main  # noqa: E402
+from lowbit_k2.recipe.dry_run import dry_run  # noqa: E402
 from lowbit_k2.recipe.training import run_training, training_parser  # noqa: E402
 
 DEMO = {  # the embedded corpus: an hour of synthetic speech
@@ -71,6 +72,8 @@ def main() -> None:
     parser = training_parser(__doc__, **(DEMO if mini else REAL))
     add_corpus_arguments(parser)
     args = parser.parse_args()
+    if args.dry_run:
+        return dry_run(args)
     train, valid = splits(args)
     lazy = not args.mini
     train_cuts = load_cuts(args.manifest_dir, "librispeech", train, lazy=lazy)

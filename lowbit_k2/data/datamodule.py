@@ -126,6 +126,16 @@ class AsrDataModule:
         """How many batches the epoch has; a pass over the manifest, not over the features."""
         return sum(1 for _ in self.train_sampler(cuts, epoch))
 
+    def largest_batches(self, cuts: CutSet, epoch: int = 1) -> dict[str, Batch]:
+        """The batches of an epoch that take most memory, by what makes them large; a pass over the manifest."""
+        from lhotse.dataset import find_pessimistic_batches
+
+        if self.num_train_batches(cuts, epoch) == 0:
+            return {}
+        found, _ = find_pessimistic_batches(self.train_sampler(cuts, epoch))
+        different = {tuple(sorted(chosen.ids)): reason for reason, chosen in reversed(found.items())}
+        return {reason.replace("_", " "): self.make_batch(found[reason]) for reason in reversed(different.values())}
+
     def valid_batches(self, cuts: CutSet) -> Iterator[Batch]:
         """All cuts once, long ones first, the same batches at every call, no noise."""
         return self._load(iter(self.test_sampler(cuts)), None)

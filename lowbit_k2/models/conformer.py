@@ -82,6 +82,8 @@ PRESETS = {
     ),
     # about 9 M, the size of Conformer-S
     "small": ConformerConfig(d_model=144, num_layers=16, ffn_dim=576, subsampling_channels=144),
+    # about 29 M; 30 M as a transducer: the width of Conformer-M
+    "medium": ConformerConfig(num_layers=17, ffn_dim=1024),
     # 34.03 M with 2000 pieces: the encoder of arXiv 2505.21245 with a CTC head
     "paper": ConformerConfig(),
     # about 118 M, the size of Conformer-L

@@ -39,12 +39,11 @@ from lowbit_k2.quant import use_precision
 from lowbit_k2.recipe.model_io import (
     LoadedModel,
     add_checkpoint_arguments,
+    load_chosen,
     load_packed,
-    load_trained,
     precision_assignment,
 )
 from lowbit_k2.scoring.wer import Result, WerStats, bootstrap_interval, write_errs, write_recogs, write_summary
-from lowbit_k2.train.checkpoint import numbered
 
 if TYPE_CHECKING:
     from lhotse import CutSet
@@ -166,10 +165,7 @@ def load_model(args: argparse.Namespace) -> tuple[LoadedModel, str]:
         if args.precision:
             raise UserError("--precision is fixed in a packed file: leave it out, or decode from --exp-dir")
         return load_packed(args.packed), f"packed-{args.packed.stem}"
-    loaded = load_trained(args.exp_dir, args.epoch, args.iter, args.avg, args.use_averaged_model)
-    label = f"iter-{args.iter}" if args.iter > 0 else f"epoch-{args.epoch or numbered(args.exp_dir, 'epoch')[-1]}"
-    averaged = "-use-averaged-model" if args.use_averaged_model else ""
-    return loaded, f"{label}-avg-{args.avg}{averaged}"
+    return load_chosen(args)
 
 
 def make_recognizers(args: argparse.Namespace) -> list[Recognizer]:

@@ -16,18 +16,26 @@ from lowbit_k2 import __version__
 from lowbit_k2.data.datamodule import AsrDataModule, DataConfig
 from lowbit_k2.data.features import FeatureConfig, read_feature_config
 from lowbit_k2.data.filter import FilterConfig, filter_cuts
+from lowbit_k2.data.flags import str2bool
 from lowbit_k2.errors import UserError
 from lowbit_k2.export import export_float, pack_model
 from lowbit_k2.packed import SizeTable, read_packed, size_table
 from lowbit_k2.quant import use_precision
-from lowbit_k2.recipe.model_io import LoadedModel, add_checkpoint_arguments, load_trained, precision_assignment
+from lowbit_k2.recipe.model_io import (
+    PRETRAINED,
+    LoadedModel,
+    add_checkpoint_arguments,
+    load_chosen,
+    precision_assignment,
+)
 from lowbit_k2.train.batchnorm import recalibrate
-from lowbit_k2.train.checkpoint import numbered
+from lowbit_k2.train.checkpoint import Checkpoint, save_checkpoint
 
 if TYPE_CHECKING:
     from lhotse import CutSet
 
 FLOAT = 32
+TRAINING_STATE = ("progress", "scaler")  # of a checkpoint's meta, what only a training run has use for
 
 
 def add_export_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,6 +47,12 @@ def add_export_arguments(parser: argparse.ArgumentParser) -> None:
     out = parser.add_argument_group("output")
     out.add_argument(
         "--output", type=Path, help="the packed file; default: EXP_DIR/pretrained-PRECISIONbit.safetensors"
+    )
+    out.add_argument(
+        "--save-pretrained",
+        type=str2bool,
+        default=False,
+        help=f"also EXP_DIR/{PRETRAINED}: the averaged latent weights, which --checkpoint takes",
     )
     out.add_argument("--float-output", type=Path, help="keep the float32 file that the ratio is measured with")
 
@@ -70,10 +84,12 @@ def run_export(args: argparse.Namespace, load_train_cuts: Callable[[], CutSet]) 
     """
     if args.recalibrate_bn < 0:
         raise UserError(f"--recalibrate-bn {args.recalibrate_bn}: give a number of batches, or 0")
-    loaded = load_trained(args.exp_dir, args.epoch, args.iter, args.avg, args.use_averaged_model)
+    loaded, label = load_chosen(args)
     assignment = precision_assignment(args.precision, loaded)
     output = args.output or args.exp_dir / f"pretrained-{args.precision.replace(',', '_')}bit.safetensors"
-    origin = describe_origin(args, loaded)
+    origin = describe_origin(args.precision, label, loaded)
+    if args.save_pretrained:
+        save_pretrained(args.exp_dir / PRETRAINED, loaded)
     with use_precision(loaded.model, assignment):
         if args.recalibrate_bn:
             cuts = load_train_cuts()
@@ -85,16 +101,21 @@ def run_export(args: argparse.Namespace, load_train_cuts: Callable[[], CutSet]) 
     return table
 
 
-def describe_origin(args: argparse.Namespace, loaded: LoadedModel) -> dict[str, Any]:
+def describe_origin(precision: str, label: str, loaded: LoadedModel) -> dict[str, Any]:
     """What `lowbit-k2 inspect` tells about how the file was made."""
-    name = f"checkpoint-{args.iter}" if args.iter > 0 else f"epoch-{args.epoch or numbered(args.exp_dir, 'epoch')[-1]}"
-    average = f", average of {args.avg}" if args.avg != 1 else ""
     return {
-        "precision": args.precision,
+        "precision": precision,
         "quant_config": loaded.quant_config.name,
-        "checkpoint": name + average + (" over all updates" if args.use_averaged_model else ""),
+        "checkpoint": label,
         "made_by": f"lowbit_k2 {__version__}",
     }
+
+
+def save_pretrained(path: Path, loaded: LoadedModel) -> None:
+    """The latent weights and what belongs to them as one checkpoint, without the optimiser's state."""
+    meta = {name: value for name, value in loaded.meta.items() if name not in TRAINING_STATE}
+    save_checkpoint(path, Checkpoint(loaded.model.state_dict(), meta))
+    print(f"{path}: latent weights, for --checkpoint")
 
 
 def calibration_batches(args: argparse.Namespace, loaded: LoadedModel, cuts: CutSet):

@@ -23,7 +23,9 @@ from lowbit_k2.quant import (
     quantize_model,
     rederive_scales,
 )
-from lowbit_k2.train.checkpoint import load_model_state, select_checkpoint
+from lowbit_k2.train.checkpoint import Checkpoint, load_checkpoint, load_model_state, numbered, select_checkpoint
+
+PRETRAINED = "pretrained.pt"  # the averaged latent weights, as one checkpoint
 
 
 @dataclass
@@ -51,6 +53,7 @@ def add_checkpoint_arguments(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--iter", type=int, default=0, help="if positive, checkpoint-N.pt instead of an epoch")
     group.add_argument("--avg", type=int, default=1, help="how many checkpoints to average")
     group.add_argument("--use-averaged-model", type=str2bool, default=False, help="average over all updates between")
+    group.add_argument("--checkpoint", type=Path, help=f"this file instead of those, such as export.py's {PRETRAINED}")
 
 
 def build_model(model_config: ModelConfig, quant_config: QuantConfig) -> tuple[nn.Module, QuantReport]:
@@ -83,7 +86,15 @@ def load_trained(
     Raises:
       UserError: no such checkpoint, or one that is damaged or from another version.
     """
-    checkpoint = select_checkpoint(Path(exp_dir), epoch, iter_, avg, use_averaged_model)
+    return restore(select_checkpoint(Path(exp_dir), epoch, iter_, avg, use_averaged_model), exp_dir)
+
+
+def restore(checkpoint: Checkpoint, source: Path) -> LoadedModel:
+    """The model of a checkpoint; `source` is named in errors.
+
+    Raises:
+      UserError: the checkpoint is of another version.
+    """
     meta = checkpoint.meta
     try:
         model_config = config_from_dict(meta["model"])
@@ -91,12 +102,28 @@ def load_trained(
         tokenizer = restore_tokenizer(meta["tokenizer"])
         features = meta["features"]
     except KeyError as error:
-        raise UserError(f"the checkpoints in {exp_dir} lack {error}: train them again") from None
+        raise UserError(f"{source} lacks {error}: train again") from None
     model, report = build_model(model_config, quant_config)
-    load_model_state(model, checkpoint.model, exp_dir)
+    load_model_state(model, checkpoint.model, source)
     rederive_scales(model)
     model.eval()
     return LoadedModel(model, model_config, quant_config, tokenizer, features, report, meta)
+
+
+def load_chosen(args: argparse.Namespace) -> tuple[LoadedModel, str]:
+    """The model that the flags of `add_checkpoint_arguments` name, and what files and logs call it.
+
+    Raises:
+      UserError: see `load_trained`.
+    """
+    if args.checkpoint is not None:
+        if args.epoch or args.iter or args.avg != 1 or args.use_averaged_model:
+            raise UserError("--checkpoint names one file: leave out --epoch, --iter, --avg and --use-averaged-model")
+        return restore(load_checkpoint(args.checkpoint), args.checkpoint), args.checkpoint.stem
+    loaded = load_trained(args.exp_dir, args.epoch, args.iter, args.avg, args.use_averaged_model)
+    name = f"iter-{args.iter}" if args.iter > 0 else f"epoch-{args.epoch or numbered(args.exp_dir, 'epoch')[-1]}"
+    averaged = "-use-averaged-model" if args.use_averaged_model else ""
+    return loaded, f"{name}-avg-{args.avg}{averaged}"
 
 
 def load_packed(path: str | Path) -> LoadedModel:

@@ -30,6 +30,7 @@ from lowbit_k2.recipe.model_io import build_model, describe_tokenizer
 from lowbit_k2.train.distributed import Ranks, joined, run_as_ranks
 from lowbit_k2.train.loop import LoopConfig, Trainer, newest_checkpoint
 from lowbit_k2.train.metrics import log_to_file, log_to_screen
+from lowbit_k2.train.oom_scan import scan_for_oom
 from lowbit_k2.train.optim import OptimConfig, make_optimizer
 
 OBJECTIVES = ("ctc", "rnnt", "ctc-rnnt")
@@ -52,6 +53,7 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     run.add_argument(
         "--lang-dir", type=Path, default=Path("data/lang_bpe_500"), help="folder with tokens.txt and bpe.model"
     )
+    run.add_argument("--bpe-model", type=Path, help="a sentencepiece model; takes the place of --lang-dir")
     run.add_argument("--world-size", type=int, default=1, help="processes on this machine, one per GPU")
     run.add_argument("--num-epochs", type=int, default=LoopConfig.num_epochs, help="last epoch, counted from 1")
     run.add_argument("--start-epoch", type=int, default=1, help="if over 1, continue from epoch-(N-1).pt")
@@ -65,7 +67,17 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     run.add_argument("--keep-last-k", type=int, default=LoopConfig.keep_last_k)
     run.add_argument("--average-period", type=int, default=LoopConfig.average_period, help="in updates")
     run.add_argument("--accum-grad", type=int, default=LoopConfig.accum_grad, help="batches per update")
+    run.add_argument("--scan-for-oom", type=str2bool, default=True, help="try the largest batches before epoch 1")
     run.add_argument("--tensorboard", type=str2bool, default=True)
+    run.add_argument(
+        "--dry-run",
+        type=str2bool,
+        nargs="?",
+        const=True,
+        default=False,
+        help="print parameters, memory and the sizes of packed files by quantization, and stop; needs no data",
+    )
+    run.add_argument("--vocab-size", type=int, default=500, help="tokens, for --dry-run without a lang directory")
 
     model = parser.add_argument_group("model")
     model.add_argument("--model", default="tiny", choices=list(PRESETS), help="size preset")
@@ -291,7 +303,7 @@ def run_training(args: argparse.Namespace, train_cuts: CutSet, valid_cuts: CutSe
     """
     log_to_screen()
     start = find_start(args)  # before there are several processes that would each complain
-    tokenizer = load_tokenizer(args.lang_dir)
+    tokenizer = load_tokenizer(args.bpe_model or args.lang_dir)
     with joined(run_as_ranks(args.world_size)) as ranks:
         if not ranks.is_main:
             log_to_screen(quiet=True)
@@ -302,6 +314,8 @@ def run_training(args: argparse.Namespace, train_cuts: CutSet, valid_cuts: CutSe
             trainer.resume(start)
         if ranks.is_main:
             log_to_file(args.exp_dir)
+        if start is None and args.scan_for_oom:
+            scan_for_oom(trainer, data.largest_batches(train_cuts))
         train_epochs(trainer, data, train_cuts, valid_cuts)
 
 

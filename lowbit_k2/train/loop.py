@@ -44,7 +44,8 @@ Criterion = Callable[..., BranchOutput]  # CtcCriterion, RnntCriterion
 SMALLEST_GRAD_SCALE = 1e-5  # icefall's limit
 # May change from one sitting to the next without changing what is trained.
 FREE_FLAGS = {"resume", "start_epoch", "start_batch", "num_epochs", "exp_dir", "save_every_n", "keep_last_k"}
-FREE_FLAGS |= {"tensorboard", "num_workers", "cache_features", "manifest_dir", "lang_dir", "num_threads"}
+FREE_FLAGS |= {"tensorboard", "num_workers", "cache_features", "manifest_dir", "lang_dir", "bpe_model", "num_threads"}
+FREE_FLAGS |= {"scan_for_oom", "dry_run", "vocab_size"}
 
 
 @dataclass(frozen=True)
@@ -124,14 +125,8 @@ class Trainer:
     def forward(self, batch: Batch, update: int, shared: Any = None) -> BranchOutput:
         """One pass over an augmented batch under the precision in force."""
         targets = [self.encode(text) for text in batch.texts]
-        with self.arithmetic():
+        with arithmetic(self.device.type, self.config.amp):
             return self.criterion(self.model, batch.features, batch.feature_lens, targets, update, shared)
-
-    def arithmetic(self) -> AbstractContextManager:
-        """Autocast, where the flags ask for it."""
-        if self.config.amp == "float32":
-            return nullcontext()
-        return torch.autocast(self.device.type, dtype=getattr(torch, self.config.amp))
 
     def update(self, batches: list[Batch]) -> dict[str, float]:
         """One update over `accum_grad` batches: every branch forward and backward, clip, step."""
@@ -146,9 +141,7 @@ class Trainer:
         metrics: dict[str, float] = {}
         for index, batch in enumerate(batches):
             batch = self.to_device(self.augmented(batch, self.draw(number * self.config.accum_grad + index)))
-            shares = self.objective.backward(
-                self.model, lambda shared, b=batch: self.forward(b, number, shared), number, num_frames, self.scale_back
-            )
+            shares = self.run_branches(batch, number, num_frames)
             metrics = {name: metrics.get(name, 0.0) + value for name, value in shares.items()}
         metrics = self.ranks.total(metrics, self.device)
         if not math.isfinite(metrics["loss"]):
@@ -165,6 +158,14 @@ class Trainer:
         self.average.step(self.model, number)
         self.progress.seconds += time.perf_counter() - start
         return metrics | {"learning_rate": rate, "frames": float(num_frames)}
+
+    def run_branches(self, batch: Batch, number: int, num_frames: int) -> dict[str, float]:
+        """Every branch forward and backward on a batch of update `number`; its share of the update's losses."""
+
+        def forward(shared: Any) -> BranchOutput:
+            return self.forward(batch, number, shared)
+
+        return self.objective.backward(self.model, forward, number, num_frames, self.scale_back)
 
     def draw(self, number: int) -> int:
         """A number of its own for every rank, from one that all ranks have."""
@@ -340,6 +341,11 @@ def newest_checkpoint(exp_dir: Path) -> Path | None:
     if not paths:
         return None
     return max(paths, key=lambda path: load_checkpoint(path).meta["update"])
+
+
+def arithmetic(device_type: str, amp: str) -> AbstractContextManager:
+    """Autocast to `amp`, a name as in LoopConfig; nothing for float32."""
+    return nullcontext() if amp == "float32" else torch.autocast(device_type, dtype=getattr(torch, amp))
 
 
 def make_scaler(enabled: bool) -> Any:

@@ -127,6 +127,21 @@ def test_on_the_fly_features(toy_corpus: ToyCorpus) -> None:
         torch.testing.assert_close(one.features, other.features, atol=0.15, rtol=0)  # lilcom rounds
 
 
+def test_the_largest_batches_of_an_epoch(toy_corpus: ToyCorpus) -> None:
+    data = make(toy_corpus, max_duration=6.0)
+    largest = data.largest_batches(toy_corpus.cuts)
+    batches = list(data.train_batches(toy_corpus.cuts, epoch=1))
+    found = [sorted(batch.ids) for batch in largest.values()]
+    assert all(ids in [sorted(batch.ids) for batch in batches] for ids in found)
+    assert len({tuple(ids) for ids in found}) == len(found) >= 1, "each once"
+    assert max(len(batch.ids) for batch in largest.values()) == max(len(batch.ids) for batch in batches)
+    assert max(int(batch.feature_lens.max()) for batch in largest.values()) == max(
+        int(batch.feature_lens.max()) for batch in batches
+    )
+    assert all(reason.replace(" ", "").isalpha() for reason in largest)
+    assert make(toy_corpus, max_duration=600.0, drop_last=True).largest_batches(toy_corpus.cuts) == {}
+
+
 def test_validation_has_all_cuts_in_a_fixed_order(toy_corpus: ToyCorpus) -> None:
     module = make(toy_corpus)
     first, second = ids(module.valid_batches(toy_corpus.cuts)), ids(module.test_batches(toy_corpus.cuts))

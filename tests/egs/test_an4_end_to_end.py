@@ -146,7 +146,18 @@ def test_phones(an4_data: Path, an4_training: list[Flag], tmp_path: Path) -> Non
 
 def test_every_method_at_every_precision(an4_data: Path, talkative_exp: Path) -> None:
     screen = decode(
-        an4_data, talkative_exp, "--avg", 2, "--precision", *PRECISIONS, "1.5r", "1,2", "--decoding-method", METHODS
+        an4_data,
+        talkative_exp,
+        "--avg",
+        2,
+        "--precision",
+        *PRECISIONS,
+        "1.5r",
+        "1,2",
+        "--decoding-method",
+        METHODS,
+        "--num-paths",
+        20,
     )
     assert screen.count("%WER") == 5 * len(METHODS.split(","))
     for method in METHODS.split(","):

@@ -117,6 +117,7 @@ def test_another_run_is_there(an4_training: list[Flag], an4_data: Path, exp: Pat
         (["--precisions", 1], "another quant configuration"),
         (["--quant-config", "paper"], "another quant configuration"),
         (["--lang-dir", an4_data / "lang_bpe_60"], "another model configuration"),
+        (["--bpe-model", an4_data / "lang_bpe_60/bpe.model"], "another model configuration"),
         (["--feature-normalize", "none"], "another features configuration"),
     ):
         assert what in refused(tmp_path, TRAIN, *flags, "--resume", "true", *more)

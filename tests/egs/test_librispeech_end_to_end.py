@@ -78,7 +78,10 @@ def test_other_is_decoded_packed_and_decoded_again(exp: Path, where: list[Flag],
 @pytest.mark.k2
 def test_other_by_every_method(where: list[Flag], tmp_path: Path) -> None:
     """A transducer with a CTC head, from the checkpoint and from the packed file."""
-    folder = two_updates(where, tmp_path / "exp", "--objective", "ctc-rnnt", "--decoder-dim", 8, "--joiner-dim", 8)
+    bpe = ("--bpe-model", Path(str(where[3])) / "bpe.model")
+    folder = two_updates(
+        where, tmp_path / "exp", "--objective", "ctc-rnnt", "--decoder-dim", 8, "--joiner-dim", 8, *bpe
+    )
     assert load_checkpoint(folder / "epoch-1.pt").meta["update"] == 2
     flags = [*where, "--exp-dir", folder, "--test-set", "test-other", "--decoding-method", ",".join(RUNNABLE)]
     run = call(LIBRISPEECH / "evaluate.py", *flags, "--precisions", 1).good()

@@ -62,7 +62,10 @@ def test_paper_subsampling_with_pitch_features():
     assert round(counts["subsampling"] / 1e6, 2) == 1.90
 
 
-@pytest.mark.parametrize(("name", "millions"), [("demo", 1.0), ("tiny", 2.2), ("small", 8.7), ("large", 118.0)])
+PRESET_SIZES = [("demo", 1.0), ("tiny", 2.2), ("small", 8.7), ("medium", 29.2), ("large", 118.0)]
+
+
+@pytest.mark.parametrize(("name", "millions"), PRESET_SIZES)
 def test_preset_sizes(name, millions):
     total = sum(p.numel() for p in ConformerCtc(ConformerConfig.preset(name)).parameters())
     assert total / 1e6 == pytest.approx(millions, rel=0.1)

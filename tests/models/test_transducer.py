@@ -85,3 +85,10 @@ def test_what_only_training_needs_can_be_left_out() -> None:
         {name for name, _ in make_model(config, for_training).named_parameters()} for for_training in (True, False)
     ]
     assert names[1] < names[0] and {name.split(".")[0] for name in names[0] - names[1]} == {"simple"}
+
+
+@pytest.mark.parametrize(("name", "millions"), [("small", 10.0), ("medium", 30.0), ("large", 118.0)])
+def test_preset_sizes(name: str, millions: float) -> None:
+    """The sizes for 960 hours, without what training alone needs."""
+    model = ConformerTransducer(TransducerConfig.preset(name), for_training=False)
+    assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(millions, rel=0.1)

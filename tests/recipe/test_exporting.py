@@ -18,8 +18,8 @@ from lowbit_k2.quant import layer_assignment, use_precision
 from lowbit_k2.quant.walker import quant_config_of
 from lowbit_k2.recipe import exporting
 from lowbit_k2.recipe.exporting import add_export_arguments, run_export
-from lowbit_k2.recipe.model_io import describe_tokenizer, load_packed, load_trained
-from lowbit_k2.train.checkpoint import Checkpoint, save_checkpoint
+from lowbit_k2.recipe.model_io import describe_tokenizer, load_chosen, load_packed, load_trained
+from lowbit_k2.train.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from tests.export.toy import CONFIG, Toy, toy_batch, toy_model
 
 FEATURES = FeatureConfig(num_mel_bins=23).to_dict()
@@ -69,7 +69,7 @@ def test_the_file_is_the_averaged_quantized_model(
     assert torch.equal(packed.model(*toy_batch())[0], expected)
     assert packed.quant_config is None and packed.features == FEATURES and packed.model_config == CONFIG
     assert packed.tokenizer.pieces() == loaded.tokenizer.pieces()
-    assert packed.meta["checkpoint"] == "epoch-2, average of 2" and packed.meta["precision"] == precision
+    assert packed.meta["checkpoint"] == "epoch-2-avg-2" and packed.meta["precision"] == precision
 
 
 def test_output_names_and_the_float_file(exp_dir: Path, tmp_path: Path) -> None:
@@ -81,6 +81,28 @@ def test_output_names_and_the_float_file(exp_dir: Path, tmp_path: Path) -> None:
     assert read_packed(reference).extra["reference"] is True
     with pytest.raises(UserError, match="latent weights"):
         load_packed(reference)
+
+
+@torch.no_grad()
+def test_the_averaged_weights_as_a_checkpoint(exp_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run_export(flags(exp_dir, "--precision", "1", "--avg", "2", "--save-pretrained", "true"), no_cuts)
+    pretrained = exp_dir / "pretrained.pt"
+    assert f"{pretrained}: latent weights" in capsys.readouterr().out
+    assert load_checkpoint(pretrained).optimizer == {}
+    direct = exp_dir / "pretrained-1bit.safetensors"
+    again = exp_dir / "again"
+    run_export(flags(exp_dir, "--precision", "1", "--checkpoint", str(pretrained), "--output", str(again)), no_cuts)
+    assert load_packed(again).meta["checkpoint"] == "pretrained"
+    for precision in (1, 2):
+        outputs = []
+        for loaded in (load_trained(exp_dir, avg=2), load_chosen(flags(exp_dir, "--precision", "1"))[0]):
+            with use_precision(loaded.model, precision):
+                outputs.append(loaded.model(*toy_batch())[0])
+        assert not torch.equal(*outputs), "one epoch is not the mean of two"
+        loaded, name = load_chosen(flags(exp_dir, "--precision", "1", "--checkpoint", str(pretrained)))
+        with use_precision(loaded.model, precision):
+            assert torch.equal(loaded.model(*toy_batch())[0], outputs[0]) and name == "pretrained"
+    assert torch.equal(load_packed(again).model(*toy_batch())[0], load_packed(direct).model(*toy_batch())[0])
 
 
 def test_a_float_model_is_its_own_reference(tmp_path: Path) -> None:
@@ -158,6 +180,8 @@ def with_features(cut, matrix, writer):
         (["--precision", "low"], "'low'"),
         (["--precision", "1", "--epoch", "9"], "epoch-9.pt"),
         (["--precision", "1", "--avg", "3"], "--avg 3"),
+        (["--precision", "1", "--checkpoint", "none.pt"], "none.pt does not exist"),
+        (["--precision", "1", "--checkpoint", "none.pt", "--avg", "2"], "names one file: leave out"),
         (["--precision", "1", "--recalibrate-bn", "-1"], "--recalibrate-bn -1"),
     ],
 )

@@ -1,0 +1,184 @@
+"""`train.py --dry-run`: what a training would be - parameters, sizes of the packed files, memory - without data.
+
+Sizes are measured in packed files of the untrained model, whose weights take as many bytes as trained ones. Memory is
+measured, too, as what autograd keeps of one pass over a few seconds of noise, and scaled to the batch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from lowbit_k2.data.features import FeatureConfig
+from lowbit_k2.data.tokenizer import load_tokenizer
+from lowbit_k2.export import pack_model
+from lowbit_k2.losses.co_training import FLOAT
+from lowbit_k2.models import ModelConfig
+from lowbit_k2.quant import QuantConfig, layer_assignment, parse_precision, use_precision
+from lowbit_k2.recipe.model_io import LoadedModel, build_model
+from lowbit_k2.recipe.training import QUANT_PRESETS, co_training_config, make_criterion, model_config, quant_config
+from lowbit_k2.train.loop import arithmetic
+
+UTTERANCE = 15.0  # seconds: a long one of LibriSpeech; attention takes memory by the square of it
+TOKENS_PER_SECOND = 3
+FEATURES = FeatureConfig()
+GPU_SIZES = (16, 24, 40, 80)  # GB
+USABLE = 0.85  # of a GPU's memory: the rest is workspace, fragments and padding
+
+
+class NoTokens:
+    """Stands for a tokenizer, which there may not be yet."""
+
+    kind = "none"
+
+    def to_bytes(self) -> bytes:
+        return b""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes that training takes, one branch at a time.
+
+    Attributes:
+      state: weights, gradients, Adam's moments, the running average.
+      per_pass: quantized weights and whatever else a pass keeps whatever the batch.
+      per_second: of audio in the batch.
+    """
+
+    state: int
+    per_pass: int
+    per_second: float
+
+    def total(self, seconds: float) -> float:
+        return self.state + self.per_pass + self.per_second * seconds
+
+    def seconds_in(self, available: float) -> int:
+        """The largest batch that fits, 0 if none does."""
+        return max(0, int((available - self.state - self.per_pass) / self.per_second))
+
+
+def dry_run(args: argparse.Namespace) -> None:
+    """What the flags would train: parameters, sizes on disk, memory. Neither data nor --exp-dir is touched.
+
+    Raises:
+      UserError: flags that contradict each other.
+    """
+    tokens = args.bpe_model or args.lang_dir
+    vocab_size = load_tokenizer(tokens).vocab_size if tokens.exists() else args.vocab_size
+    co_training, criterion = co_training_config(args), make_criterion(args)
+    quant = quant_config(args, co_training)
+    config = model_config(args, vocab_size, FEATURES.num_mel_bins)
+    model, report = build_model(config, quant)
+    print(
+        f"{args.model}, {args.objective}, {vocab_size} tokens: {report.num_weights / 1e6:.2f} M parameters\n{report}\n"
+    )
+
+    low = co_training.bits if co_training.bits != (FLOAT,) else (2, 1)
+    presets = {"float": QuantConfig.preset("float")}
+    presets |= {name: QuantConfig.preset(name, precisions=low) for name in QUANT_PRESETS if name != "float"}
+    print("\n".join(describe_sizes(measure_sizes(config, presets))) + "\n")
+
+    def one_pass(features: Tensor, lens: Tensor, targets: list[list[int]]) -> Tensor:
+        amp = "bfloat16" if args.use_bf16 or args.use_fp16 else "float32"
+        with use_precision(model, co_training.teacher_bits), arithmetic("cpu", amp):
+            return criterion(model, features, lens, targets, update=1).loss
+
+    model.train()
+    memory = measure_memory(model, one_pass, vocab_size)
+    print("\n".join(describe_memory(memory, args.max_duration, len(co_training.precisions))))
+
+
+def measure_sizes(config: ModelConfig, presets: dict[str, QuantConfig]) -> list[tuple[str, str, int]]:
+    """Bytes of packed files: (preset, precision, bytes), of float32 first.
+
+    Args:
+      presets: configurations by name, with the precisions that are to be measured.
+    """
+    found: list[tuple[str, str, int]] = []
+    with tempfile.TemporaryDirectory(prefix="lowbit_k2-") as folder:
+        for name, quant in presets.items():
+            model, _ = build_model(config, quant)
+            loaded = LoadedModel(model.eval(), config, quant, NoTokens(), FEATURES.to_dict())
+            for precision in precisions_of(quant):
+                bits = parse_precision(precision, config.num_layers)
+                path = Path(folder) / "packed"
+                with use_precision(model, bits if isinstance(bits, int) else layer_assignment(quant, bits)):
+                    pack_model(loaded, path)
+                found.append((name, precision, path.stat().st_size))
+    return found
+
+
+def precisions_of(quant: QuantConfig) -> list[str]:
+    """The trained precisions, and 1.5 where 2 and 1 are among them."""
+    trained = [str(bits) for bits in quant.switched_precisions]
+    if {"2", "1"} <= set(trained):
+        trained.insert(trained.index("1"), "1.5")
+    return trained or ["32"]
+
+
+def kept_bytes(run: Callable[[], Tensor], model: nn.Module) -> int:
+    """Bytes that autograd keeps for the backward pass of `run`, parameters aside."""
+    known = {p.data_ptr() for p in model.parameters()}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        if tensor.data_ptr() not in known:
+            extent = 1 + sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True))
+            size = extent * tensor.element_size() if tensor.numel() else 0
+            kept[tensor.data_ptr()] = max(kept.get(tensor.data_ptr(), 0), size)  # views share their memory
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss = run()  # alive until all is counted: addresses are not used twice
+    del loss
+    return sum(kept.values())
+
+
+def measure_memory(
+    model: nn.Module, run: Callable[[Tensor, Tensor, list[list[int]]], Tensor], vocab_size: int
+) -> Memory:
+    """What training takes, from passes over one and over two utterances.
+
+    Args:
+      model: in train mode.
+      run: a whole pass: features (N, T, F), lengths (N,) and N token sequences to the loss.
+    """
+    counts = []
+    for num in (1, 2):
+        generator = torch.Generator().manual_seed(0)
+        frames = int(UTTERANCE / FEATURES.frame_shift)
+        features = torch.randn(num, frames, FEATURES.num_mel_bins, generator=generator)
+        tokens = torch.randint(1, vocab_size, (num, int(TOKENS_PER_SECOND * UTTERANCE)), generator=generator).tolist()
+        counts.append(kept_bytes(lambda f=features, t=tokens: run(f, torch.full((len(t),), f.size(1)), t), model))
+    each = counts[1] - counts[0]
+    weights = sum(p.numel() for p in model.parameters())
+    averaged = sum(t.numel() for t in model.state_dict().values())
+    state = weights * (4 + 4 + 8) + averaged * 8  # weight, gradient, Adam's two moments; the average is in float64
+    return Memory(state, counts[0] - each, each / UTTERANCE)
+
+
+def describe_sizes(sizes: list[tuple[str, str, int]]) -> list[str]:
+    """Lines of a table; the first size is float32's."""
+    reference = sizes[0][2]
+    lines = [f"{'quantization':<14}{'bits':>6}{'MB':>10}{'ratio':>8}"]
+    lines += [f"{name:<14}{bits:>6}{size / 1e6:>10.3f}{reference / size:>7.1f}x" for name, bits, size in sizes]
+    return [*lines, "MB and ratio: packed files of the untrained model, measured on disk, without the tokens' bytes"]
+
+
+def describe_memory(memory: Memory, max_duration: float, passes: int) -> list[str]:
+    """Lines on training's memory, with the batches that common GPUs hold."""
+    gigabytes = memory.total(max_duration) / 1e9
+    fits = [(size, memory.seconds_in(size * 1e9 * USABLE)) for size in GPU_SIZES]
+    return [
+        f"training: {memory.state / 1e9:.2f} GB of weights, gradients, moments and the running average; a pass keeps",
+        f"  {memory.per_pass / 1e9:.2f} GB and {memory.per_second / 1e6:.1f} MB for each second of audio "
+        f"(utterances of {UTTERANCE:g} s); {passes} passes go one by one",
+        f"  --max-duration {max_duration:g}: about {gigabytes:.1f} GB a process, and workspace",
+        "  largest --max-duration: " + ", ".join(f"{seconds} in {size} GB" for size, seconds in fits),
+    ]

@@ -1,0 +1,63 @@
+"""Try the largest batches of an epoch before it starts: memory that runs out should do so now, not after hours."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+
+import torch
+
+from lowbit_k2.data.batch import Batch
+from lowbit_k2.errors import UserError
+from lowbit_k2.models.subsampling import subsampled_length
+from lowbit_k2.train.loop import Trainer
+
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory")  # of CUDA's and of the CPU's allocator in torch's errors
+
+
+def scan_for_oom(trainer: Trainer, batches: Mapping[str, Batch]) -> None:
+    """Run every branch forward and backward on each batch, with the optimiser's memory taken; nothing is learned.
+
+    The training that follows is the same, bit for bit, as without.
+
+    Args:
+      batches: by what makes them large.
+
+    Raises:
+      UserError: one of them does not fit.
+    """
+    model, device = trainer.model, trainer.device
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    moments = [torch.empty_like(p) for p in model.parameters() for _ in range(2)]
+    model.train()
+    try:
+        for reason, batch in batches.items():
+            logging.info("trying the batch of the %s: %s", reason, describe_batch(batch))
+            try_batch(trainer, reason, batch)
+    finally:
+        del moments
+        trainer.optimizer.zero_grad(set_to_none=True)
+        with torch.no_grad():
+            for name, buffer in model.named_buffers():
+                buffer.copy_(buffers[name])
+        if device.type == "cuda":
+            logging.info("they take %.1f GB of the GPU", torch.cuda.max_memory_allocated(device) / 1e9)
+            torch.cuda.empty_cache()
+
+
+def try_batch(trainer: Trainer, reason: str, batch: Batch) -> None:
+    """All branches on one batch; gradients add up."""
+    num_frames = int(subsampled_length(batch.feature_lens).sum())
+    try:
+        trainer.run_branches(trainer.to_device(batch), 1, num_frames)
+    except RuntimeError as error:
+        if not any(text in str(error).lower() for text in OUT_OF_MEMORY):
+            raise
+        raise UserError(
+            f"the batch of the {reason} ({describe_batch(batch)}) does not fit in memory: lower --max-duration, "
+            "or leave longer utterances out"
+        ) from None
+
+
+def describe_batch(batch: Batch) -> str:
+    return f"{len(batch.ids)} utterances of up to {int(batch.feature_lens.max())} frames"
