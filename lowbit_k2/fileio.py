@@ -12,6 +12,8 @@ from typing import Any
 
 from lowbit_k2.errors import UserError
 
+TEMPORARY = ".tmp-"  # how the names of files begin that are not whole yet
+
 
 @contextmanager
 def atomic_write(path: str | Path) -> Iterator[Path]:
@@ -21,7 +23,7 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=".tmp-", suffix="-" + path.name)
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=TEMPORARY, suffix="-" + path.name)
     os.close(descriptor)
     temporary = Path(name)
     try:
@@ -32,6 +34,12 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_unfinished(folder: str | Path) -> None:
+    """Remove what a killed process left half-written in a folder that nobody else writes to."""
+    for path in Path(folder).glob(f"{TEMPORARY}*"):
+        path.unlink()
 
 
 def write_json(path: str | Path, value: Any) -> None:

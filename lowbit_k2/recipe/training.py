@@ -17,6 +17,7 @@ from lowbit_k2.data.filter import FilterConfig, filter_cuts
 from lowbit_k2.data.flags import str2bool
 from lowbit_k2.data.tokenizer import Tokenizer, load_tokenizer
 from lowbit_k2.errors import UserError
+from lowbit_k2.fileio import remove_unfinished
 from lowbit_k2.k2_compat import require_k2
 from lowbit_k2.launch import CPU_INFO
 from lowbit_k2.losses.co_training import CoTraining, CoTrainingConfig
@@ -313,6 +314,7 @@ def run_training(args: argparse.Namespace, train_cuts: CutSet, valid_cuts: CutSe
         if start is not None:
             trainer.resume(start)
         if ranks.is_main:
+            remove_unfinished(args.exp_dir)
             log_to_file(args.exp_dir)
         if start is None and args.scan_for_oom:
             scan_for_oom(trainer, data.largest_batches(train_cuts))

@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor, nn
@@ -34,11 +34,51 @@ class Checkpoint:
 
 
 def save_checkpoint(path: str | Path, checkpoint: Checkpoint) -> None:
-    """Write the checkpoint under a temporary name and rename it."""
+    """Write the checkpoint under a temporary name and rename it.
+
+    Raises:
+      UserError: it cannot be written; whatever was there before is there still.
+    """
     sections = {name: getattr(checkpoint, name) for name in ("model", "optimizer", "model_avg")}
     content = {"format": FORMAT, "meta": json.dumps(checkpoint.meta), **sections}
-    with atomic_write(path) as temporary:
-        torch.save(content, temporary)
+    try:
+        with atomic_write(path) as temporary:
+            save_tensors(temporary, content)
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"{path} cannot be written ({reason}): is the disk full? --resume true goes on later") from None
+
+
+class _Deaf:
+    """A file that keeps its errors to itself until it is asked: one in torch's writer ends the process (1.13)."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file = file
+        self.error: OSError | None = None
+
+    def write(self, data: bytes) -> int:
+        if self.error is None:
+            try:
+                self.file.write(data)
+            except OSError as error:
+                self.error = error
+        return len(data)
+
+    def flush(self) -> None:
+        """The file is flushed when it is closed."""
+
+
+def save_tensors(path: Path, content: Any) -> None:
+    """`torch.save`.
+
+    Raises:
+      OSError: the file cannot be written.
+    """
+    with path.open("wb") as file:
+        deaf = _Deaf(file)
+        torch.save(content, deaf)
+        if deaf.error is not None:
+            raise deaf.error
 
 
 def load_checkpoint(path: str | Path) -> Checkpoint:

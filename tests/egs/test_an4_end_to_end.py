@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -103,6 +106,24 @@ def test_an_epoch_and_a_resumed_one_equal_two_epochs(an4_exp: Path, an4_training
     second = spawn(*command, "--num-epochs", 2, "--resume", "true").good()
     assert "continuing from" in second.err
     same_checkpoint(tmp_path / "exp/epoch-2.pt", an4_exp / "epoch-2.pt")
+
+
+def test_a_killed_run_goes_on(an4_exp: Path, an4_training: list[Flag], tmp_path: Path) -> None:
+    """Killed in the second epoch, between two checkpoints: the batches since the last one come once more."""
+    command = [sys.executable, AN4 / "train.py", *an4_training, "--exp-dir", tmp_path / "exp", "--num-epochs", 2]
+    process = subprocess.Popen(
+        list(map(str, command)), stderr=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
+    while not (tmp_path / "exp/epoch-1.pt").is_file():
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    assert not (tmp_path / "exp/epoch-2.pt").is_file()
+    (tmp_path / "exp/.tmp-0-checkpoint-9.pt").write_bytes(b"half")  # as if it had been writing
+    call(AN4 / "train.py", *command[2:], "--resume", "true").good()
+    same_checkpoint(tmp_path / "exp/epoch-2.pt", an4_exp / "epoch-2.pt")
+    assert not list((tmp_path / "exp").glob(".tmp-*"))
 
 
 def test_two_processes_share_an_epoch(an4_exp: Path, an4_training: list[Flag], tmp_path: Path) -> None:
