@@ -240,7 +240,7 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--window", type=float, default=0.0, help="cut recordings into windows of so many seconds")
     parser.add_argument("--normalize-text", choices=NORMALIZERS, default="none", help="case, and no punctuation")
     parser.add_argument("--transcript", type=Path, help="also write the texts to this file, one utterance a line")
-    parser.add_argument("--num-jobs", type=int, default=1, help="processes at a time")
+    parser.add_argument("-j", "--num-jobs", type=int, default=1, help="processes at a time")
     parser.add_argument("--device", default="cpu", help="for kaldifeat: cpu or cuda")
     add_feature_arguments(parser)
     return parser

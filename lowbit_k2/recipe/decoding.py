@@ -10,13 +10,14 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass, field, fields
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
+from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from lowbit_k2.data.batch import Batch, collate
@@ -26,29 +27,19 @@ from lowbit_k2.data.flags import str2bool
 from lowbit_k2.decode.lattice import SearchConfig
 from lowbit_k2.decode.methods import (
     METHODS,
-    DecodingResources,
-    NetworkOutput,
     decode_batch,
-    load_resources,
-    parse_methods,
 )
 from lowbit_k2.errors import UserError
-from lowbit_k2.models import TransducerConfig
-from lowbit_k2.models.subsampling import subsampled_length
-from lowbit_k2.quant import use_precision
 from lowbit_k2.recipe.model_io import (
-    LoadedModel,
     add_checkpoint_arguments,
-    load_chosen,
-    load_packed,
-    precision_assignment,
 )
+from lowbit_k2.recipe.recognizer import Recognizer, make_recognizers
 from lowbit_k2.scoring.wer import Result, WerStats, bootstrap_interval, write_errs, write_recogs, write_summary
 
 if TYPE_CHECKING:
     from lhotse import CutSet
 
-MIN_FRAMES = next(t for t in range(100) if subsampled_length(t) > 0)  # fewer give the encoder nothing
+Search = tuple[str, str]  # method, setting of the method
 Key = tuple[str, str, str, str]  # test set, method, setting of the method, model (checkpoint and precision)
 
 
@@ -93,44 +84,9 @@ def add_decoding_arguments(parser: argparse.ArgumentParser) -> None:
     data.add_argument("--num-workers", type=int, default=DataConfig.num_workers)
     data.add_argument("--on-the-fly-feats", type=str2bool, default=False, help="compute features from the audio")
     data.add_argument("--wav", type=Path, nargs="+", metavar="FILE", help="transcribe audio files: FILE<tab>words")
+    data.add_argument("-j", "--num-jobs", type=int, default=1, help="processes that share a test set, one GPU each")
     data.add_argument("--quiet", action="store_true", help="no progress bar")
     data.add_argument("--num-threads", type=int, default=0, help="CPU threads; 0 leaves PyTorch's choice")
-
-
-@dataclass
-class Recognizer:
-    """A loaded model at one precision, with the searches that read its output.
-
-    Attributes:
-      label: checkpoint and precision, as they appear in file names.
-      assignment: what `use_precision` gets; None for packed models, whose weights have their values.
-      searches: by (method, setting).
-    """
-
-    loaded: LoadedModel
-    label: str
-    assignment: int | Mapping[str, int] | None
-    device: torch.device
-    searches: dict[tuple[str, str], DecodingResources] = field(default_factory=dict)
-
-    def precision(self) -> object:
-        """Context in which the model runs at its precision."""
-        return nullcontext() if self.assignment is None else use_precision(self.loaded.model, self.assignment)
-
-    @torch.no_grad()
-    def run(self, features: Tensor, feature_lens: Tensor) -> NetworkOutput:
-        """The network on (N, T, F) features; audio too short for the encoder has 0 frames."""
-        missing = max(0, MIN_FRAMES - features.size(1))
-        features = torch.nn.functional.pad(features, (0, 0, 0, missing)).to(self.device)
-        lens = feature_lens.clamp(min=MIN_FRAMES).to(self.device)
-        model = self.loaded.model
-        if isinstance(self.loaded.model_config, TransducerConfig):
-            encoder_out, frames = model.encoder(features, lens)
-            log_probs = None if model.ctc_head is None else model.ctc_log_probs(encoder_out)
-        else:
-            encoder_out = None
-            log_probs, frames = model(features, lens)
-        return NetworkOutput(frames.cpu() * (feature_lens >= MIN_FRAMES), log_probs, encoder_out)
 
 
 @dataclass(frozen=True)
@@ -153,99 +109,33 @@ class Timing:
 
     audio: float = 0.0
     network: float = 0.0
-    search: dict[tuple[str, str], float] = field(default_factory=dict)
+    search: dict[Search, float] = field(default_factory=dict)
 
-    def real_time_factor(self, key: tuple[str, str]) -> float:
+    def real_time_factor(self, key: Search) -> float:
         return (self.network + self.search[key]) / max(self.audio, 1e-9)
 
 
-def load_model(args: argparse.Namespace) -> tuple[LoadedModel, str]:
-    """The model that the flags name, and how files call it."""
-    if args.packed is not None:
-        if args.precision:
-            raise UserError("--precision is fixed in a packed file: leave it out, or decode from --exp-dir")
-        return load_packed(args.packed), f"packed-{args.packed.stem}"
-    return load_chosen(args)
+@dataclass
+class SetOutcome:
+    """What a recognizer made of a test set, or of a part of it.
 
-
-def make_recognizers(args: argparse.Namespace) -> list[Recognizer]:
-    """One recognizer per precision; they share the model and the graphs.
-
-    Raises:
-      UserError: a precision that was never trained, or searches that the flags do not make possible.
+    Attributes:
+      found: (utterance, reference words, hypothesis words) of each search, in the order of decoding.
+      without_path: utterances of each search whose lattice stayed empty.
     """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    loaded, label = load_model(args)
-    loaded.model.to(device).eval()
-    searches = make_searches(args, loaded, device)
-    if loaded.quant_config is None:
-        return [Recognizer(loaded, label, None, device, searches)]
-    names = args.precision or [str(loaded.trained_precisions[0])]
-    assignments = [precision_assignment(name, loaded) for name in names]
-    return [
-        Recognizer(loaded, f"{label}-precision-{name.replace(',', '_')}", assignment, device, searches)
-        for name, assignment in zip(names, assignments, strict=True)
-    ]
 
+    found: dict[Search, list[Result]]
+    timing: Timing
+    without_path: dict[Search, int]
 
-def greedy_recognizer(loaded: LoadedModel) -> Recognizer:
-    """A packed model with its greedy search, on the CPU: needs neither graphs nor k2. Phones are put out as phones."""
-    [method] = methods_for(None, loaded)
-    num_classes = loaded.model_config.vocab_size
-    resources = load_resources(method, loaded.tokenizer.decode, True, num_classes, transducer=transducer_of(loaded))
-    return Recognizer(loaded, method, None, torch.device("cpu"), {(method, ""): resources})
-
-
-def transducer_of(loaded: LoadedModel) -> tuple[torch.nn.Module, int] | None:
-    """What transducer search needs of the model; None for CTC."""
-    config = loaded.model_config
-    return (loaded.model, config.context_size) if isinstance(config, TransducerConfig) else None
-
-
-def make_searches(
-    args: argparse.Namespace, loaded: LoadedModel, device: torch.device
-) -> dict[tuple[str, str], DecodingResources]:
-    """Resources by method and setting: methods with a language model have a setting per `--lm-scale`."""
-    try:
-        scales = [float(text) for text in str(args.lm_scale).split(",")]
-    except ValueError:
-        raise UserError(f"--lm-scale {args.lm_scale}: give a number, or several by commas") from None
-    flags = {f.name: getattr(args, f.name) for f in fields(SearchConfig) if f.name != "lm_scale"}
-    tokenizer, searches = loaded.tokenizer, {}
-    for method in methods_for(args.decoding_method, loaded):
-        for scale in scales if METHODS[method].has_lm else [1.0]:
-            setting = f"lm_scale_{scale:g}" if METHODS[method].has_lm else ""
-            searches[method, setting] = load_resources(
-                method,
-                tokenizer.decode,
-                tokenizer.spells_words,
-                loaded.model_config.vocab_size,
-                args.lang_dir,
-                SearchConfig(lm_scale=scale, **flags),
-                device,
-                args.lm_dir or args.lang_dir,
-                transducer_of(loaded),
-            )
-    return searches
-
-
-def methods_for(text: str | None, loaded: LoadedModel) -> list[str]:
-    """The methods of `--decoding-method`, or the greedy one of the model.
-
-    Raises:
-      UserError: a method that this model has no head for.
-    """
-    is_transducer = isinstance(loaded.model_config, TransducerConfig)
-    networks = {"transducer"} if is_transducer else {"ctc"}
-    if is_transducer and loaded.model_config.ctc_head:
-        networks.add("ctc")
-    methods = parse_methods(text or ("greedy_search" if is_transducer else "ctc-greedy-search"))
-    possible = [name for name, method in METHODS.items() if method.network in networks]
-    for method in methods:
-        if method not in possible:
-            kind = "transducer" if is_transducer else "CTC model"
-            raise UserError(f"--decoding-method {method} does not fit this {kind}: choose of {', '.join(possible)}")
-    return methods
+    def add(self, other: SetOutcome) -> None:
+        """Take in another part of the same set."""
+        for key, results in other.found.items():
+            self.found[key] += results
+            self.without_path[key] += other.without_path[key]
+            self.timing.search[key] += other.timing.search[key]
+        self.timing.audio += other.timing.audio
+        self.timing.network += other.timing.network
 
 
 def run_decode(args: argparse.Namespace, load_test_sets: Callable[[], Mapping[str, CutSet]]) -> dict[Key, Decoded]:
@@ -258,22 +148,78 @@ def run_decode(args: argparse.Namespace, load_test_sets: Callable[[], Mapping[st
     Returns:
       Hypotheses and errors by (test set, method, setting, model).
     """
-    if args.num_threads > 0:
-        torch.set_num_threads(args.num_threads)
-    recognizers = make_recognizers(args)
+    if args.num_jobs < 1:
+        raise UserError("--num-jobs must be at least 1")
     if args.wav:
-        transcribe_files(args.wav, recognizers)
+        transcribe_files(args.wav, make_recognizers(args))
         return {}
+    outcomes = decode_sets(args, load_test_sets) if args.num_jobs == 1 else decode_in_parallel(args, load_test_sets())
+    results: dict[Key, Decoded] = {}
+    for (label, name), outcome in outcomes.items():
+        results.update(report(args.exp_dir, name, label, outcome))
+    return results
+
+
+def decode_sets(
+    args: argparse.Namespace, load_test_sets: Callable[[], Mapping[str, CutSet]], part: int = 0
+) -> dict[tuple[str, str], SetOutcome]:
+    """Decode every test set with every recognizer that the flags name.
+
+    Args:
+      part: which of `--num-jobs` processes this is; each has a GPU of its own where there are several.
+
+    Returns:
+      Outcomes by (model, test set).
+    """
+    recognizers = make_recognizers(args, part)
     test_sets = load_test_sets()
     data = make_data(args, FeatureConfig.from_dict(recognizers[0].loaded.features))
-    results: dict[Key, Decoded] = {}
+    outcomes = {}
     for recognizer in recognizers:
         for name, cuts in test_sets.items():
             frame_shift = data.features.frame_shift
-            with tqdm(total=len(cuts), desc=name, unit="utt", disable=args.quiet, leave=False) as bar:
-                found, timing = decode_set(recognizer, data.test_batches(cuts), frame_shift, bar.update)
-            results.update(report(args.exp_dir, name, recognizer, found, timing))
-    return results
+            with tqdm(total=len(cuts), desc=name, unit="utt", disable=args.quiet, leave=False, position=part) as bar:
+                outcomes[recognizer.label, name] = decode_set(
+                    recognizer, data.test_batches(cuts), frame_shift, bar.update
+                )
+    return outcomes
+
+
+def decode_in_parallel(args: argparse.Namespace, test_sets: Mapping[str, CutSet]) -> dict[tuple[str, str], SetOutcome]:
+    """`decode_sets` by `--num-jobs` processes, each of which takes every n-th cut.
+
+    Raises:
+      UserError: what one of them raised, or one was killed.
+    """
+    jobs = args.num_jobs
+    if args.num_threads == 0:
+        args = argparse.Namespace(**{**vars(args), "num_threads": max(1, torch.get_num_threads() // jobs)})
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+        parts = [pool.submit(decode_part, args, shard(test_sets, part, jobs), part) for part in range(jobs)]
+        try:
+            outcomes = [part.result() for part in parts]
+        except BrokenProcessPool:
+            raise UserError(f"a process of --num-jobs {jobs} was killed: for want of memory? Use fewer") from None
+    merged = outcomes[0]
+    for outcome in outcomes[1:]:
+        for key, others in outcome.items():
+            merged[key].add(others)
+    return merged
+
+
+def shard(test_sets: Mapping[str, CutSet], part: int, parts: int) -> dict[str, CutSet]:
+    """Every `parts`-th cut of each set by falling duration, from number `part` on: all parts take about as long."""
+    from lhotse import CutSet
+
+    ranked = {name: sorted(cuts, key=lambda cut: (-cut.duration, cut.id)) for name, cuts in test_sets.items()}
+    return {name: CutSet.from_cuts(cuts[part::parts]) for name, cuts in ranked.items()}
+
+
+def decode_part(
+    args: argparse.Namespace, test_sets: Mapping[str, CutSet], part: int
+) -> dict[tuple[str, str], SetOutcome]:
+    """What a process of `decode_in_parallel` does."""
+    return decode_sets(args, lambda: test_sets, part)
 
 
 def make_data(args: argparse.Namespace, features: FeatureConfig) -> AsrDataModule:
@@ -302,14 +248,14 @@ def decode_set(
     batches: Iterable[Batch],
     frame_shift: float,
     advance: Callable[[int], object] = lambda n: None,
-) -> tuple[dict[tuple[str, str], list[Result]], Timing]:
+) -> SetOutcome:
     """Run the network once over the batches and every search on its output.
 
     Args:
       frame_shift: seconds per feature frame, for the real-time factor.
       advance: called with the number of utterances done.
     """
-    found: dict[tuple[str, str], list[Result]] = {key: [] for key in recognizer.searches}
+    found: dict[Search, list[Result]] = {key: [] for key in recognizer.searches}
     timing = Timing(search=dict.fromkeys(recognizer.searches, 0.0))
     for resources in recognizer.searches.values():
         resources.num_decoded = resources.num_without_path = 0
@@ -326,43 +272,38 @@ def decode_set(
                 timing.search[key] += time.perf_counter() - start
                 found[key] += zip(batch.ids, refs, hyps, strict=True)
             advance(len(batch.ids))
-    return found, timing
+    without_path = {key: resources.num_without_path for key, resources in recognizer.searches.items()}
+    return SetOutcome(found, timing, without_path)
 
 
-def report(
-    exp_dir: Path,
-    test_set: str,
-    recognizer: Recognizer,
-    found: Mapping[tuple[str, str], list[Result]],
-    timing: Timing,
-) -> dict[Key, Decoded]:
+def report(exp_dir: Path, test_set: str, label: str, outcome: SetOutcome) -> dict[Key, Decoded]:
     """Write icefall's files of one test set and print a line per result."""
     decoded: dict[Key, Decoded] = {}
-    for method in dict.fromkeys(method for method, _ in found):
+    for method in dict.fromkeys(method for method, _ in outcome.found):
         folder, summary = exp_dir / method, {}
-        for (_, setting), results in ((key, value) for key, value in found.items() if key[0] == method):
-            name = "-".join(part for part in (test_set, setting, recognizer.label) if part)
+        for (_, setting), results in ((key, value) for key, value in outcome.found.items() if key[0] == method):
+            name = "-".join(part for part in (test_set, setting, label) if part)
             results = sorted(results, key=lambda result: result[0])
             write_recogs(folder / f"recogs-{name}.txt", results)
             stats = write_errs(folder / f"errs-{name}.txt", results)
             summary[setting or method] = stats
             interval = bootstrap_interval(results) if stats.ref_words else None
-            decoded[test_set, method, setting, recognizer.label] = outcome = Decoded(results, stats, interval)
-            what = ", ".join(part for part in (test_set, method, setting, recognizer.label) if part)
+            decoded[test_set, method, setting, label] = Decoded(results, stats, interval)
+            what = ", ".join(part for part in (test_set, method, setting, label) if part)
             print(f"[{what}] {stats}")
-            print_details(recognizer.searches[method, setting], outcome, timing.real_time_factor((method, setting)))
-        write_summary(folder / f"wer-summary-{test_set}-{recognizer.label}.txt", summary)
+            print_details(decoded[test_set, method, setting, label], outcome, (method, setting))
+        write_summary(folder / f"wer-summary-{test_set}-{label}.txt", summary)
     return decoded
 
 
-def print_details(resources: DecodingResources, decoded: Decoded, rtf: float) -> None:
+def print_details(decoded: Decoded, outcome: SetOutcome, search: Search) -> None:
     """Confidence interval, real-time factor, and what the search could not decode."""
-    line = f"  RTF {rtf:.4f}"
+    line = f"  RTF {outcome.timing.real_time_factor(search):.4f}"
     if decoded.interval:
         low, high = decoded.interval
         line = f"  95% interval {low:.2%} - {high:.2%} (bootstrap over {len(decoded.results)} utterances)," + line[1:]
-    if resources.num_without_path:
-        line += f"; {resources.num_without_path} utterances without any path were left empty: widen --search-beam"
+    if outcome.without_path[search]:
+        line += f"; {outcome.without_path[search]} utterances without any path were left empty: widen --search-beam"
     print(line, flush=True)
 
 

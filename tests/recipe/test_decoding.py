@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -20,11 +22,13 @@ from lowbit_k2.errors import UserError
 from lowbit_k2.k2_compat import has_k2
 from lowbit_k2.models import ConformerConfig
 from lowbit_k2.quant import QuantConfig, layer_assignment, use_precision
+from lowbit_k2.recipe import decoding
 from lowbit_k2.recipe.compile_hlg import compile_lang
-from lowbit_k2.recipe.decoding import MIN_FRAMES, Recognizer, add_decoding_arguments, decode_set, report, run_decode
+from lowbit_k2.recipe.decoding import add_decoding_arguments, decode_set, report, run_decode, shard
 from lowbit_k2.recipe.make_lm import make_lm
 from lowbit_k2.recipe.model_io import LoadedModel, build_model, describe_tokenizer, load_trained
 from lowbit_k2.recipe.prepare_lang import prepare_lang
+from lowbit_k2.recipe.recognizer import MIN_FRAMES, Recognizer
 from lowbit_k2.recipe.train_bpe import train_sentencepiece
 from lowbit_k2.train.checkpoint import Checkpoint, save_checkpoint
 
@@ -102,8 +106,8 @@ def make_cuts(wavs: list[Path]):
 
 def test_files_of_a_test_set(speller: Recognizer, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     batches = [spelled_batch(["YES NO", "GO"], ["YES NO", "GO GO"]), spelled_batch(["NO"], ["YES"])]
-    found, timing = decode_set(speller, batches, 0.01)
-    stats = report(tmp_path, "test", speller, found, timing)
+    outcome = decode_set(speller, batches, 0.01)
+    stats = report(tmp_path, "test", speller.label, outcome)
     [(key, value)] = stats.items()
     assert key == ("test", "ctc-greedy-search", "", "epoch-3-avg-2-precision-1")
     assert str(value.stats) == "%WER 40.00% [2 / 5, 0 ins, 1 del, 1 sub ]"
@@ -114,14 +118,14 @@ def test_files_of_a_test_set(speller: Recognizer, tmp_path: Path, capsys: pytest
     folder = tmp_path / "ctc-greedy-search"
     assert sorted(p.name for p in folder.iterdir()) == [f"errs-{name}", f"recogs-{name}", f"wer-summary-{name}"]
     assert (folder / f"wer-summary-{name}").read_text() == "settings\tWER\nctc-greedy-search\t40.00\n"
-    assert timing.audio == pytest.approx(0.01 * sum(int(b.feature_lens.sum()) for b in batches))
+    assert outcome.timing.audio == pytest.approx(0.01 * sum(int(b.feature_lens.sum()) for b in batches))
 
 
 def test_audio_too_short_for_the_encoder_gives_no_words(speller: Recognizer) -> None:
     full = spelled_batch(["YES"], ["YES"])
     short = Batch(full.features[:, :2], torch.tensor([2]), ["YES"], ["short"])
-    found, _ = decode_set(speller, [short], 0.01)
-    assert found["ctc-greedy-search", ""] == [("short", ["YES"], [])]
+    outcome = decode_set(speller, [short], 0.01)
+    assert outcome.found["ctc-greedy-search", ""] == [("short", ["YES"], [])]
 
 
 def test_every_precision_from_one_checkpoint(exp_dir: Path, wavs: list[Path]) -> None:
@@ -141,6 +145,46 @@ def test_every_precision_from_one_checkpoint(exp_dir: Path, wavs: list[Path]) ->
                 [ids] = ctc_greedy_search(*loaded.model(features[None], torch.tensor([len(features)])))
             hyp = [line for line in recogs.splitlines() if f"{path.stem}" in line and "hyp=" in line]
             assert len(hyp) == 1 and hyp[0].endswith(f"hyp={TOKENIZER.decode(ids).split()}")
+
+
+def test_processes_share_a_test_set(exp_dir: Path, wavs: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
+    """The same files, whatever the number of processes: 3 of them have 2, 1 and 0 of the utterances."""
+    names = [
+        f"{method}/recogs-noise-epoch-4-avg-1-precision-{p}.txt" for method in ("ctc-greedy-search",) for p in "21"
+    ]
+    texts, screens = [], []
+    for jobs in ("1", "3"):
+        args = flags(exp_dir, "--precision", "2", "1", "--on-the-fly-feats", "true", "-j", jobs)
+        results = run_decode(args, lambda: {"noise": make_cuts(wavs), "two": make_cuts(wavs[:2])})
+        assert {key[0] for key in results} == {"noise", "two"}
+        texts.append([(exp_dir / name).read_text() for name in names])
+        screens.append([line for line in capsys.readouterr().out.splitlines() if "%WER" in line])
+    assert texts[0] == texts[1] and screens[0] == screens[1] and len(screens[0]) == 4
+
+
+def test_parts_have_all_cuts_once_and_about_the_same_hours() -> None:
+    from lhotse import CutSet
+    from lhotse.testing.dummies import dummy_cut
+
+    cuts = CutSet.from_cuts(dummy_cut(n, duration=1.0 + n % 7) for n in range(50))
+    parts = [shard({"a": cuts}, part, 4)["a"] for part in range(4)]
+    assert sorted(cut.id for part in parts for cut in part) == sorted(cut.id for cut in cuts)
+    hours = [sum(cut.duration for cut in part) for part in parts]
+    assert max(hours) - min(hours) <= 7
+    assert len(shard({"a": cuts.subset(first=2)}, 3, 4)["a"]) == 0
+
+
+def test_an_error_in_one_of_the_processes(exp_dir: Path, wavs: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    args = flags(exp_dir, "--precision", "4", "--on-the-fly-feats", "true", "--num-jobs", "2")
+    with pytest.raises(UserError, match="never trained at 4 bits"):
+        run_decode(args, lambda: {"noise": make_cuts(wavs)})
+    monkeypatch.setattr(decoding, "decode_part", killed)
+    with pytest.raises(UserError, match="a process of --num-jobs 2 was killed"):
+        run_decode(args, lambda: {"noise": make_cuts(wavs)})
+
+
+def killed(*args: object) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 @pytest.mark.k2
@@ -181,6 +225,7 @@ def test_wav_files(exp_dir: Path, wavs: list[Path], capsys: pytest.CaptureFixtur
         (["--precision", "1", "2", "--wav", "x.wav"], "--wav takes one --precision"),
         (["--wav", "none.wav"], "none.wav does not exist"),
         (["--search-beam", "0"], "--search-beam"),
+        (["--num-jobs", "0"], "--num-jobs must be at least 1"),
     ],
 )
 def test_refusals(exp_dir: Path, more: list[str], reason: str) -> None:
