@@ -30,6 +30,7 @@ option vocab_size 500 "pieces of the BPE"
 option lm_source "" "3-gram: openslr11 (download) or transcripts (of the training parts; with --mini)"
 option rescoring "" "prepare a 4-gram for rescoring: true or false (true with --lm-source transcripts; download: 1.3 GB)"
 option nj 2 "processes at a time"
+option num_splits 1 "parts in which features of a corpus part are computed; finished ones survive an interruption"
 parse_options "$@"
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
@@ -169,7 +170,8 @@ if [ $stage -le 3 ] && [ $stop_stage -ge 3 ]; then
     case $part in train*) settings="$settings perturb_speed=$perturb_speed" ;; esac
     if needed "$fbank_dir/.librispeech_$part.done" "$settings"; then
       $python -m lowbit_k2.recipe.compute_fbank --corpus librispeech --splits "$part" --manifest-dir "$manifest_dir" \
-        --output-dir "$fbank_dir" --perturb-speed "$perturb_speed" --num-jobs "$nj"
+        --output-dir "$fbank_dir" --perturb-speed "$perturb_speed" --num-jobs "$nj" \
+        --num-splits "$num_splits"
       finish "$fbank_dir/.librispeech_$part.done" "$settings"
     fi
   done

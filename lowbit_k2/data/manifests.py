@@ -1,4 +1,5 @@
-"""Find and open cut manifests: `<manifest-dir>/<corpus>_cuts_<split>.jsonl.gz`, written by compute_fbank."""
+"""Find and open cuts: `<manifest-dir>/<corpus>_cuts_<split>.jsonl.gz`, which compute_fbank writes, or the folder
+`<corpus>_shar_<split>` of write_shar, whose shards hold cuts and data together."""
 
 from __future__ import annotations
 
@@ -14,6 +15,10 @@ if TYPE_CHECKING:
 
 def cuts_path(manifest_dir: str | Path, corpus: str, split: str) -> Path:
     return Path(manifest_dir) / f"{corpus}_cuts_{split}.jsonl.gz"
+
+
+def shar_path(manifest_dir: str | Path, corpus: str, split: str) -> Path:
+    return Path(manifest_dir) / f"{corpus}_shar_{split}"
 
 
 def read_cuts(path: str | Path, lazy: bool = False) -> CutSet:
@@ -45,6 +50,34 @@ def read_cuts(path: str | Path, lazy: bool = False) -> CutSet:
     return cuts
 
 
+def read_shar(folder: Path) -> CutSet:
+    """Cuts of lhotse's Shar format, always lazy: their data comes with them.
+
+    Raises:
+      UserError: a shard lacks its data.
+    """
+    from lhotse import CutSet
+
+    shards = sorted(folder.glob("cuts.*.jsonl.gz"))
+    fields = {path.name.split(".")[0] for path in folder.glob("*.tar")}
+    expected = {f"{field}.{shard.name.split('.')[1]}.tar" for field in fields for shard in shards}
+    missing = sorted(expected - {path.name for path in folder.iterdir()})
+    if not shards or not fields or missing:
+        what = f"lacks {missing[0]}" if missing else "holds no shards"
+        raise UserError(f"{folder} {what}: copy all of it again, or make it with write_shar")
+    return CutSet.from_shar(in_dir=folder)
+
+
+def read_split(manifest_dir: str | Path, corpus: str, split: str, lazy: bool = False) -> CutSet:
+    """Cuts of a split from its manifest or, where there is none, from its shards.
+
+    Raises:
+      UserError: neither is there, or damaged.
+    """
+    path, folder = cuts_path(manifest_dir, corpus, split), shar_path(manifest_dir, corpus, split)
+    return read_shar(folder) if folder.is_dir() and not path.is_file() else read_cuts(path, lazy)
+
+
 def load_cuts(manifest_dir: str | Path, corpus: str, splits: str | Sequence[str], lazy: bool = False) -> CutSet:
     """Cuts of one split, or of several put together (lazy ones interleaved by their shares, as icefall does).
 
@@ -56,10 +89,10 @@ def load_cuts(manifest_dir: str | Path, corpus: str, splits: str | Sequence[str]
     names = splits.split() if isinstance(splits, str) else list(splits)
     if not names:
         raise UserError("no split was named")
-    sets = [read_cuts(cuts_path(manifest_dir, corpus, name), lazy) for name in names]
+    sets = [read_split(manifest_dir, corpus, name, lazy) for name in names]
     if len(sets) == 1:
         return sets[0]
-    if lazy:
+    if any(cuts.is_lazy for cuts in sets):
         return CutSet.mux(*sets, weights=[sum(1 for _ in cuts) for cuts in sets], seed=0)
     return CutSet.from_cuts(cut for cuts in sets for cut in cuts)
 

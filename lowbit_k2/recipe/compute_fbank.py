@@ -138,6 +138,47 @@ def to_sampling_rate(cuts: CutSet, sampling_rate: int) -> CutSet:
     return CutSet.from_cuts(cut if cut.sampling_rate == sampling_rate else cut.resample(sampling_rate) for cut in cuts)
 
 
+def parts_folder(target: Path) -> Path:
+    """Where the manifests of finished parts lie until the split is whole."""
+    return target.with_name(target.name.replace(".jsonl.gz", ".parts"))
+
+
+def compute_in_parts(
+    cuts: CutSet, args: argparse.Namespace, split: str, output_dir: Path, config: FeatureConfig
+) -> CutSet:
+    """`compute_split` part by part, `--num-splits` of them; those that an interrupted run finished are kept."""
+    from lhotse import CutSet
+
+    name = f"{args.corpus}_{split}"
+    parts = min(args.num_splits, len(cuts))
+    if parts <= 1:
+        return compute_split(cuts, name, output_dir, config, args.num_jobs, args.device)
+    check_ids(cuts, name)
+    done = []
+    for number, part in enumerate(cuts.split(parts), start=1):
+        label = f"{number:0{len(str(parts))}}-of-{parts}"
+        manifest = parts_folder(cuts_path(output_dir, args.corpus, split)) / f"{label}.jsonl.gz"
+        if manifest.is_file() and list(read_cuts(manifest).ids) == list(part.ids):
+            logging.info("%s: part %s is there already", name, label)
+        else:
+            part = compute_split(part, f"{name}_{label}", output_dir, config, args.num_jobs, args.device)
+            with atomic_write(manifest) as temporary:
+                part.to_file(temporary)
+        done += read_cuts(manifest)
+    return CutSet.from_cuts(done)
+
+
+def check_ids(cuts: CutSet, name: str) -> None:
+    """Cuts are named once each.
+
+    Raises:
+      UserError: some are not.
+    """
+    twice = [cut_id for cut_id, times in Counter(cuts.ids).items() if times > 1]
+    if twice:
+        raise UserError(f"{name}: {len(twice)} ids stand for several cuts, first {twice[0]}: give each its own")
+
+
 def compute_split(
     cuts: CutSet, name: str, output_dir: Path, config: FeatureConfig, num_jobs: int, device: str = "cpu"
 ) -> CutSet:
@@ -148,9 +189,7 @@ def compute_split(
     """
     from lhotse import CutSet, LilcomChunkyWriter
 
-    twice = [cut_id for cut_id, times in Counter(cuts.ids).items() if times > 1]
-    if twice:
-        raise UserError(f"{name}: {len(twice)} ids stand for several cuts, first {twice[0]}: give each its own")
+    check_ids(cuts, name)
     storage = output_dir / f"feats_{name}"
     remove_features(storage)  # left by an interrupted run
     check_audio(cuts)
@@ -203,6 +242,8 @@ def compute_fbank(args: argparse.Namespace) -> None:
     splits = args.splits.split()
     if not splits:
         raise UserError("--splits names no split")
+    if args.num_splits < 1:
+        raise UserError("--num-splits must be at least 1")
     sources = [source for source in (args.manifest_dir, args.kaldi_dir, args.cuts) if source is not None]
     if len(sources) != 1:
         raise UserError("give one of --manifest-dir, --kaldi-dir and --cuts: they say where the speech comes from")
@@ -219,10 +260,11 @@ def compute_fbank(args: argparse.Namespace) -> None:
         if args.transcript is not None:
             write_transcript(cuts, args.transcript)
         cuts = prepare_cuts(cuts, split, config, args.perturb_speed, args.window)
-        cuts = compute_split(cuts, f"{args.corpus}_{split}", output_dir, config, args.num_jobs, args.device)
+        cuts = compute_in_parts(cuts, args, split, output_dir, config)
         write_feature_config(output_dir, config)
         with atomic_write(target) as temporary:
             cuts.to_file(temporary)
+        shutil.rmtree(parts_folder(target), ignore_errors=True)
         hours = sum(cut.duration for cut in cuts) / 3600
         logging.info("%s: %d cuts, %.2f hours", target, len(cuts), hours)
 
@@ -241,6 +283,7 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--normalize-text", choices=NORMALIZERS, default="none", help="case, and no punctuation")
     parser.add_argument("--transcript", type=Path, help="also write the texts to this file, one utterance a line")
     parser.add_argument("-j", "--num-jobs", type=int, default=1, help="processes at a time")
+    parser.add_argument("--num-splits", type=int, default=1, help="parts, each of which is kept once it is done")
     parser.add_argument("--device", default="cpu", help="for kaldifeat: cpu or cuda")
     add_feature_arguments(parser)
     return parser

@@ -178,7 +178,8 @@ def decode_sets(
     for recognizer in recognizers:
         for name, cuts in test_sets.items():
             frame_shift = data.features.frame_shift
-            with tqdm(total=len(cuts), desc=name, unit="utt", disable=args.quiet, leave=False, position=part) as bar:
+            total = None if cuts.is_lazy else len(cuts)
+            with tqdm(total=total, desc=name, unit="utt", disable=args.quiet, leave=False, position=part) as bar:
                 outcomes[recognizer.label, name] = decode_set(
                     recognizer, data.test_batches(cuts), frame_shift, bar.update
                 )

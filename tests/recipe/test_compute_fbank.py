@@ -11,6 +11,7 @@ import pytest
 from lowbit_k2.data.features import FeatureConfig, load_features, make_extractor, read_feature_config
 from lowbit_k2.data.manifests import read_cuts
 from lowbit_k2.errors import UserError
+from lowbit_k2.recipe import compute_fbank as module
 from lowbit_k2.recipe.compute_fbank import compute_fbank, get_parser
 
 lhotse = pytest.importorskip("lhotse")
@@ -92,6 +93,43 @@ def test_several_jobs_give_the_same(corpus: Path, tmp_path: Path) -> None:
     pairs = zip(*(read_cuts(tmp_path / name / "toy_cuts_train.jsonl.gz") for name in ("one", "two")), strict=True)
     for one, two in pairs:
         assert one.id == two.id and np.array_equal(one.load_features(), two.load_features())
+
+
+def test_parts_are_kept_by_an_interrupted_run(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole, output = tmp_path / "whole", tmp_path / "fbank"
+    run(*flags(corpus, whole))
+    computed = module.compute_split
+    left = 2
+
+    def interrupted(*args: object):
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise KeyboardInterrupt
+        return computed(*args)
+
+    monkeypatch.setattr(module, "compute_split", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(*flags(corpus, output), "--num-splits", "3")
+    assert not (output / "toy_cuts_train.jsonl.gz").exists()
+    assert sorted(path.name for path in (output / "toy_cuts_train.parts").iterdir()) == [
+        "1-of-3.jsonl.gz",
+        "2-of-3.jsonl.gz",
+    ]
+    left = 1
+    with caplog.at_level("INFO"):
+        run(*flags(corpus, output), "--num-splits", "3")
+    assert left == 0 and caplog.text.count("is there already") == 2, "one part was left to compute"
+    assert not (output / "toy_cuts_train.parts").exists()
+    first, second = (read_cuts(folder / "toy_cuts_train.jsonl.gz") for folder in (whole, output))
+    assert list(first.ids) == list(second.ids)
+    for a, b in zip(first, second, strict=True):
+        np.testing.assert_array_equal(a.load_features(), b.load_features())
+    monkeypatch.undo()
+    run(*flags(corpus, tmp_path / "many"), "--num-splits", "100")  # more than there are cuts
+    assert list(read_cuts(tmp_path / "many/toy_cuts_train.jsonl.gz").ids) == list(first.ids)
 
 
 def test_texts_are_normalised_and_written(corpus: Path, tmp_path: Path) -> None:

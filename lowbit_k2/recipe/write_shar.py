@@ -1,0 +1,84 @@
+"""Put a corpus into shards that hold cuts and data together (lhotse's Shar format), for storage that is not local.
+
+  python -m lowbit_k2.recipe.write_shar --corpus librispeech --splits "train-clean-100 train-clean-360" \\
+    --manifest-dir data/fbank --output-dir /archive/shar
+
+Each split becomes a folder `<corpus>_shar_<split>` of numbered cut manifests and tar files with their features (or
+audio, `--field recording`). train.py and decode.py read such folders under `--manifest-dir` where there is no cut
+manifest of the split. A folder is complete or not there; splits that are there are skipped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import shutil
+import tempfile
+from pathlib import Path
+
+from lowbit_k2.data.features import read_feature_config, write_feature_config
+from lowbit_k2.data.manifests import cuts_path, read_cuts, shar_path
+from lowbit_k2.errors import UserError, run_main
+from lowbit_k2.fileio import TEMPORARY
+
+COMPRESSION = {"features": "lilcom", "recording": "flac"}
+
+
+def write_shar(args: argparse.Namespace) -> None:
+    """Do all splits that are not done.
+
+    Raises:
+      UserError: a manifest that is missing, or cuts without the data that the shards shall hold.
+    """
+    if args.shard_size < 1 or args.num_jobs < 1:
+        raise UserError("--shard-size and --num-jobs must be at least 1")
+    for split in args.splits.split():
+        target = shar_path(args.output_dir, args.corpus, split)
+        if target.is_dir():
+            logging.info("%s is there already: skipped", target)
+            continue
+        cuts = read_cuts(cuts_path(args.manifest_dir, args.corpus, split), lazy=True)
+        first = next(iter(cuts))
+        if not getattr(first, f"has_{args.field}"):
+            raise UserError(f"the cuts of {split} have no {args.field}, first {first.id}: choose another --field")
+        args.output_dir.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=TEMPORARY, dir=args.output_dir))
+        try:
+            cuts.to_shar(
+                folder,
+                fields={args.field: COMPRESSION[args.field]},
+                shard_size=args.shard_size,
+                num_jobs=args.num_jobs,
+                warn_unused_fields=False,
+                verbose=True,
+            )
+            folder.chmod(0o755)
+            folder.rename(target)
+        except Exception as error:  # the audio libraries have no common class
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(f"{target} cannot be written ({type(error).__name__}: {reason})") from None
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+        write_feature_config(args.output_dir, read_feature_config(args.manifest_dir))
+        logging.info("%s: %d shards", target, len(list(target.glob("cuts.*"))))
+
+
+def get_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--manifest-dir", type=Path, required=True, help="folder of compute_fbank")
+    parser.add_argument("--output-dir", type=Path, required=True)
+    parser.add_argument("--corpus", required=True)
+    parser.add_argument("--splits", required=True, help="separated by spaces")
+    parser.add_argument("--field", choices=list(COMPRESSION), default="features", help="what the shards hold")
+    parser.add_argument("--shard-size", type=int, default=1000, help="cuts")
+    parser.add_argument("-j", "--num-jobs", type=int, default=1, help="processes at a time")
+    return parser
+
+
+def main() -> None:
+    logging.basicConfig(format="%(asctime)s %(message)s", level=logging.INFO, datefmt="%Y-%m-%d %H:%M:%S")
+    write_shar(get_parser().parse_args())
+
+
+if __name__ == "__main__":
+    run_main(main)
