@@ -14,6 +14,10 @@ import argparse
 import logging
 import shutil
 import tempfile
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from itertools import islice
+from multiprocessing import get_context
 from pathlib import Path
 
 from lowbit_k2.data.features import read_feature_config, write_feature_config
@@ -37,21 +41,15 @@ def write_shar(args: argparse.Namespace) -> None:
         if target.is_dir():
             logging.info("%s is there already: skipped", target)
             continue
-        cuts = read_cuts(cuts_path(args.manifest_dir, args.corpus, split), lazy=True)
-        first = next(iter(cuts))
+        manifest = cuts_path(args.manifest_dir, args.corpus, split)
+        cuts = read_cuts(manifest, lazy=True)
+        first, total = next(iter(cuts)), sum(1 for _ in cuts)
         if not getattr(first, f"has_{args.field}"):
             raise UserError(f"the cuts of {split} have no {args.field}, first {first.id}: choose another --field")
         args.output_dir.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(prefix=TEMPORARY, dir=args.output_dir))
         try:
-            cuts.to_shar(
-                folder,
-                fields={args.field: COMPRESSION[args.field]},
-                shard_size=args.shard_size,
-                num_jobs=args.num_jobs,
-                warn_unused_fields=False,
-                verbose=True,
-            )
+            write_shards(manifest, folder, args.field, args.shard_size, total, args.num_jobs)
             folder.chmod(0o755)
             folder.rename(target)
         except Exception as error:  # the audio libraries have no common class
@@ -61,6 +59,35 @@ def write_shar(args: argparse.Namespace) -> None:
             shutil.rmtree(folder, ignore_errors=True)
         write_feature_config(args.output_dir, read_feature_config(args.manifest_dir))
         logging.info("%s: %d shards", target, len(list(target.glob("cuts.*"))))
+
+
+def write_shards(manifest: Path, folder: Path, field: str, shard_size: int, total: int, jobs: int) -> None:
+    """All shards of a manifest of `total` cuts; each process takes as many in a row, the first one shows progress."""
+    shards = -(-total // shard_size)
+    jobs = min(jobs, shards)
+    bounds = [shards * job // jobs for job in range(jobs + 1)]
+    work = partial(write_run, manifest, folder, field, shard_size)
+    if jobs == 1:
+        work(*bounds)
+        return
+    # Fresh processes: forked ones inherit locks of torch's threads and may wait for them forever.
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+        list(pool.map(work, bounds[:-1], bounds[1:]))
+
+
+def write_run(manifest: Path, folder: Path, field: str, shard_size: int, first: int, last: int) -> None:
+    """Shards number `first` to `last` - 1 of a manifest."""
+    from lhotse import CutSet
+
+    cuts = CutSet.from_cuts(islice(read_cuts(manifest, lazy=True), first * shard_size, last * shard_size))
+    cuts.to_shar(
+        folder,
+        fields={field: COMPRESSION[field]},
+        shard_size=shard_size,
+        shard_offset=first,
+        warn_unused_fields=False,
+        verbose=first == 0,
+    )
 
 
 def get_parser() -> argparse.ArgumentParser:

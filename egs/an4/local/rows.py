@@ -47,25 +47,49 @@ TIMING = RECIPE / "timing.json"
 EPOCHS, AVERAGED = 20, 5
 LM_SCALE = 0.6  # chosen on dev with the float model
 CO_TRAINED = ("2", "1.5", "1.5r", "1")
+CTC = (GREEDY, HLG)
+RNNT = ("greedy_search", "modified_beam_search", "fast_beam_search", "fast_beam_search_LG")
+TRANSDUCER = "--objective ctc-rnnt --rnnt-warm-step 1000"  # a CTC head, for two hours of speech
+COLUMNS = {
+    GREEDY: "greedy",
+    HLG: "HLG",
+    "greedy_search": "greedy",
+    "modified_beam_search": "beam",
+    "fast_beam_search": "fast beam",
+    "fast_beam_search_LG": "fast beam, LG",
+}
 
 
 @dataclass(frozen=True)
 class Row:
-    """One training run."""
+    """One training run, and how its model is decoded."""
 
     name: str
     label: str
     seed: int
     flags: tuple[str, ...]
     precisions: tuple[str, ...]
+    methods: tuple[str, ...] = CTC
 
     @property
     def key(self) -> str:
         return f"{self.name}-s{self.seed}"
 
+    @property
+    def base(self) -> str:
+        """The row whose seconds per update are the unit."""
+        return "float" if self.methods == CTC else "rnnt-float"
 
-def row(name: str, label: str, seeds: tuple[int, ...], flags: str, precisions: tuple[str, ...]) -> list[Row]:
-    return [Row(name, label, seed, tuple(flags.split()), precisions) for seed in seeds]
+
+def row(
+    name: str,
+    label: str,
+    seeds: tuple[int, ...],
+    flags: str,
+    precisions: tuple[str, ...],
+    methods: tuple[str, ...] = CTC,
+) -> list[Row]:
+    return [Row(name, label, seed, tuple(flags.split()), precisions, methods) for seed in seeds]
 
 
 ROWS = [
@@ -76,6 +100,15 @@ ROWS = [
     *row("cotrain-plain", "co-trained, (a) plain", (1,), "--precisions 2,1 --lambda2 0", CO_TRAINED),
     *row("cotrain-kl", "co-trained, (b) + KL", (1,), "--precisions 2,1", CO_TRAINED),
     *row("cotrain-kl-sp-paper", "(c) with `paper`", (1,), "--precisions 2,1,sp --quant-config paper", CO_TRAINED),
+    *row("rnnt-float", "float", (1, 2), f"{TRANSDUCER} --precisions 32", ("32",), RNNT),
+    *row(
+        "rnnt-cotrain-plain",
+        "co-trained, plain",
+        (1, 2),
+        f"{TRANSDUCER} --precisions 2,1 --lambda2 0",
+        ("2", "1"),
+        RNNT,
+    ),
 ]
 
 
@@ -100,7 +133,7 @@ def evaluate_rows(rows: list[Row], exp_root: Path) -> None:
             lambda: load_cuts(RECIPE / "data/fbank", "an4", "test"),
             decode_flags=[
                 *("--manifest-dir", str(RECIPE / "data/fbank"), "--lang-dir", str(RECIPE / "data/lang_char")),
-                *("--decoding-method", f"{GREEDY},{HLG}", "--lm-scale", str(LM_SCALE), "--quiet"),
+                *("--decoding-method", ",".join(r.methods), "--lm-scale", str(LM_SCALE), "--quiet"),
             ],
             average_flags=["--epoch", str(EPOCHS), "--avg", str(AVERAGED), "--use-averaged-model", "true"],
         )
@@ -121,12 +154,13 @@ def evaluate_rows(rows: list[Row], exp_root: Path) -> None:
 
 
 def time_rows(rows: list[Row], rounds: int, further: list[str]) -> dict:
-    """Seconds per update of every kind of row over those of float, on the same batches, in turn in one process.
+    """Seconds per update of every kind of row over those of its float row, on the same batches, in turn.
 
     The ratio is the median over batches, so that neither batches of other lengths nor a machine that is slower for a
     while counts. `passes` is the number of branches: what the ratio would be if quantizers and KL were free.
     """
-    kinds = {r.name: r for r in reversed([r for r in ROWS if r.name == "float" or r in rows])}
+    bases = {r.base for r in rows}
+    kinds = {r.name: r for r in reversed([r for r in ROWS if r.name in bases or r in rows])}
     trainers = {}
     with tempfile.TemporaryDirectory() as folder:
         for name, r in sorted(kinds.items(), key=lambda item: ROWS.index(item[1])):
@@ -149,9 +183,9 @@ def time_rows(rows: list[Row], rounds: int, further: list[str]) -> dict:
         "threads": torch.get_num_threads(),
         "flags": " ".join(further),
         "rounds": rounds,
-        "float_seconds": statistics.median(measured["float"]),
+        "float_seconds": {name: statistics.median(measured[name]) for name in bases},
         "ratio": {
-            name: statistics.median(a / b for a, b in zip(values, measured["float"], strict=True))
+            name: statistics.median(a / b for a, b in zip(values, measured[kinds[name].base], strict=True))
             for name, values in measured.items()
         },
         "passes": {name: len(trainers[name].objective.branches(1)) for name in trainers},
@@ -159,18 +193,30 @@ def time_rows(rows: list[Row], rounds: int, further: list[str]) -> dict:
 
 
 def table() -> str:
-    """All results in the order of ROWS; the last column is seconds per update over those of float."""
-    head = ["system", "bits", "seed", "WER greedy", "95%", "ins/del/sub", "WER HLG", "95%", "ins/del/sub"]
-    head += ["MB", "ratio", "time"]
-    lines = [head, ["---"] * len(head)]
-    results = [read_json(path) for r in ROWS if (path := RESULTS / f"{r.key}.json").is_file()]
+    """All results in the order of ROWS, CTC's and the transducers' apart; `time` is that of an update over float's."""
     ratios = read_json(TIMING)["ratio"] if TIMING.is_file() else {}
+    tables = []
+    for methods in dict.fromkeys(r.methods for r in ROWS):
+        results = [
+            read_json(path) for r in ROWS if r.methods == methods and (path := RESULTS / f"{r.key}.json").is_file()
+        ]
+        if results:
+            tables.append(format_results(results, methods, ratios))
+    return "\n\n".join(tables)
+
+
+def format_results(results: list[dict], methods: tuple[str, ...], ratios: dict[str, float]) -> str:
+    """Markdown."""
+    head = ["system", "bits", "seed"]
+    for method in methods:
+        head += [f"WER {COLUMNS[method]}", "95%", "ins/del/sub"]
+    lines = [[*head, "MB", "ratio", "time"], ["---"] * (len(head) + 3)]
     for result in results:
         time_ratio = f"{ratios[result['row']]:.2f}" if result["row"] in ratios else "-"
         for values in result["evaluations"]:
             e = Evaluation(**values)
             cells = [result["label"], e.precision, str(result["seed"])]
-            for method in (GREEDY, HLG):
+            for method in methods:
                 s = e.stats(method)
                 cells += [f"{100 * s.rate:.2f}", e.interval_text(method), f"{s.ins}/{s.dels}/{s.sub}"]
             lines.append([*cells, f"{e.file_bytes / 1e6:.3f}", f"{e.ratio:.1f}", time_ratio])
