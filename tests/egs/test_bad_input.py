@@ -254,7 +254,7 @@ def test_a_checkpoint_that_is_damaged_or_of_another_kind(an4_data: Path, exp: Pa
         meta = json.loads(content["meta"])
         del meta[part]
         torch.save({**content, "meta": json.dumps(meta)}, newest)
-        assert f"lack '{part}': train them again" in decode()
+        assert f"lacks '{part}': train again" in decode()
 
 
 def test_checkpoints_of_different_models(an4_data: Path, an4_training: list[Flag], exp: Path, tmp_path: Path) -> None:
