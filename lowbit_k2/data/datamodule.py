@@ -29,7 +29,7 @@ from lowbit_k2.data.features import (
     read_feature_config,
 )
 from lowbit_k2.data.filter import cut_text
-from lowbit_k2.data.flags import SPEC_AUGMENT_FLAGS, add_data_arguments
+from lowbit_k2.data.flags import NOISE_FLAGS, SPEC_AUGMENT_FLAGS, add_data_arguments
 from lowbit_k2.data.manifests import load_noise
 from lowbit_k2.data.noise import NoiseConfig, add_noise
 from lowbit_k2.errors import UserError
@@ -85,7 +85,8 @@ class DataConfig:
             fill = "mean" if args.feature_normalize == "none" else "zero"
             spec_augment = SpecAugmentConfig(**sizes, fill=fill)
         values = {name: getattr(args, name) for name in names}
-        return cls(**values, spec_augment=spec_augment, seed=getattr(args, "seed", cls.seed))
+        noise = NoiseConfig(**{name: getattr(args, "musan_" + name) for name in NOISE_FLAGS})
+        return cls(**values, noise=noise, spec_augment=spec_augment, seed=getattr(args, "seed", cls.seed))
 
 
 class AsrDataModule:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from lowbit_k2.data.augment import SpecAugmentConfig
 from lowbit_k2.data.features import EXTRACTORS, NORMALIZATIONS
+from lowbit_k2.data.noise import NoiseConfig
 
 SPEC_AUGMENT_FLAGS = {
     "time_warp_factor": (int, "frames that a point is moved by, at most; 0: no time warping"),
@@ -15,6 +16,11 @@ SPEC_AUGMENT_FLAGS = {
     "num_time_masks": (int, "masks over frames"),
     "max_time_width": (int, "their largest width in frames"),
     "max_time_fraction": (float, "of an utterance, all its time masks together"),
+}
+NOISE_FLAGS = {
+    "probability": (float, "share of the utterances that get noise"),
+    "min_snr": (float, "dB: the loudest noise"),
+    "max_snr": (float, "dB: the faintest"),
 }
 
 
@@ -55,7 +61,10 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
         default="utterance",
         help="per utterance: subtract each bin's mean, or also divide by its deviation",
     )
-    data.add_argument("--enable-musan", type=str2bool, default=False, help="mix noise into half of the utterances")
+    data.add_argument("--enable-musan", type=str2bool, default=False, help="mix noise into training utterances")
+    for name, (kind, text) in NOISE_FLAGS.items():
+        flag = "--musan-" + name.replace("_", "-")
+        data.add_argument(flag, type=kind, default=getattr(NoiseConfig, name), help=text)
     data.add_argument("--enable-spec-aug", type=str2bool, default=True, help="SpecAugment")
     defaults = SpecAugmentConfig()
     for name, (kind, text) in SPEC_AUGMENT_FLAGS.items():

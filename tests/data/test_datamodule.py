@@ -13,6 +13,7 @@ from lowbit_k2.data import datamodule
 from lowbit_k2.data.batch import Batch
 from lowbit_k2.data.datamodule import AsrDataModule, DataConfig, add_data_arguments, epoch_seed
 from lowbit_k2.data.features import FeatureConfig
+from lowbit_k2.data.noise import NoiseConfig
 from lowbit_k2.errors import UserError
 
 from .conftest import ToyCorpus, lhotse
@@ -191,6 +192,11 @@ def test_the_flags(tmp_path: Path) -> None:
     assert config.spec_augment.fill == "mean", "zero is the mean of normalised features only"
     assert config.seed == 7
     assert AsrDataModule(config).features == FeatureConfig(normalize="none")
+    flags = "--enable-musan true --musan-probability 1 --musan-min-snr 5 --musan-max-snr 5"
+    config = DataConfig.from_args(parser.parse_args(flags.split()))
+    assert config.enable_musan and config.noise == NoiseConfig(1.0, 5.0, 5.0)
+    with pytest.raises(UserError, match="min_snr 30.0 is larger"):
+        DataConfig.from_args(parser.parse_args(["--musan-min-snr", "30"]))
 
 
 @pytest.mark.parametrize(
