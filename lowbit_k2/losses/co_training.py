@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -88,15 +89,49 @@ class Branch:
 
 @dataclass(frozen=True)
 class Posterior:
-    """Distributions over the vocabulary on which the KL is taken, and how much each counts."""
+    """Distributions over the vocabulary on which the KL is taken, and how much each counts.
 
-    log_probs: Tensor  # (..., V), float32, normalised
-    weights: Tensor  # (...), 0 on padding; those of a frame sum to 1
+    Attributes:
+      scores: (..., V), float32: log-probabilities, or logits, which are normalised if they are asked for.
+      weights: (...), 0 on padding; those of a frame sum to 1.
+    """
+
+    scores: Tensor
+    weights: Tensor
+    normalized: bool = True
+
+    @cached_property
+    def log_probs(self) -> Tensor:
+        """(..., V)."""
+        return self.scores if self.normalized else self.scores.log_softmax(dim=-1)
 
     @classmethod
     def of_frames(cls, log_probs: Tensor, lens: Tensor) -> Posterior:
         """One distribution per frame, (N, T, V); `lens` (N,) says how many of them are valid."""
         return cls(log_probs, valid_frames(lens, log_probs.size(1)).to(log_probs.dtype))
+
+
+@dataclass(frozen=True)
+class Taught:
+    """What branches need of the teacher's posterior; no gradient leads back.
+
+    Attributes:
+      probs: (..., V).
+      negative_entropy: (...), sum over V of p log p.
+      weights: (...).
+    """
+
+    probs: Tensor
+    negative_entropy: Tensor
+    weights: Tensor
+
+    @classmethod
+    @torch.no_grad()
+    def by(cls, posterior: Posterior) -> Taught:
+        scores = posterior.scores.detach()
+        log_probs = scores if posterior.normalized else scores.log_softmax(dim=-1)
+        probs = log_probs.exp()
+        return cls(probs, (probs * log_probs).sum(dim=-1), posterior.weights)
 
 
 @dataclass(frozen=True)
@@ -162,28 +197,26 @@ class CoTraining:
           `kl_<branch>`.
         """
         metrics: dict[str, float] = {"loss": 0.0}
-        teacher: list[Posterior] | None = None
+        branches = self.branches(update)
+        teaches = self.config.lambda2 > 0 and len(branches) > 1
+        teacher: list[Taught] = []
         shared = None
-        for branch in self.branches(update):
+        for branch in branches:
             with use_precision(model, branch.assignment):
                 out = forward(shared)
                 own = out.loss / num_frames
                 loss = own if branch.is_teacher else self.config.lambda1 * own
-                if teacher is not None and self.config.lambda2 > 0:
-                    divergence = kl_divergence(teacher, out.posteriors) / num_frames
+                if teacher:
+                    divergence = divergence_from(teacher, out.posteriors) / num_frames
                     loss = loss + self.config.lambda2 * divergence
                     metrics[f"kl_{branch.name}"] = divergence.item()
                 backward(loss)
             if branch.is_teacher:
-                teacher, shared = [detached(p) for p in out.posteriors], out.shared
+                teacher, shared = [Taught.by(p) for p in out.posteriors] if teaches else [], out.shared
             metrics[f"loss_{branch.name}"] = own.item()
             metrics |= {f"{part}_{branch.name}": value.item() / num_frames for part, value in out.parts.items()}
             metrics["loss"] += loss.item()
         return metrics
-
-
-def detached(posterior: Posterior) -> Posterior:
-    return Posterior(posterior.log_probs.detach().float(), posterior.weights)
 
 
 def kl_divergence(teacher: Sequence[Posterior], student: Sequence[Posterior]) -> Tensor:
@@ -191,10 +224,14 @@ def kl_divergence(teacher: Sequence[Posterior], student: Sequence[Posterior]) ->
 
     No gradient flows into the teacher, whose weights are used: both must have the same valid positions.
     """
-    total = torch.zeros((), device=student[0].log_probs.device)
+    return divergence_from([Taught.by(p) for p in teacher], student)
+
+
+def divergence_from(teacher: Sequence[Taught], student: Sequence[Posterior]) -> Tensor:
+    """`kl_divergence`, where the teacher serves several students: KL(p || q) = sum p log p - sum p log q."""
+    total = torch.zeros((), device=student[0].scores.device)
     for p, q in zip(teacher, student, strict=True):
-        log_p = p.log_probs.detach().float()
-        divergence = (log_p.exp() * (log_p - q.log_probs.float())).sum(dim=-1)
+        divergence = p.negative_entropy - (p.probs * q.log_probs).sum(dim=-1)
         valid = p.weights > 0
         total = total + (divergence[valid] * p.weights[valid]).sum()
     return total

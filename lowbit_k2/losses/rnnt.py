@@ -146,7 +146,7 @@ class RnntCriterion:
             )
         simple_scale, pruned_scale = self.config.scales(update)
         loss = simple_scale * simple + pruned_scale * pruned
-        posterior = Posterior(logits.log_softmax(dim=-1), node_weights(ranges, lens, symbol_lens))
+        posterior = Posterior(logits, node_weights(ranges, lens, symbol_lens), normalized=False)
         return loss, {"simple": simple, "pruned": pruned}, posterior, ranges
 
     def full(
@@ -162,7 +162,7 @@ class RnntCriterion:
         logits = model.joiner(encoder_out[:, :, None], decoder_out[:, None]).float()  # (N, T', S + 1, V)
         loss = torchaudio_rnnt_loss(logits, lens, symbols, symbol_lens)
         nodes = torch.arange(logits.size(2), device=lens.device).expand(logits.shape[:3])  # (N, T', S + 1)
-        posterior = Posterior(logits.log_softmax(dim=-1), node_weights(nodes, lens, symbol_lens))
+        posterior = Posterior(logits, node_weights(nodes, lens, symbol_lens), normalized=False)
         return loss, {}, posterior, None
 
 
