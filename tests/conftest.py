@@ -7,11 +7,17 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from lowbit_k2.launch import choose_mkl_kernels
 
 # As the scripts do, before torch is loaded: what runs in this process and what it starts agree to the last bit.
 choose_mkl_kernels(os.environ)
+
+# Checks of the examples' making, not of the code: they fail by chance, and on a machine that is busy.
+CHANCE = (HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large)
+settings.register_profile("suite", deadline=None, suppress_health_check=CHANCE)
+settings.load_profile("suite")
 
 ROOT = Path(__file__).resolve().parent.parent
 IS_FULL_LANE = sys.version_info[:2] == (3, 10)
