@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from lowbit_k2.data.features import FeatureConfig
 from lowbit_k2.data.tokenizer import load_tokenizer
 from lowbit_k2.export import pack_model
-from lowbit_k2.losses.co_training import FLOAT
+from lowbit_k2.losses.co_training import FLOAT, CoTrainingConfig
 from lowbit_k2.models import ModelConfig
 from lowbit_k2.quant import QuantConfig, layer_assignment, parse_precision, use_precision
 from lowbit_k2.recipe.model_io import LoadedModel, build_model
@@ -79,9 +79,11 @@ def dry_run(args: argparse.Namespace) -> None:
         f"{args.model}, {args.objective}, {vocab_size} tokens: {report.num_weights / 1e6:.2f} M parameters\n{report}\n"
     )
 
-    low = co_training.bits if co_training.bits != (FLOAT,) else (2, 1)
+    low = co_training if co_training.bits != (FLOAT,) else CoTrainingConfig(precisions=("2", "1"))
     presets = {"float": QuantConfig.preset("float")}
-    presets |= {name: QuantConfig.preset(name, precisions=low) for name in QUANT_PRESETS if name != "float"}
+    for name in QUANT_PRESETS:
+        if name != "float":
+            presets[name] = quant_config(argparse.Namespace(**{**vars(args), "quant_config": name}), low)
     print("\n".join(describe_sizes(measure_sizes(config, presets))) + "\n")
 
     def one_pass(features: Tensor, lens: Tensor, targets: list[list[int]]) -> Tensor:
@@ -91,7 +93,8 @@ def dry_run(args: argparse.Namespace) -> None:
 
     model.train()
     memory = measure_memory(model, one_pass, vocab_size)
-    print("\n".join(describe_memory(memory, args.max_duration, len(co_training.precisions))))
+    passes = len(co_training.precisions) + (co_training.teacher_bits not in co_training.bits)
+    print("\n".join(describe_memory(memory, args.max_duration, passes)))
 
 
 def measure_sizes(config: ModelConfig, presets: dict[str, QuantConfig]) -> list[tuple[str, str, int]]:

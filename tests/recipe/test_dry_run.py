@@ -56,6 +56,14 @@ def test_precisions_are_those_of_the_flags(tmp_path: Path, capsys: pytest.Captur
         run(capsys, tmp_path, "--quant-config", "float")
 
 
+def test_a_float_teacher_is_a_pass_and_options_count(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    screens = [run(capsys, tmp_path, "--precisions", "2,1", *more) for more in ([], ["--teacher", "32"])]
+    assert "; 2 passes" in screens[0] and "; 3 passes" in screens[1]
+    finer = run(capsys, tmp_path, "--precisions", "2,1", "--granularity", "channel")
+    sizes = [float(re.search(r"^all-low +1 +([\d.]+)", s, re.MULTILINE)[1]) for s in (screens[0], finer)]
+    assert sizes[0] < sizes[1], "a step for every row takes room"
+
+
 @pytest.mark.parametrize("objective", ["rnnt", "ctc-rnnt"])
 def test_transducers(tmp_path: Path, capsys: pytest.CaptureFixture[str], objective: str) -> None:
     flags = ["--objective", objective, "--decoder-dim", "8", "--joiner-dim", "8", "--use-bf16", "true"]
