@@ -61,13 +61,8 @@ class SearchConfig:
             raise UserError("--min-active-states must be at least 0 and less than --max-active-states")
         if self.lm_scale < 0:
             raise UserError("--lm-scale must not be negative")
-        for name, least in (
-            ("max_states", 2),
-            ("max_contexts", 1),
-            ("num_paths", 1),
-            ("max_arcs", 1),
-            ("beam_size", 1),
-        ):
+        lowest = {"max_states": 2, "max_contexts": 1, "num_paths": 1, "max_arcs": 1, "beam_size": 1}
+        for name, least in lowest.items():
             if getattr(self, name) < least:
                 raise UserError(f"--{name.replace('_', '-')} must be at least {least}")
         if self.nbest_scale <= 0:

@@ -5,11 +5,11 @@ At most one token per frame, as k2's lattices have it (the "modified" topology).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -134,15 +134,9 @@ def extend(beam: Sequence[Hypothesis], scores: Tensor, beam_size: int) -> list[H
     for score, index in zip(top.values.tolist(), top.indices.tolist(), strict=True):
         origin, token = divmod(index, num_classes)
         tokens = beam[origin].tokens + ((token,) if token else ())
-        merged[tokens] = add_logs(merged[tokens], score) if tokens in merged else score
+        merged[tokens] = float(np.logaddexp(merged[tokens], score)) if tokens in merged else score
     best = sorted(merged.items(), key=lambda item: item[1], reverse=True)[:beam_size]
     return [Hypothesis(tokens, score) for tokens, score in best]
-
-
-def add_logs(a: float, b: float) -> float:
-    """log(exp(a) + exp(b))."""
-    high, low = max(a, b), min(a, b)
-    return high + math.log1p(math.exp(low - high)) if low > -math.inf else high
 
 
 class ContextCache:

@@ -13,7 +13,7 @@ branch moves them. What a pass computes, and on which distributions the KL is ta
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -128,8 +128,7 @@ class Taught:
     @classmethod
     @torch.no_grad()
     def by(cls, posterior: Posterior) -> Taught:
-        scores = posterior.scores.detach()
-        log_probs = scores if posterior.normalized else scores.log_softmax(dim=-1)
+        log_probs = replace(posterior, scores=posterior.scores.detach()).log_probs
         probs = log_probs.exp()
         return cls(probs, (probs * log_probs).sum(dim=-1), posterior.weights)
 

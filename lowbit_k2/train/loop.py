@@ -34,6 +34,7 @@ from lowbit_k2.train.checkpoint import (
     numbered,
     optimizer_tensors,
     save_checkpoint,
+    save_tensors,
 )
 from lowbit_k2.train.distributed import Ranks
 from lowbit_k2.train.metrics import Board, FrameMeans, describe
@@ -229,15 +230,13 @@ class Trainer:
         except Exception:
             suffix = "" if self.ranks.is_main else f"-rank{self.ranks.rank}"
             self.write(f"bad-model{suffix}.pt")
-            torch.save(
-                {
-                    "features": [b.features for b in batches],
-                    "feature_lens": [b.feature_lens for b in batches],
-                    "texts": "\n".join(text for b in batches for text in b.texts),
-                    "ids": "\n".join(name for b in batches for name in b.ids),
-                },
-                self.exp_dir / f"bad-batch{suffix}.pt",
-            )
+            content = {
+                "features": [b.features for b in batches],
+                "feature_lens": [b.feature_lens for b in batches],
+                "texts": "\n".join(text for b in batches for text in b.texts),
+                "ids": "\n".join(name for b in batches for name in b.ids),
+            }
+            save_tensors(self.exp_dir / f"bad-batch{suffix}.pt", content)
             logging.error("update failed: see bad-model%s.pt and bad-batch%s.pt in %s", suffix, suffix, self.exp_dir)
             raise
 

