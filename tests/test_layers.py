@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import ast
+import hashlib
 import importlib
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -129,6 +130,35 @@ def test_recipes_never_import_recipes() -> None:
         own = {other.stem for other in EGS if recipe_of[other] == recipe}
         foreign = {other.stem for other in EGS if recipe_of[other] != recipe} - own | {"egs"}
         assert not {name.split(".")[0] for name in imported_names(path)} & foreign, name_of(path)
+
+
+def function_bodies(path: Path) -> Iterator[tuple[str, str]]:
+    """Name and body of every function of a file, docstrings and comments aside."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"), filename=str(path))):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            body = node.body[1:] if ast.get_docstring(node) is not None else node.body
+            yield node.name, "\n".join(ast.unparse(statement) for statement in body)
+
+
+def twins(paths: Sequence[Path]) -> list[str]:
+    """Functions whose body stands in several of the files: what is shared belongs into the package."""
+    homes: dict[str, list[str]] = {}
+    for path in paths:
+        for name, body in function_bodies(path):
+            homes.setdefault(hashlib.sha256(body.encode()).hexdigest(), []).append(f"{path}:{name}")
+    return [" = ".join(names) for names in homes.values() if len(names) > 1]
+
+
+def test_recipes_hold_no_twins() -> None:
+    assert twins(EGS) == []
+
+
+def test_a_twin_is_seen(tmp_path: Path) -> None:
+    (tmp_path / "one.py").write_text('def f(x: int) -> int:\n    """One."""\n    return x + 1  # why\n')
+    (tmp_path / "two.py").write_text("class C:\n    def g(x):\n        return (x + 1)\n")
+    assert len(twins([tmp_path / "one.py", tmp_path / "two.py"])) == 1
+    (tmp_path / "two.py").write_text("def g(x):\n    return x + 2\n")
+    assert twins([tmp_path / "one.py", tmp_path / "two.py"]) == []
 
 
 def test_recipes_hold_no_symbolic_links() -> None:

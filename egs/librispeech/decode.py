@@ -9,7 +9,6 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -19,11 +18,10 @@ from lowbit_k2.launch import use_project_interpreter  # noqa: E402
 
 use_project_interpreter()
 
-from lowbit_k2.data.flags import str2bool  # noqa: E402
 from lowbit_k2.data.manifests import load_cuts  # noqa: E402
 from lowbit_k2.errors import run_main  # noqa: E402
 from lowbit_k2.recipe.decoding import add_decoding_arguments, run_decode  # noqa: E402
-from lowbit_k2.recipe.flags import make_parser  # noqa: E402
+from lowbit_k2.recipe.flags import add_mini_argument, make_parser, wants_mini  # noqa: E402
 
 MINI = {
     "exp_dir": HERE / "exp-mini/demo",
@@ -39,19 +37,12 @@ REAL = {
 }
 
 
-def add_corpus_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--mini", type=str2bool, default=False, help="the embedded corpus")
-    parser.add_argument("--test-sets", help="names of splits, by commas: dev-clean, test-other, ...")
-
-
 def main() -> None:
-    corpus = argparse.ArgumentParser(add_help=False)
-    add_corpus_arguments(corpus)
-    mini = corpus.parse_known_args()[0].mini
     parser = make_parser(__doc__)
-    add_corpus_arguments(parser)
+    add_mini_argument(parser)
+    parser.add_argument("--test-sets", help="names of splits, by commas: dev-clean, test-other, ...")
     add_decoding_arguments(parser)
-    parser.set_defaults(**(MINI if mini else REAL))
+    parser.set_defaults(**(MINI if wants_mini() else REAL))
     args = parser.parse_args()
     names = args.test_sets.split(",")
     run_decode(args, lambda: {name: load_cuts(args.manifest_dir, "librispeech", name) for name in names})

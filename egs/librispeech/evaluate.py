@@ -15,16 +15,15 @@ from lowbit_k2.launch import use_project_interpreter  # noqa: E402
 
 use_project_interpreter()
 
-from lowbit_k2.data.flags import str2bool  # noqa: E402
 from lowbit_k2.data.manifests import load_cuts  # noqa: E402
 from lowbit_k2.errors import run_main  # noqa: E402
 from lowbit_k2.recipe.evaluation import evaluate, format_table  # noqa: E402
-from lowbit_k2.recipe.flags import make_parser  # noqa: E402
+from lowbit_k2.recipe.flags import add_mini_argument, make_parser  # noqa: E402
 
 
 def main() -> None:
     parser = make_parser(__doc__)
-    parser.add_argument("--mini", type=str2bool, default=False, help="the embedded corpus")
+    add_mini_argument(parser)
     parser.add_argument("--exp-dir", type=Path, required=True)
     parser.add_argument("--manifest-dir", type=Path, help="default: data/fbank, or data-mini/fbank")
     parser.add_argument("--lang-dir", type=Path, help="default: lang_bpe_500, or with --mini lang_char, beside it")

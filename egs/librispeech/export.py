@@ -7,7 +7,6 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -17,29 +16,21 @@ from lowbit_k2.launch import use_project_interpreter  # noqa: E402
 
 use_project_interpreter()
 
-from lowbit_k2.data.flags import str2bool  # noqa: E402
 from lowbit_k2.data.manifests import load_cuts  # noqa: E402
 from lowbit_k2.errors import run_main  # noqa: E402
 from lowbit_k2.recipe.exporting import add_export_arguments, run_export  # noqa: E402
-from lowbit_k2.recipe.flags import make_parser  # noqa: E402
+from lowbit_k2.recipe.flags import add_mini_argument, make_parser, wants_mini  # noqa: E402
 
 MINI = {"exp_dir": HERE / "exp-mini/demo", "manifest_dir": HERE / "data-mini/fbank"}
 REAL = {"exp_dir": HERE / "exp/paper", "manifest_dir": HERE / "data/fbank"}
 
 
-def add_corpus_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--mini", type=str2bool, default=False, help="the embedded corpus")
-    parser.add_argument("--train-split", default="train-clean-100", help="where --recalibrate-bn takes its batches")
-
-
 def main() -> None:
-    corpus = argparse.ArgumentParser(add_help=False)
-    add_corpus_arguments(corpus)
-    mini = corpus.parse_known_args()[0].mini  # it decides about the other flags' defaults
     parser = make_parser(__doc__)
-    add_corpus_arguments(parser)
+    add_mini_argument(parser)
+    parser.add_argument("--train-split", default="train-clean-100", help="where --recalibrate-bn takes its batches")
     add_export_arguments(parser)
-    parser.set_defaults(**(MINI if mini else REAL))
+    parser.set_defaults(**(MINI if wants_mini() else REAL))
     args = parser.parse_args()
     run_export(args, lambda: load_cuts(args.manifest_dir, "librispeech", args.train_split))
 

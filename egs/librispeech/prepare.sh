@@ -157,7 +157,7 @@ if [ $stage -le 2 ] && [ $stop_stage -ge 2 ]; then
   if [ "$use_musan" = false ]; then
     log "Skipped: --use-musan false"
   elif needed "$manifest_dir/.musan.done" "corpus=$musan_dir"; then
-    $python local/prepare_manifests.py --corpus musan --corpus-dir "$musan_dir" --manifest-dir "$manifest_dir"
+    $python -m lowbit_k2.recipe.prepare_musan --musan-dir "$musan_dir" --manifest-dir "$manifest_dir"
     finish "$manifest_dir/.musan.done" "corpus=$musan_dir"
   fi
 fi

@@ -23,6 +23,7 @@ from lowbit_k2.data.flags import str2bool  # noqa: E402
 from lowbit_k2.data.manifests import load_cuts  # noqa: E402
 from lowbit_k2.errors import run_main  # noqa: E402
 from lowbit_k2.recipe.dry_run import dry_run  # noqa: E402
+from lowbit_k2.recipe.flags import add_mini_argument, wants_mini  # noqa: E402
 from lowbit_k2.recipe.training import run_training, training_parser  # noqa: E402
 
 DEMO = {  # the embedded corpus: an hour of synthetic speech
@@ -51,7 +52,7 @@ REAL = {
 
 
 def add_corpus_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--mini", type=str2bool, default=False, help="the embedded corpus, with defaults to suit it")
+    add_mini_argument(parser)
     parser.add_argument("--full-libri", type=str2bool, default=True, help="960 h; false: train-clean-100")
     parser.add_argument("--mini-libri", type=str2bool, default=False, help="Mini LibriSpeech: train-clean-5")
 
@@ -66,10 +67,7 @@ def splits(args: argparse.Namespace) -> tuple[list[str], list[str]]:
 
 
 def main() -> None:
-    corpus = argparse.ArgumentParser(add_help=False)
-    add_corpus_arguments(corpus)
-    mini = corpus.parse_known_args()[0].mini  # it decides about the other flags' defaults
-    parser = training_parser(__doc__, **(DEMO if mini else REAL))
+    parser = training_parser(__doc__, **(DEMO if wants_mini() else REAL))
     add_corpus_arguments(parser)
     args = parser.parse_args()
     if args.dry_run:

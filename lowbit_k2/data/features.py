@@ -53,6 +53,13 @@ class FeatureConfig:
         for name in ("num_mel_bins", "sampling_rate", "frame_length", "frame_shift"):
             if getattr(self, name) <= 0:
                 raise UserError(f"features: {name} must be positive, not {getattr(self, name)}")
+        nyquist = self.sampling_rate / 2
+        highest = self.high_freq if self.high_freq > 0 else nyquist + self.high_freq
+        if not 0 <= self.low_freq < highest <= nyquist:
+            raise UserError(
+                f"features: no mel bins fit between {self.low_freq:g} and {highest:g} Hz at {self.sampling_rate} Hz: "
+                f"low_freq must be less than high_freq, and that at most {nyquist:g}"
+            )
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from lowbit_k2.data.augment import SpecAugmentConfig
-from lowbit_k2.data.features import EXTRACTORS, NORMALIZATIONS
+from lowbit_k2.data.features import EXTRACTORS, NORMALIZATIONS, FeatureConfig
 from lowbit_k2.data.noise import NoiseConfig
 
 SPEC_AUGMENT_FLAGS = {
@@ -35,9 +35,16 @@ def str2bool(text: str) -> bool:
 
 
 def add_feature_arguments(parser: argparse._ActionsContainer) -> None:
-    """Flags on how features are computed, for compute_fbank and for on-the-fly features."""
+    """Flags on how features are computed."""
     parser.add_argument("--num-mel-bins", type=int, default=80)
     parser.add_argument("--sampling-rate", type=int, default=16000, help="Hz; audio at other rates is resampled")
+    parser.add_argument("--low-freq", type=float, default=FeatureConfig.low_freq, help="Hz: where the bins begin")
+    parser.add_argument(
+        "--high-freq",
+        type=float,
+        default=FeatureConfig.high_freq,
+        help="Hz: where they end; zero or less counts from half the sampling rate",
+    )
     parser.add_argument("--feature-extractor", choices=EXTRACTORS, default="lhotse")
 
 

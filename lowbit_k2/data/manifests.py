@@ -3,11 +3,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lowbit_k2.errors import UserError
+from lowbit_k2.fileio import atomic_write
 
 if TYPE_CHECKING:
     from lhotse import CutSet
@@ -19,6 +20,22 @@ def cuts_path(manifest_dir: str | Path, corpus: str, split: str) -> Path:
 
 def shar_path(manifest_dir: str | Path, corpus: str, split: str) -> Path:
     return Path(manifest_dir) / f"{corpus}_shar_{split}"
+
+
+def write_manifests(corpus: str, manifests: Mapping[str, Mapping[str, Any]], manifest_dir: Path) -> None:
+    """Write `<corpus>_<kind>_<split>.jsonl.gz`, each whole or not at all, items sorted by id, and print their numbers.
+
+    Args:
+      manifests: lhotse's sets by split and kind ("recordings", "supervisions"), as its recipes return them.
+    """
+    for split, kinds in sorted(manifests.items()):
+        for kind, items in kinds.items():
+            if items is None:
+                continue
+            items = type(items).from_items(sorted(items, key=lambda item: item.id))
+            with atomic_write(manifest_dir / f"{corpus}_{kind}_{split}.jsonl.gz") as temporary:
+                items.to_file(temporary)
+            print(f"{corpus}_{kind}_{split}.jsonl.gz: {len(items)}")
 
 
 def read_cuts(path: str | Path, lazy: bool = False) -> CutSet:

@@ -237,7 +237,11 @@ def check_audio(cuts: CutSet) -> None:
 def compute_fbank(args: argparse.Namespace) -> None:
     """Do all splits that are not done."""
     config = FeatureConfig(
-        num_mel_bins=args.num_mel_bins, sampling_rate=args.sampling_rate, extractor=args.feature_extractor
+        num_mel_bins=args.num_mel_bins,
+        sampling_rate=args.sampling_rate,
+        extractor=args.feature_extractor,
+        low_freq=args.low_freq,
+        high_freq=args.high_freq,
     )
     splits = args.splits.split()
     if not splits:

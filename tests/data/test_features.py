@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from lowbit_k2.data.features import (
+    EXTRACTORS,
     FeatureConfig,
     check_feature_config,
     extract_wav,
@@ -36,7 +37,17 @@ def test_config_round_trip() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"type": "mfcc"}, {"extractor": "sox"}, {"normalize": "yes"}, {"num_mel_bins": 0}, {"frame_shift": -1}]
+    "wrong",
+    [
+        {"type": "mfcc"},
+        {"extractor": "sox"},
+        {"normalize": "yes"},
+        {"num_mel_bins": 0},
+        {"frame_shift": -1},
+        {"low_freq": -1.0},
+        {"high_freq": 8001.0},
+        {"low_freq": 4000.0, "sampling_rate": 8000},
+    ],
 )
 def test_config_refuses(wrong: dict) -> None:
     with pytest.raises(UserError):
@@ -52,6 +63,24 @@ def test_settings_stay_with_the_stored_features(tmp_path: Path) -> None:
     check_feature_config(tmp_path, replace(config, normalize="none"))  # normalised on loading, not in the store
     with pytest.raises(UserError, match="other feature settings"):
         check_feature_config(tmp_path, FeatureConfig())
+
+
+@pytest.mark.parametrize("num_mel_bins", [64, 80])
+@pytest.mark.parametrize("extractor", EXTRACTORS)
+def test_telephone_bands_hold_speech(num_mel_bins: int, extractor: str) -> None:
+    """At 8 kHz a bin spans few lines of the spectrum: none may be without any, and none may reach beyond 3.8 kHz."""
+    if extractor == "kaldifeat" and importlib.util.find_spec("kaldifeat") is None:
+        pytest.skip("kaldifeat is not installed: make kaldifeat")
+    config = FeatureConfig(
+        num_mel_bins=num_mel_bins, sampling_rate=8000, high_freq=-200, normalize="none", extractor=extractor
+    )
+    time = np.arange(8000) / 8000
+    rng = np.random.default_rng(0)
+    noise = extract_wav((0.1 * rng.standard_normal(8000)).astype(np.float32), config)  # (T, F)
+    assert noise.shape == (100, num_mel_bins) and bool((noise.std(dim=0) > 0.1).all())
+    tones = [extract_wav((0.1 * np.sin(2 * np.pi * f * time)).astype(np.float32), config) for f in (3700, 3900)]
+    inside, beyond = (tone[50, -1] for tone in tones)
+    assert inside > beyond + 5
 
 
 def test_normalize() -> None:

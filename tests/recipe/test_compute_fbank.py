@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from lowbit_k2.data.features import FeatureConfig, load_features, make_extractor, read_feature_config
-from lowbit_k2.data.manifests import read_cuts
+from lowbit_k2.data.manifests import cuts_path, read_cuts
 from lowbit_k2.errors import UserError
 from lowbit_k2.recipe import compute_fbank as module
 from lowbit_k2.recipe.compute_fbank import compute_fbank, get_parser
@@ -165,6 +165,14 @@ def test_other_sampling_rates(tmp_path: Path) -> None:
     run(*flags(corpus, tmp_path / "fbank"))
     cuts = list(read_cuts(tmp_path / "fbank" / "toy_cuts_train.jsonl.gz"))
     assert [(cut.sampling_rate, cut.num_frames) for cut in cuts] == [(RATE, 50)] * 2
+
+
+def test_narrow_band(tmp_path: Path) -> None:
+    corpus = make_corpus(tmp_path / "manifests", count=2, rate=8000)
+    run(*flags(corpus, tmp_path / "fbank"), "--sampling-rate", "8000", "--num-mel-bins", "64", "--high-freq", "-200")
+    config = read_feature_config(tmp_path / "fbank")
+    assert (config.sampling_rate, config.num_mel_bins, config.high_freq) == (8000, 64, -200)
+    assert {cut.num_features for cut in read_cuts(cuts_path(tmp_path / "fbank", "toy", "train"))} == {64}
 
 
 def test_a_failure_leaves_nothing_half_written(corpus: Path, tmp_path: Path) -> None:

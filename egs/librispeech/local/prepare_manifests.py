@@ -1,11 +1,10 @@
 #!/usr/bin/env python3
-"""Write lhotse manifests of LibriSpeech's parts, or of MUSAN, whole or not at all, sorted by id.
+"""Write lhotse manifests of LibriSpeech's parts, whole or not at all, sorted by id.
 
     ./local/prepare_manifests.py --corpus-dir download/LibriSpeech --parts "dev-clean" --manifest-dir data/manifests
-    ./local/prepare_manifests.py --corpus-dir download/musan --corpus musan --manifest-dir data/manifests
 
-As `lhotse prepare librispeech` and `lhotse prepare musan` do, with the same file names; sorted, because lhotse's own
-order is that of the file system.
+As `lhotse prepare librispeech` does, with the same file names; sorted, because lhotse's own order is that of the file
+system.
 """
 
 from __future__ import annotations
@@ -17,42 +16,27 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
+from lowbit_k2.data.manifests import write_manifests  # noqa: E402
 from lowbit_k2.errors import UserError, run_main  # noqa: E402
-from lowbit_k2.fileio import atomic_write  # noqa: E402
 
 
-def read_corpus(corpus: str, corpus_dir: Path, parts: list[str], num_jobs: int) -> dict[str, dict[str, Any]]:
+def read_corpus(corpus_dir: Path, parts: list[str], num_jobs: int) -> dict[str, dict[str, Any]]:
     """Manifests by part and kind, from lhotse.
 
     Raises:
       UserError: lhotse cannot read the corpus, e.g. a damaged audio file.
     """
-    from lhotse.recipes import prepare_librispeech, prepare_musan
+    from lhotse.recipes import prepare_librispeech
 
     try:
-        if corpus == "musan":
-            return prepare_musan(corpus_dir)
         return prepare_librispeech(corpus_dir, dataset_parts=parts, num_jobs=num_jobs)
     except Exception as error:  # lhotse and the audio libraries have no common class
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"{corpus_dir} cannot be read ({type(error).__name__}: {reason}): unpack it again") from None
 
 
-def write_manifests(corpus: str, manifests: dict[str, dict[str, Any]], manifest_dir: Path) -> None:
-    """Write `<corpus>_<kind>_<part>.jsonl.gz`, items sorted by id."""
-    for part, kinds in sorted(manifests.items()):
-        for kind, items in kinds.items():
-            if items is None:
-                continue
-            items = type(items).from_items(sorted(items, key=lambda item: item.id))
-            with atomic_write(manifest_dir / f"{corpus}_{kind}_{part}.jsonl.gz") as temporary:
-                items.to_file(temporary)
-            print(f"{corpus}_{kind}_{part}.jsonl.gz: {len(items)}")
-
-
 def get_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--corpus", choices=("librispeech", "musan"), default="librispeech")
     parser.add_argument("--corpus-dir", type=Path, required=True)
     parser.add_argument("--parts", default="", help="parts of LibriSpeech, separated by spaces")
     parser.add_argument("--manifest-dir", type=Path, required=True)
@@ -65,8 +49,8 @@ def main() -> None:
     if not args.corpus_dir.is_dir():
         raise UserError(f"no corpus at {args.corpus_dir}: download it with --stage 0, or give its folder")
     corpus_dir = args.corpus_dir.resolve()  # manifests name audio by full paths: usable from any folder
-    manifests = read_corpus(args.corpus, corpus_dir, args.parts.split(), args.num_jobs)
-    write_manifests(args.corpus, manifests, args.manifest_dir)
+    manifests = read_corpus(corpus_dir, args.parts.split(), args.num_jobs)
+    write_manifests("librispeech", manifests, args.manifest_dir)
 
 
 if __name__ == "__main__":
