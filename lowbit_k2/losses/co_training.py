@@ -36,6 +36,7 @@ class CoTrainingConfig:
     teacher: str = ""  # "" = the highest precision among the branches; "32" adds a float branch
     lambda1: float = 0.5  # weight of the losses of the other branches
     lambda2: float = 1.0  # weight of the KL terms; 0 trains without them
+    kl_warm_step: int = 0  # updates in which lambda2 rises from 0 to its value; 0: constant, as in the paper
     sp_schedule: str = "log"  # "log" (the authors' formula), "linear" or "constant"
     sp_first: float | None = None  # P(lowest bits) at the first layer; None: the schedule's own
     sp_last: float | None = None  # and at the last
@@ -59,6 +60,8 @@ class CoTrainingConfig:
                 raise UserError(f"{flag} {value} is no probability: give a number from 0 to 1")
         if self.lambda1 < 0 or self.lambda2 < 0:
             raise UserError("--lambda1 and --lambda2 must not be negative")
+        if self.kl_warm_step < 0:
+            raise UserError("--kl-warm-step must not be negative")
 
     @property
     def bits(self) -> tuple[int, ...]:
@@ -73,6 +76,10 @@ class CoTrainingConfig:
     @property
     def teacher_bits(self) -> int:
         return int(self.teacher) if self.teacher else self.bits[0]
+
+    def kl_weight(self, update: int) -> float:
+        """lambda2 at update number `update`, the first being 1: early on, a teacher knows nothing worth learning."""
+        return self.lambda2 * min(1.0, update / self.kl_warm_step) if self.kl_warm_step else self.lambda2
 
     def to_dict(self) -> dict[str, Any]:
         return {**asdict(self), "precisions": list(self.precisions)}
@@ -197,7 +204,8 @@ class CoTraining:
         """
         metrics: dict[str, float] = {"loss": 0.0}
         branches = self.branches(update)
-        teaches = self.config.lambda2 > 0 and len(branches) > 1
+        kl_weight = self.config.kl_weight(update)
+        teaches = kl_weight > 0 and len(branches) > 1
         teacher: list[Taught] = []
         shared = None
         for branch in branches:
@@ -207,7 +215,7 @@ class CoTraining:
                 loss = own if branch.is_teacher else self.config.lambda1 * own
                 if teacher:
                     divergence = divergence_from(teacher, out.posteriors) / num_frames
-                    loss = loss + self.config.lambda2 * divergence
+                    loss = loss + kl_weight * divergence
                     metrics[f"kl_{branch.name}"] = divergence.item()
                 backward(loss)
             if branch.is_teacher:

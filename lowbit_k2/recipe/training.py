@@ -95,6 +95,9 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     quant.add_argument("--teacher", default="", help="bits of the teacher; default: the highest branch; 32 adds one")
     quant.add_argument("--lambda1", type=float, default=CoTrainingConfig.lambda1, help="weight of the other losses")
     quant.add_argument("--lambda2", type=float, default=CoTrainingConfig.lambda2, help="weight of the KL terms")
+    quant.add_argument(
+        "--kl-warm-step", type=int, default=CoTrainingConfig.kl_warm_step, help="updates in which lambda2 rises from 0"
+    )
     quant.add_argument("--sp-schedule", default="log", choices=("log", "linear", "constant"))
     quant.add_argument("--sp-first", type=float, help="P(lowest bits) at the first layer; default: the schedule's own")
     quant.add_argument("--sp-last", type=float, help="the same at the last layer")
@@ -179,6 +182,7 @@ def co_training_config(args: argparse.Namespace) -> CoTrainingConfig:
         teacher=args.teacher,
         lambda1=args.lambda1,
         lambda2=args.lambda2,
+        kl_warm_step=args.kl_warm_step,
         sp_schedule=args.sp_schedule,
         sp_first=args.sp_first,
         sp_last=args.sp_last,

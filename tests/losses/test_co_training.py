@@ -114,6 +114,15 @@ def test_plain_co_training_has_no_kl():
     )
 
 
+def test_kl_can_rise_from_nothing():
+    assert [CoTrainingConfig(lambda2=0.8, kl_warm_step=4).kl_weight(n) for n in (1, 2, 4, 9)] == [0.2, 0.4, 0.8, 0.8]
+    assert CoTrainingConfig(lambda2=0.8).kl_weight(1) == 0.8
+    model, objective, forward = setup(lambda2=0.7, kl_warm_step=10)
+    metrics = objective.backward(model, forward, update=5, num_frames=num_frames(forward))
+    others = 0.5 * (metrics["loss_1"] + metrics["loss_sp"]) + 0.35 * (metrics["kl_1"] + metrics["kl_sp"])
+    assert metrics["loss"] == pytest.approx(metrics["loss_2"] + others, rel=1e-6)
+
+
 def test_float_teacher_is_an_extra_branch():
     model, objective, forward = setup(precisions=(32, 2, 1))
     objective.config = CoTrainingConfig(precisions=("2", "1"), teacher="32")
@@ -146,6 +155,7 @@ def test_stochastic_precision_depends_on_the_update_only():
         {"teacher": "4"},
         {"teacher": "sp"},
         {"lambda2": -1.0},
+        {"kl_warm_step": -1},
     ],
 )
 def test_impossible_branches_are_refused(wrong):
