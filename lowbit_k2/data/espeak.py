@@ -1,4 +1,4 @@
-"""Speech synthesis for the embedded corpus: espeak-ng's C interface through ctypes.
+"""Speech synthesis for the embedded corpora: espeak-ng's C interface through ctypes.
 
 The library and its voices come from the pip package `espeakng-loader`, so that no system package is needed.
 espeak-ng (GPL-3.0) runs here as a separate program library at data preparation only; nothing of it is shipped,
@@ -22,6 +22,7 @@ OUTPUT_SYNCHRONOUS = 2
 OPTION_DONT_EXIT = 0x8000
 PARAMETER_RATE, PARAMETER_VOLUME, PARAMETER_PITCH, PARAMETER_RANGE = 1, 2, 3, 4
 CHARACTERS_UTF8 = 1
+PHONEME_SEPARATOR = ord("_") << 8  # of espeak_TextToPhonemes: mnemonics, with this between them
 STATUS_OK = 0
 
 VOLUME = 40  # default 100 clips with some of the voices
@@ -77,8 +78,7 @@ class Espeak:
         Raises:
           UserError: espeak-ng does not know the voice or returns no speech.
         """
-        if self._library.espeak_SetVoiceByName(voice.encode()) != STATUS_OK:
-            raise UserError(f"espeak-ng has no voice {voice!r}: espeakng-loader 0.2.4 has it")
+        self._set_voice(voice)
         settings = (
             (PARAMETER_RATE, prosody.rate),
             (PARAMETER_VOLUME, VOLUME),
@@ -93,6 +93,24 @@ class Espeak:
         if status != STATUS_OK or not self._chunks:
             raise UserError(f"espeak-ng made no speech of {text!r} with voice {voice!r} (status {status})")
         return np.concatenate(self._chunks)
+
+    def phonemes(self, word: str, voice: str) -> list[str]:
+        """How `voice` says a word: espeak-ng's mnemonics (`"water"`: `["w", "O:", "t#", "3"]`), without stress.
+
+        Raises:
+          UserError: espeak-ng does not know the voice.
+        """
+        self._set_voice(voice)
+        to_phonemes = self._library.espeak_TextToPhonemes
+        to_phonemes.restype = ctypes.c_char_p
+        text = ctypes.c_char_p(word.encode())
+        mnemonics = to_phonemes(ctypes.byref(text), CHARACTERS_UTF8, PHONEME_SEPARATOR).decode()
+        stripped = (m.strip("',%=; ") for m in mnemonics.replace(" ", "_").split("_"))
+        return [m for m in stripped if m not in ("", ":")]  # "_:" is a pause
+
+    def _set_voice(self, voice: str) -> None:
+        if self._library.espeak_SetVoiceByName(voice.encode()) != STATUS_OK:
+            raise UserError(f"espeak-ng has no voice {voice!r}: espeakng-loader 0.2.4 has it")
 
     def _collect(self, samples: ctypes._Pointer, num_samples: int, events: int | None) -> int:
         """espeak-ng's callback: keep a copy of the samples; 0 means go on."""

@@ -1,6 +1,8 @@
-"""From espeak-ng's samples to a corpus-like recording: resampling, loudness, colour and a little noise."""
+"""From espeak-ng's samples to a corpus-like recording: resampling, loudness, colour, filters and noise."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -23,7 +25,7 @@ def resample(samples: np.ndarray, source_rate: int, target_rate: int = SAMPLING_
     """
     divisor = int(np.gcd(source_rate, target_rate))
     source_unit, target_unit = source_rate // divisor, target_rate // divisor  # 441, 320 for 22050 -> 16000
-    units = _next_smooth(-(-len(samples) // source_unit))
+    units = next_smooth(-(-len(samples) // source_unit))
     spectrum = np.fft.rfft(samples, units * source_unit)
     num_target = units * target_unit
     if num_target < units * source_unit:
@@ -32,7 +34,7 @@ def resample(samples: np.ndarray, source_rate: int, target_rate: int = SAMPLING_
     return resampled[: -(-len(samples) * target_rate // source_rate)]
 
 
-def _next_smooth(number: int) -> int:
+def next_smooth(number: int) -> int:
     """The least integer >= number without prime factors over 7, for which the FFT is fast."""
     while True:
         rest = number
@@ -71,17 +73,42 @@ def record(
     Returns:
       int16 samples, shape (m,), at 16 kHz, with EDGE_SECONDS of noise around the speech.
     """
-    clean = tilt(resample(_trim(speech.astype(np.float64)), source_rate), brightness)
+    clean = tilt(resample(trim(speech.astype(np.float64)), source_rate), brightness)
     edge = int(EDGE_SECONDS * SAMPLING_RATE)
     clean = np.pad(clean, edge)
-    rms = np.sqrt(np.mean(clean[edge:-edge] ** 2))
-    clean *= 10 ** (gain / 20) / rms
+    clean *= 10 ** (gain / 20) / rms(clean[edge:-edge])
     mixed = clean + 10 ** ((gain - snr) / 20) * noise(len(clean), rng)
-    mixed *= min(1.0, PEAK / np.abs(mixed).max())
-    return np.round(mixed * 32767).astype(np.int16)
+    return to_int16(mixed)
 
 
-def _trim(samples: np.ndarray, threshold: float = 100.0) -> np.ndarray:
+def to_int16(samples: np.ndarray) -> np.ndarray:
+    """Round samples in -1...1 to int16; what would exceed PEAK is made softer as a whole, never clipped."""
+    samples = samples * min(1.0, PEAK / np.abs(samples).max())
+    return np.round(samples * 32767).astype(np.int16)
+
+
+def rms(samples: np.ndarray) -> float:
+    """Root of the mean square."""
+    return float(np.sqrt(np.mean(samples**2)))
+
+
+def shape_spectrum(samples: np.ndarray, rate: int, curve: Sequence[tuple[float, float]]) -> np.ndarray:
+    """Filter with zero phase by a curve of gains.
+
+    Args:
+      samples: shape (n,), at `rate` Hz.
+      curve: points (frequency in Hz, gain in dB), frequencies rising; straight lines between them.
+
+    Returns:
+      shape (n,).
+    """
+    length = next_smooth(len(samples) + rate // 10)  # room for the filter's tails, which would wrap around
+    frequencies, gains = zip(*curve, strict=True)
+    decibels = np.interp(np.fft.rfftfreq(length, 1 / rate), frequencies, gains)
+    return np.fft.irfft(np.fft.rfft(samples, length) * 10 ** (decibels / 20), length)[: len(samples)]
+
+
+def trim(samples: np.ndarray, threshold: float = 100.0) -> np.ndarray:
     """Cut silence at both ends (espeak-ng adds up to half a second after a sentence)."""
     loud = np.flatnonzero(np.abs(samples) > threshold)
     return samples[loud[0] : loud[-1] + 1] if len(loud) else samples

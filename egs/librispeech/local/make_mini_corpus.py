@@ -9,12 +9,7 @@ Texts are always the same bytes; audio is the same on the same machine, whatever
 
 from __future__ import annotations
 
-import argparse
-import multiprocessing
-import shutil
-import signal
 import sys
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -22,11 +17,19 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
-from espeak import Espeak, Prosody  # noqa: E402
-from mini_audio import SAMPLING_RATE, record  # noqa: E402
 from mini_plan import DEFAULT_HOURS, DEFAULT_SEED, SPLITS, Plan, Speaker, Utterance, make_plan  # noqa: E402
 
-from lowbit_k2.errors import UserError, run_main  # noqa: E402
+from lowbit_k2.data.espeak import Espeak, Prosody  # noqa: E402
+from lowbit_k2.data.synthesis import (  # noqa: E402
+    README_NAME,
+    check_num_jobs,
+    corpus_parser,
+    holds_corpus,
+    in_fresh_processes,
+    whole_folder,
+)
+from lowbit_k2.data.synthetic_audio import SAMPLING_RATE, record  # noqa: E402
+from lowbit_k2.errors import run_main  # noqa: E402
 
 README = """\
 Synthetic speech in the directory layout of LibriSpeech, made by lowbit_k2's egs/librispeech/local/make_mini_corpus.py
@@ -72,22 +75,11 @@ def say(espeak: Espeak, speaker: Speaker, utterance: Utterance, rng: np.random.G
 
 
 def synthesize(plan: Plan, corpus_dir: Path, num_jobs: int) -> dict[int, dict[int, float]]:
-    """Synthesize all speakers, each in a fresh process; return seconds by speaker and chapter."""
-    from tqdm import tqdm
-
-    # A forked child starts without a loaded espeak-ng, and a tenth of a second sooner than a spawned one.
-    context = multiprocessing.get_context("fork")
+    """Synthesize all speakers; return seconds by speaker and chapter."""
     work = partial(synthesize_speaker, plan, corpus_dir)
-    progress = tqdm(total=plan.num_utterances, desc="Synthesizing", unit="utt")
-    seconds = {}
-    # An interrupt is the parent's to handle: its leaving the `with` ends the children.
-    ignore = (signal.SIGINT, signal.SIG_IGN)
-    with context.Pool(num_jobs, signal.signal, ignore, maxtasksperchild=1) as pool, progress:
-        results: Iterator[dict[int, float]] = pool.imap(work, plan.speakers, chunksize=1)
-        for speaker, by_chapter in zip(plan.speakers, results, strict=True):
-            seconds[speaker.id] = by_chapter
-            progress.update(len(plan.utterances[speaker.id]))
-    return seconds
+    sizes = [len(plan.utterances[s.id]) for s in plan.speakers]
+    results = in_fresh_processes(work, plan.speakers, num_jobs, sizes)
+    return {s.id: by_chapter for s, by_chapter in zip(plan.speakers, results, strict=True)}
 
 
 def readme_text(plan: Plan) -> str:
@@ -109,7 +101,7 @@ def write_tables(plan: Plan, corpus_dir: Path, seconds: dict[int, dict[int, floa
     (corpus_dir / "SPEAKERS.TXT").write_text("".join(speakers), encoding="utf-8")
     (corpus_dir / "CHAPTERS.TXT").write_text("".join(chapters), encoding="utf-8")
     (corpus_dir / "BOOKS.TXT").write_text("1      | Sentences of the embedded grammar | lowbit_k2\n", encoding="utf-8")
-    (corpus_dir / "README.TXT").write_text(readme_text(plan), encoding="utf-8")
+    (corpus_dir / README_NAME).write_text(readme_text(plan), encoding="utf-8")
 
 
 def make_corpus(output_dir: Path, hours: float, seed: int, num_jobs: int) -> None:
@@ -118,24 +110,14 @@ def make_corpus(output_dir: Path, hours: float, seed: int, num_jobs: int) -> Non
     Raises:
       UserError: something else is in the way, flags out of range, or the synthesizer does not work.
     """
-    if num_jobs < 1:
-        raise UserError(f"--num-jobs {num_jobs} is out of range: give 1 or more")
+    check_num_jobs(num_jobs)
     plan = make_plan(hours, seed)
-    if output_dir.exists():
-        readme = output_dir / "README.TXT"
-        if readme.is_file() and readme.read_text(encoding="utf-8") == readme_text(plan):
-            print(f"{output_dir} is there already")
-            return
-        raise UserError(f"{output_dir} holds another corpus: remove it, or choose another folder")
-    partial_dir = output_dir.with_name(f".{output_dir.name}.partial")
-    shutil.rmtree(partial_dir, ignore_errors=True)  # left by a killed run
-    partial_dir.mkdir(parents=True)
-    try:
+    if holds_corpus(output_dir, readme_text(plan)):
+        print(f"{output_dir} is there already")
+        return
+    with whole_folder(output_dir) as partial_dir:
         seconds = synthesize(plan, partial_dir, num_jobs)
         write_tables(plan, partial_dir, seconds)
-        partial_dir.rename(output_dir)
-    finally:
-        shutil.rmtree(partial_dir, ignore_errors=True)
     _print_summary(plan, seconds)
 
 
@@ -151,17 +133,8 @@ def _print_summary(plan: Plan, seconds: dict[int, dict[int, float]]) -> None:
         )
 
 
-def get_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output-dir", type=Path, required=True, help="the corpus, e.g. .../LibriSpeech")
-    parser.add_argument("--hours", type=float, default=DEFAULT_HOURS, help="about so many hours (0.01 to 20)")
-    parser.add_argument("--seed", type=int, default=DEFAULT_SEED, help="of texts, prosody and noise")
-    parser.add_argument("--num-jobs", type=int, default=2, help="processes at a time")
-    return parser
-
-
 def main() -> None:
-    args = get_parser().parse_args()
+    args = corpus_parser(__doc__, DEFAULT_HOURS, DEFAULT_SEED).parse_args()
     make_corpus(args.output_dir, args.hours, args.seed, args.num_jobs)
 
 

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 from mini_text import distinct_sentences
 
-from lowbit_k2.errors import UserError
+from lowbit_k2.data.grammar import uniform_int
+from lowbit_k2.data.synthesis import check_hours
 
 DEFAULT_HOURS = 1.0
 # Of the seeds 1-160 the one whose rarest dev or test word is heard most often in training (4 times).
@@ -95,8 +96,7 @@ def make_plan(hours: float = DEFAULT_HOURS, seed: int = DEFAULT_SEED) -> Plan:
     Raises:
       UserError: hours are not between 0.01 and 20.
     """
-    if not 0.01 <= hours <= 20:
-        raise UserError(f"--hours {hours:g} is out of range: give 0.01 to 20")
+    check_hours(hours)
     speakers = make_speakers(seed)
     sentences = distinct_sentences(seed)
     utterances = {}
@@ -119,8 +119,8 @@ def make_speakers(seed: int = DEFAULT_SEED) -> list[Speaker]:
                 sex=sex,
                 variant=variant,
                 accent=ACCENTS[len(speakers) % len(ACCENTS)],
-                pitch=_uniform_int(rng, 38, 62),
-                rate=_uniform_int(rng, 112, 152),
+                pitch=uniform_int(rng, 38, 62),
+                rate=uniform_int(rng, 112, 152),
                 brightness=round(-0.25 + 0.5 * rng.random(), 3),
             )
             speakers.append(speaker)
@@ -142,16 +142,11 @@ def _plan_speaker(speaker: Speaker, seconds: float, sentences: Iterator[str], se
                 chapter=chapter,
                 text=text.upper(),
                 rate=round(speaker.rate * (0.9 + 0.2 * rng.random())),
-                pitch=speaker.pitch + _uniform_int(rng, -6, 6),
-                pitch_range=_uniform_int(rng, 35, 65),
+                pitch=speaker.pitch + uniform_int(rng, -6, 6),
+                pitch_range=uniform_int(rng, 35, 65),
                 gain=round(-28 + 6 * rng.random(), 2),
                 snr=round(20 + 20 * rng.random(), 2),
             )
         )
         seconds -= SECONDS_PER_UTTERANCE + SECONDS_PER_WORD * words * 170 / utterances[-1].rate
     return tuple(utterances)
-
-
-def _uniform_int(rng: random.Random, low: int, high: int) -> int:
-    """An integer from low to high, both included, from rng.random() only (equal in all Python versions)."""
-    return low + int(rng.random() * (high - low + 1))

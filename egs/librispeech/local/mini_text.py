@@ -1,14 +1,14 @@
 """The sentences of the embedded corpus: a small grammar, so that few words recur in ever new orders.
 
-A rule is a name and its alternatives; `<name>` in an alternative is replaced by an expansion of that rule. The
-sentences are commands, dates, journeys, addresses, telephone numbers and shopping, written for this project.
+The sentences are commands, dates, journeys, addresses, telephone numbers and shopping, written for this project.
 """
 
 from __future__ import annotations
 
 import random
-import re
 from collections.abc import Iterator
+
+from lowbit_k2.data.grammar import Rules, expand, parse_grammar
 
 GRAMMAR_TEXT = """
 sentence: <date> | <date> | <date> | <journey> | <journey> | <command> | <command> | <command> | <number> |
@@ -91,59 +91,28 @@ sky: rain | snow | wind | fog | sunshine | thunder
 warm: warm | cold | wet | dry
 """
 
-_SLOT = re.compile(r"<(\w+)>")
-
-
-def parse_grammar(text: str = GRAMMAR_TEXT) -> dict[str, list[str]]:
-    """Read rules `name: alternative | alternative`; indented lines continue the rule above."""
-    rules: dict[str, list[str]] = {}
-    for line in re.sub(r"\n +", " ", text).splitlines():
-        if line.strip():
-            name, _, alternatives = line.partition(":")
-            rules[name.strip()] = [" ".join(a.split()) for a in alternatives.split("|")]
-    return rules
-
-
-def draw(options: list[str], rng: random.Random) -> str:
-    """One of `options`. Uses rng.random() only: its sequence is the same in every Python version."""
-    return options[int(rng.random() * len(options))]
-
-
-def draw_sentence(rules: dict[str, list[str]], rng: random.Random) -> str:
-    """Expand the rule `sentence`, always the leftmost slot first."""
-    text = "<sentence>"
-    while (slot := _SLOT.search(text)) is not None:
-        text = text[: slot.start()] + draw(rules[slot.group(1)], rng) + text[slot.end() :]
-    return text
-
 
 def distinct_sentences(seed: int) -> Iterator[str]:
     """Endlessly yield different sentences in lower case, in an order that `seed` alone decides.
 
     No sentence comes twice, so that dev and test hold none of the training sentences.
     """
-    rules = parse_grammar()
+    rules = parse_grammar(GRAMMAR_TEXT)
     rng = random.Random(seed)
     seen: set[str] = set()
     while True:
-        sentence = draw_sentence(rules, rng)
+        sentence = expand(rules, "sentence", rng)
         if sentence not in seen and not _repeats_a_name(sentence, rules):
             seen.add(sentence)
             yield sentence
 
 
-def _repeats_a_name(sentence: str, rules: dict[str, list[str]]) -> bool:
+def _repeats_a_name(sentence: str, rules: Rules) -> bool:
     """True where a person, city or device comes twice ("from paris to paris")."""
     words = sentence.split()
     names = [w for w in words if w in _repeatless(rules)]
     return len(names) != len(set(names))
 
 
-def _repeatless(rules: dict[str, list[str]]) -> set[str]:
+def _repeatless(rules: Rules) -> set[str]:
     return {word for rule in ("name", "city", "device", "food", "person") for word in rules[rule]}
-
-
-def vocabulary() -> list[str]:
-    """All words that the grammar can say, sorted."""
-    rules = parse_grammar()
-    return sorted({w for alternatives in rules.values() for a in alternatives for w in _SLOT.sub(" ", a).split()})
