@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lowbit_k2.data.sphere import choose_backend
 from lowbit_k2.errors import UserError
 from lowbit_k2.fileio import read_json, write_json
 
@@ -182,6 +183,7 @@ def load_features(cut: Cut, config: FeatureConfig, extractor: FeatureExtractor |
         if extractor is None:
             matrix = cut.load_features()
         else:
+            choose_backend(cut)
             samples = np.atleast_2d(cut.load_audio())[:1]  # (1, num_samples), first channel
             matrix = extractor.extract(samples, config.sampling_rate)
     except Exception as error:  # lhotse, lilcom and the audio libraries have no common class

@@ -32,6 +32,7 @@ from lowbit_k2.data.filter import cut_text
 from lowbit_k2.data.flags import add_feature_arguments, str2bool
 from lowbit_k2.data.kaldi_dir import read_kaldi_dir
 from lowbit_k2.data.manifests import cuts_path, read_cuts
+from lowbit_k2.data.sphere import choose_backend
 from lowbit_k2.data.text import NORMALIZERS, normalizer
 from lowbit_k2.errors import UserError, run_main
 from lowbit_k2.fileio import atomic_write
@@ -227,6 +228,7 @@ def check_audio(cuts: CutSet) -> None:
     """All audio files are there: a minute of work before a missing one is found would be lost."""
     seen: set[str] = set()
     for cut in cuts:
+        choose_backend(cut)
         for source in cut.recording.sources if cut.has_recording else ():
             if source.type == "file" and source.source not in seen:
                 seen.add(source.source)
