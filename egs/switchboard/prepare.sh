@@ -76,11 +76,11 @@ lm_dir=$data_dir/lm
 transcript=$manifest_dir/transcript_train.txt
 lm_text=$transcript
 [ -z "$fisher_text" ] || lm_text=$lm_dir/text_with_fisher.txt
-lang_dirs=$data_dir/lang_phone
+lang_dirs=""
 for unit in $units; do
-  if [ "$unit" = char ]; then lang_dirs="$lang_dirs $data_dir/lang_char"; else lang_dirs="$lang_dirs $data_dir/lang_bpe_$unit"; fi
+  case $unit in char) lang_dirs="$lang_dirs $data_dir/lang_char" ;; *) lang_dirs="$lang_dirs $data_dir/lang_bpe_$unit" ;; esac
 done
-vocabulary=${lang_dirs##* }/words.txt  # of the last one: the dictionary's words and all of the training text
+vocabulary=${lang_dirs##* }/words.txt  # the dictionary's words and all of the training text
 text_flags=(--noises "$noises" --partial-words "$partial_words")
 feature_flags=(--sampling-rate "$sampling_rate" --num-mel-bins "$num_mel_bins")
 [ "$sampling_rate" = 16000 ] || feature_flags+=(--low-freq 20 --high-freq -200)
@@ -162,6 +162,12 @@ if [ $stage -le 3 ] && [ $stop_stage -ge 3 ]; then
   fi
 fi
 
+has_dictionary=false
+if [ -n "$(find -L "$ms98_dir" -iname sw-ms98-dict.text -print -quit 2>/dev/null)" ]; then
+  has_dictionary=true
+  lang_dirs="$data_dir/lang_phone$lang_dirs"
+fi
+
 # Does this Python have k2? The graphs need it; features, units and greedy decoding do not.
 has_k2=$($python -c 'from lowbit_k2.k2_compat import has_k2; print(str(has_k2()).lower())')
 
@@ -169,7 +175,11 @@ if [ $stage -le 4 ] && [ $stop_stage -ge 4 ]; then
   log "Stage 4: dictionary, units and lang directories: phones, $units"
   [ -f "$manifest_dir/.swbd.done" ] || die "no manifests in $manifest_dir: run stage 1 first"
   settings=$(cat "$manifest_dir/.swbd.done")
-  if needed "$dict_dir/.done" "$settings"; then
+  words_flag=(--words "$dict_dir/words.txt")
+  if [ "$has_dictionary" = false ]; then
+    log "No sw-ms98-dict.text in $ms98_dir: no phones, and the words are those of the training text"
+    words_flag=(--transcript "$transcript")
+  elif needed "$dict_dir/.done" "$settings"; then
     $python local/prepare_dict.py --ms98-dir "$ms98_dir" --transcript "$transcript" --dict-dir "$dict_dir"
     finish "$dict_dir/.done" "$settings"
   fi
@@ -183,7 +193,7 @@ if [ $stage -le 4 ] && [ $stop_stage -ge 4 ]; then
           size_flags=(--model-type char)
           case $lang_dir in */lang_bpe_*) size_flags=(--model-type bpe --vocab-size "${lang_dir##*_}") ;; esac
           $python -m lowbit_k2.recipe.train_bpe --lang-dir "$lang_dir" --transcript "$transcript" "${size_flags[@]}"
-          $python -m lowbit_k2.recipe.prepare_lang --lang-dir "$lang_dir" --words "$dict_dir/words.txt"
+          $python -m lowbit_k2.recipe.prepare_lang --lang-dir "$lang_dir" "${words_flag[@]}"
           ;;
       esac
       finish "$lang_dir/.lang.done" "$settings k2=$has_k2"

@@ -96,11 +96,13 @@ class Decoded:
     Attributes:
       results: (utterance, reference words, hypothesis words), sorted by utterance.
       interval: 95% confidence interval of the word error rate, as fractions; None without reference words.
+      recogs: the file that holds the results.
     """
 
     results: list[Result]
     stats: WerStats
     interval: tuple[float, float] | None
+    recogs: Path
 
 
 @dataclass
@@ -285,11 +287,12 @@ def report(exp_dir: Path, test_set: str, label: str, outcome: SetOutcome) -> dic
         for (_, setting), results in ((key, value) for key, value in outcome.found.items() if key[0] == method):
             name = "-".join(part for part in (test_set, setting, label) if part)
             results = sorted(results, key=lambda result: result[0])
-            write_recogs(folder / f"recogs-{name}.txt", results)
+            recogs = folder / f"recogs-{name}.txt"
+            write_recogs(recogs, results)
             stats = write_errs(folder / f"errs-{name}.txt", results)
             summary[setting or method] = stats
             interval = bootstrap_interval(results) if stats.ref_words else None
-            decoded[test_set, method, setting, label] = Decoded(results, stats, interval)
+            decoded[test_set, method, setting, label] = Decoded(results, stats, interval, recogs)
             what = ", ".join(part for part in (test_set, method, setting, label) if part)
             print(f"[{what}] {stats}")
             print_details(decoded[test_set, method, setting, label], outcome, (method, setting))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +33,7 @@ class Evaluation:
     intervals: dict[str, tuple[float, float]]  # method -> 95% confidence interval of the word error rate
     file_bytes: int
     float_bytes: int
+    recogs: dict[str, str] = field(default_factory=dict)  # method -> file of the hypotheses, from the exp-dir on
 
     @property
     def ratio(self) -> float:
@@ -94,6 +95,7 @@ def evaluate(
                 intervals={method: d.interval for method, d in decoded.items() if d.interval},
                 file_bytes=sizes.file.total,
                 float_bytes=sizes.float_file.total,
+                recogs={method: str(d.recogs.relative_to(exp_dir)) for method, d in decoded.items()},
             )
         )
     return results

@@ -60,7 +60,7 @@ def test_every_precision_is_decoded_packed_and_decoded_again(exp_dir: Path, corp
             (exp_dir / GREEDY / f"recogs-test-{model}.txt").read_text()
             for model in (f"epoch-4-avg-1-precision-{name}", f"packed-{name}bit")
         ]
-        assert recogs[0] == recogs[1]
+        assert recogs[0] == recogs[1] == (exp_dir / e.recogs[GREEDY]).read_text()
         low, high = e.intervals[GREEDY]
         assert low <= e.stats(GREEDY).rate <= high
         assert Evaluation(**e.to_dict()) == e

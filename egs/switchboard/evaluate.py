@@ -1,0 +1,85 @@
+#!/usr/bin/env python3
+"""Decode, pack, decode again from the packed files, and score by NIST's rules: one table of a model's precisions.
+
+./evaluate.py --mini true --exp-dir exp-mini/demo --float-exp-dir exp-mini/float --precisions 2 1.5 1 --avg 3
+./evaluate.py --exp-dir exp/paper --test-set rt03 --decoding-method 1best --lm-scale 0.6 --avg 10
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parents[1]))
+from lowbit_k2.launch import use_project_interpreter  # noqa: E402
+
+use_project_interpreter()
+
+from lowbit_k2.data.manifests import load_cuts  # noqa: E402
+from lowbit_k2.errors import UserError, run_main  # noqa: E402
+from lowbit_k2.recipe.evaluation import Evaluation, evaluate  # noqa: E402
+from lowbit_k2.recipe.flags import add_mini_argument, make_parser  # noqa: E402
+from lowbit_k2.scoring.hub5 import NAMES, SCORERS, Score, score  # noqa: E402
+
+
+def format_scores(rows: list[tuple[Evaluation, dict[str, Score]]]) -> str:
+    """Markdown: for each precision the error rates of the test set's parts by each method, MB on disk, ratio."""
+    head = ["bits"] + [f"%WER {part}, {method}" for method, done in rows[0][1].items() for part in done.subsets]
+    table = [[*head, "MB", "ratio"], ["---"] * (len(head) + 2)]
+    for e, scores in rows:
+        rates = [f"{100 * stats.rate:.2f}" for done in scores.values() for stats in done.subsets.values()]
+        table.append([e.precision, *rates, f"{e.file_bytes / 1e6:.3f}", f"{e.ratio:.1f}"])
+    return "\n".join("| " + " | ".join(line) + " |" for line in table)
+
+
+def main() -> None:
+    logging.basicConfig(format="%(levelname)s: %(message)s")
+    parser = make_parser(__doc__)
+    add_mini_argument(parser)
+    parser.add_argument("--exp-dir", type=Path, required=True)
+    parser.add_argument("--float-exp-dir", type=Path, help="a float model of train.py --precisions 32: the first row")
+    parser.add_argument("--data-dir", type=Path, help="what prepare.sh made (data, or with --mini data-mini)")
+    parser.add_argument("--lang-dir", type=Path, help="default: lang_bpe_2000, or with --mini lang_char, there")
+    parser.add_argument("--precisions", nargs="+", default=["2", "1.5", "1"])
+    parser.add_argument("--test-set", default="eval2000")
+    parser.add_argument("--epoch", type=int, default=None, help="the last one to average; default: the newest")
+    parser.add_argument("--avg", type=int, default=1)
+    parser.add_argument("--use-averaged-model", default="false")
+    parser.add_argument("--decoding-method", default="ctc-greedy-search,1best")
+    parser.add_argument("--lm-scale", default="1.0", help="chosen on dev")
+    parser.add_argument("--scorer", choices=SCORERS, default="auto", help="auto: sclite where it is installed")
+    args = parser.parse_args()
+    data = args.data_dir or HERE / ("data-mini" if args.mini else "data")
+    lang_dir = args.lang_dir or data / ("lang_char" if args.mini else "lang_bpe_2000")
+    stm, glm = data / args.test_set / "stm", data / args.test_set / "glm"
+    if not stm.is_file():
+        raise UserError(f"{stm} does not exist: run stage 2 of prepare.sh with the discs of {args.test_set}")
+    cuts = load_cuts(data / "fbank", "swbd", args.test_set)
+    average = ["--avg", str(args.avg), "--use-averaged-model", args.use_averaged_model]
+    average += [] if args.epoch is None else ["--epoch", str(args.epoch)]
+    models = [(args.float_exp_dir, ["32"])] if args.float_exp_dir else []
+    rows: list[tuple[Evaluation, dict[str, Score]]] = []
+    for exp_dir, precisions in [*models, (args.exp_dir, args.precisions)]:
+        evaluations = evaluate(
+            exp_dir,
+            precisions,
+            args.test_set,
+            lambda: cuts,
+            decode_flags=[
+                *("--manifest-dir", str(data / "fbank"), "--lang-dir", str(lang_dir)),
+                *("--decoding-method", args.decoding_method, "--lm-scale", args.lm_scale),
+            ],
+            average_flags=average,
+        )
+        for e in evaluations:
+            files = {method: exp_dir / name for method, name in e.recogs.items()}
+            folders = {m: f.with_name(f"score-{f.stem.removeprefix('recogs-')}") for m, f in files.items()}
+            rows.append((e, {m: score(f, cuts, stm, glm, folders[m], args.scorer) for m, f in files.items()}))
+    print(f"\n{format_scores(rows)}")
+    print(f"Scored by {NAMES[next(iter(rows[0][1].values())).scorer]}; details in score-* beside the recogs files.")
+
+
+if __name__ == "__main__":
+    run_main(main)

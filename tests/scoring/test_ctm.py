@@ -1,0 +1,97 @@
+"""CTM: lines, round trips, words from recogs files and cuts, and files that are none."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from lhotse import CutSet, MonoCut, SupervisionSegment
+
+from lowbit_k2.errors import UserError
+from lowbit_k2.scoring.ctm import CtmWord, ctm_from_hypotheses, read_ctm, read_recogs, share_out, write_ctm
+from lowbit_k2.scoring.wer import write_recogs
+
+
+def cut(name: str, recording: str, channel: int, start: float, duration: float) -> MonoCut:
+    """A cut as compute_fbank makes it of a supervision: it begins where its words begin."""
+    supervision = SupervisionSegment(name, recording, 0.0, duration, channel=channel, text="x")
+    return MonoCut(name, start, duration, channel, supervisions=[supervision])
+
+
+def test_lines(tmp_path: Path) -> None:
+    path = tmp_path / "hyp.ctm"
+    path.write_text(";; comment\n\nen_1 A 1.5 0.25 oh 0.97\n  en_1\tB 2 0 yeah\n")
+    words = read_ctm(path)
+    assert words == [CtmWord("en_1", "A", 1.5, 0.25, "oh"), CtmWord("en_1", "B", 2.0, 0.0, "yeah")]
+    assert [word.middle for word in words] == [1.625, 2.0]
+    assert words[0].line() == "en_1 A 1.50 0.25 oh"
+
+
+@pytest.mark.parametrize("duration", [1.0, 0.1, 7 / 3])
+@pytest.mark.parametrize("count", [0, 1, 3, 7])
+def test_round_trip_of_equal_shares(tmp_path: Path, count: int, duration: float) -> None:
+    words = share_out("a", "B", 301.85, duration, [f"w{i}" for i in range(count)])
+    write_ctm(tmp_path / "a.ctm", words)
+    assert read_ctm(tmp_path / "a.ctm") == words  # to the last bit: scores do not hang on the way through the file
+    assert sum(word.duration for word in words) == pytest.approx(duration if count else 0, abs=1e-5)
+    for first, second in zip(words, words[1:], strict=False):
+        assert second.start == pytest.approx(first.start + first.duration, abs=2e-6)
+
+
+@pytest.mark.parametrize(
+    "line", ["a A 1 2", "a A 1 2 w 0.5 more", "a A x 2 w", "a A -1 2 w", "a A 1 nan w", "a A 1 inf w", "\x00\x01"]
+)
+def test_lines_that_are_no_words(tmp_path: Path, line: str) -> None:
+    path = tmp_path / "bad.ctm"
+    path.write_text(f"a A 1 2 good\n{line}\n")
+    with pytest.raises(UserError, match="bad.ctm line 2: "):
+        read_ctm(path)
+
+
+def test_missing_ctm(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="none.ctm cannot be read"):
+        read_ctm(tmp_path / "none.ctm")
+
+
+def test_words_of_cuts() -> None:
+    cuts = CutSet.from_cuts(
+        [
+            cut("u3", "sw_2", 0, 0, 1),
+            cut("u1", "sw_1", 1, 10, 2),
+            cut("u2", "sw_1", 0, 5, 3),
+            cut("u4", "sw_1", 0, 2, 1),
+        ]
+    )
+    hypotheses = {"u1": ["a", "b"], "u2": ["[noise]", "c", "<unk>", "[laughter]"], "u3": ["d"], "u4": []}
+    words = ctm_from_hypotheses(hypotheses, cuts, {("sw_2", 0): "1"})
+    assert [word.line() for word in words] == [
+        "sw_1 A 5.00 3.00 c",
+        "sw_1 B 10.00 1.00 a",
+        "sw_1 B 11.00 1.00 b",
+        "sw_2 1 0.00 1.00 d",
+    ]
+
+
+def test_recogs(tmp_path: Path) -> None:
+    path = tmp_path / "recogs-eval2000.txt"
+    write_recogs(path, [("u2", ["a"], ["don't", "it's", 'say "x"', "é"]), ("u1", ["b"], [])])
+    assert read_recogs(path) == {"u1": [], "u2": ["don't", "it's", 'say "x"', "é"]}
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["u1:\tref=['a']\nu1:\thyp=['a'\n", "u1: a b c\n", "u1:\thyp=[1, 2]\n", "u1:\thyp=[a]\n", "\x00\xff\n", "\n"],
+)
+def test_recogs_that_are_none(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "recogs-bad.txt"
+    path.write_text(text)
+    with pytest.raises(UserError, match="recogs-bad.txt line [12]: expected"):
+        read_recogs(path)
+
+
+def test_recogs_without_hypotheses(tmp_path: Path) -> None:
+    (tmp_path / "empty.txt").write_text("")
+    with pytest.raises(UserError, match="empty.txt holds no hypotheses"):
+        read_recogs(tmp_path / "empty.txt")
+    with pytest.raises(UserError, match="none.txt does not exist"):
+        read_recogs(tmp_path / "none.txt")
