@@ -2,6 +2,9 @@
 """Decode, pack, and decode again from the packed files: one table of all precisions of a trained model.
 
 ./evaluate.py --mini true --exp-dir exp-mini/demo --precisions 2 1.5 1 --avg 3
+./evaluate.py --exp-dir exp/paper --decoding-method nbest --num-paths 50 --max-duration 100
+
+Flags that are not listed here are decode.py's.
 """
 
 from __future__ import annotations
@@ -32,7 +35,7 @@ def main() -> None:
     parser.add_argument("--avg", type=int, default=1)
     parser.add_argument("--use-averaged-model", default="false")
     parser.add_argument("--decoding-method", default="ctc-greedy-search,1best")
-    args = parser.parse_args()
+    args, further = parser.parse_known_args()
     manifest_dir = args.manifest_dir or HERE / ("data-mini" if args.mini else "data") / "fbank"
     lang_dir = args.lang_dir or manifest_dir.parent / ("lang_char" if args.mini else "lang_bpe_500")
     evaluations = evaluate(
@@ -42,7 +45,7 @@ def main() -> None:
         lambda: load_cuts(manifest_dir, "librispeech", args.test_set),
         decode_flags=[
             *("--manifest-dir", str(manifest_dir), "--lang-dir", str(lang_dir)),
-            *("--decoding-method", args.decoding_method),
+            *("--decoding-method", args.decoding_method, *further),
         ],
         average_flags=["--avg", str(args.avg), "--use-averaged-model", args.use_averaged_model],
     )

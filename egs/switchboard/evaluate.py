@@ -3,6 +3,8 @@
 
 ./evaluate.py --mini true --exp-dir exp-mini/demo --float-exp-dir exp-mini/float --precisions 2 1.5 1 --avg 3
 ./evaluate.py --exp-dir exp/paper --test-set rt03 --decoding-method 1best --lm-scale 0.6 --avg 10
+
+Flags that are not listed here are decode.py's; choose --lm-scale on dev.
 """
 
 from __future__ import annotations
@@ -48,9 +50,8 @@ def main() -> None:
     parser.add_argument("--avg", type=int, default=1)
     parser.add_argument("--use-averaged-model", default="false")
     parser.add_argument("--decoding-method", default="ctc-greedy-search,1best")
-    parser.add_argument("--lm-scale", default="1.0", help="chosen on dev")
     parser.add_argument("--scorer", choices=SCORERS, default="auto", help="auto: sclite where it is installed")
-    args = parser.parse_args()
+    args, further = parser.parse_known_args()
     data = args.data_dir or HERE / ("data-mini" if args.mini else "data")
     lang_dir = args.lang_dir or data / ("lang_char" if args.mini else "lang_bpe_2000")
     stm, glm = data / args.test_set / "stm", data / args.test_set / "glm"
@@ -69,7 +70,7 @@ def main() -> None:
             lambda: cuts,
             decode_flags=[
                 *("--manifest-dir", str(data / "fbank"), "--lang-dir", str(lang_dir)),
-                *("--decoding-method", args.decoding_method, "--lm-scale", args.lm_scale),
+                *("--decoding-method", args.decoding_method, *further),
             ],
             average_flags=average,
         )

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 SPEEDS = (0.9, 1.1)
 
 
-def read_split(manifest_dir: Path, corpus: str, split: str) -> CutSet:
+def read_manifests(manifest_dir: Path, corpus: str, split: str) -> CutSet:
     """Cuts of a split: from its cut manifest if there is one, else one per supervision of its recordings.
 
     Recordings without a supervision manifest (noise) give one cut each.
@@ -75,7 +75,7 @@ def read_own(args: argparse.Namespace, split: str) -> CutSet:
         return read_kaldi_dir(args.kaldi_dir)
     if args.cuts is not None:
         return read_cuts(args.cuts)
-    return read_split(args.manifest_dir, args.corpus, split)
+    return read_manifests(args.manifest_dir, args.corpus, split)
 
 
 def with_normalized_texts(cuts: CutSet, name: str) -> CutSet:

@@ -6,7 +6,6 @@ must be the same. The same function makes the demo's last screen and the rows of
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from lowbit_k2.errors import UserError
 from lowbit_k2.recipe.decoding import Decoded, add_decoding_arguments, run_decode
 from lowbit_k2.recipe.exporting import add_export_arguments, run_export
+from lowbit_k2.recipe.flags import make_parser
 from lowbit_k2.scoring.wer import WerStats
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def evaluate(
     Raises:
       UserError: a packed file gave other hypotheses than the model.
     """
-    decoder, exporter = argparse.ArgumentParser(), argparse.ArgumentParser()
+    decoder, exporter = make_parser(None), make_parser(None)
     add_decoding_arguments(decoder)
     add_export_arguments(exporter)
     where = ["--exp-dir", str(exp_dir)]

@@ -84,12 +84,17 @@ def test_other_by_every_method(where: list[Flag], tmp_path: Path) -> None:
     )
     assert load_checkpoint(folder / "epoch-1.pt").meta["update"] == 2
     flags = [*where, "--exp-dir", folder, "--test-set", "test-other", "--decoding-method", ",".join(RUNNABLE)]
-    run = call(LIBRISPEECH / "evaluate.py", *flags, "--precisions", 1).good()
+    run = call(LIBRISPEECH / "evaluate.py", *flags, *FEW_PATHS, "--precisions", 1).good()
     for method in METHODS_BY_NAME:
         assert run.out.count(f"[test-other, {method}, ") == 2
         [packed] = (folder / method).glob("recogs-test-other-*packed*.txt")
         [model] = (folder / method).glob("recogs-test-other-*precision-1.txt")
         assert packed.read_text() == model.read_text()
+
+
+def test_evaluate_knows_decodes_flags_and_no_others(exp: Path, tmp_path: Path) -> None:
+    run = call(LIBRISPEECH / "evaluate.py", "--exp-dir", exp, "--output-beem", 3)
+    assert "unrecognized arguments: --output-beem 3" in run.error(status=2)
 
 
 def test_the_scripts_one_by_one(exp: Path, where: list[Flag], tmp_path: Path) -> None:
