@@ -31,7 +31,7 @@ fbank_dir=$data_dir/fbank
 dict_dir=$data_dir/dict
 lm_dir=$data_dir/lm
 transcript=$manifest_dir/transcript_train.txt
-lang_dirs="$data_dir/lang_char $data_dir/lang_phone $data_dir/lang_bpe_$vocab_size"
+lang_dirs=("$data_dir/lang_char" "$data_dir/lang_phone" "$data_dir/lang_bpe_$vocab_size")
 
 if [ $stage -le 0 ] && [ $stop_stage -ge 0 ]; then
   log "Stage 0: corpus"
@@ -82,7 +82,7 @@ if [ $stage -le 3 ] && [ $stop_stage -ge 3 ]; then
     $python local/prepare_dict.py --corpus-dir "$corpus_dir" --transcript "$transcript" --dict-dir "$dict_dir"
     finish "$dict_dir/.done" "corpus=$corpus_dir"
   fi
-  for lang_dir in $lang_dirs; do
+  for lang_dir in "${lang_dirs[@]}"; do
     if needed "$lang_dir/.lang.done" "k2=$has_k2" again; then
       case $lang_dir in
         */lang_phone)
@@ -119,7 +119,7 @@ if [ $stage -le 5 ] && [ $stop_stage -ge 5 ]; then
     log "Skipped: k2 is not installed, so there are no graphs; greedy search decodes without them"
   else
     [ -f "$lm_dir/4gram.arpa" ] || die "no $lm_dir/4gram.arpa: run stage 4 first"
-    for lang_dir in $lang_dirs; do
+    for lang_dir in "${lang_dirs[@]}"; do
       if needed "$lang_dir/.graphs.done" "lm=3gram"; then
         $python -m lowbit_k2.recipe.compile_hlg --lang-dir "$lang_dir" --lm "$lm_dir/3gram.arpa"
         finish "$lang_dir/.graphs.done" "lm=3gram"

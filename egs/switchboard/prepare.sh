@@ -23,6 +23,10 @@ option eval2000_text "" "LDC2002T43, Hub5 2000 transcripts"
 option rt02_dir "" "LDC2004S11, RT-02"
 option rt03_dir "" "LDC2007S10, RT-03"
 option fisher_text "" "LDC2004T19,LDC2005T19: Fisher's transcripts, for the language models only"
+for name in eval2000 rt02 rt03; do
+  option ${name}_stm "" "the STM of $name, where its discs hold several or none"
+  option ${name}_glm "" "its GLM, likewise"
+done
 option musan_dir "" "MUSAN, where training is to use noise (train.py --enable-musan true)"
 option download_dir "" "with --mini: where the conversations are made (download-mini)"
 option data_dir "" "where all that is prepared goes (data, data-mini)"
@@ -32,7 +36,9 @@ option perturb_speed "" "add training speech at 0.9 and 1.1 of the speed (true, 
 option dev_share "" "share of the callers that is held out for dev (0.01, with --mini 0.08)"
 option noises false "keep [noise], [laughter] and [vocalized-noise] as words"
 option partial_words true "keep words that were broken off, th- for th[at]-"
+option max_bad 0.05 "share of spoilt segments of train and dev that is put up with"
 option vocab_sizes "" "sizes of the BPEs ('500 1000 2000', with --mini none: characters)"
+option lm_min_counts "" "least count of a word, pair, triple, ... that is kept (1,1,2,2, with --mini 1)"
 option nj 2 "processes at a time"
 option num_splits 1 "parts in which features are computed; finished ones survive an interruption"
 parse_options "$@"
@@ -41,16 +47,17 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 if [ "$mini" = true ]; then
   [ -z "$swbd_dir$ms98_dir$eval2000_audio$eval2000_text$rt02_dir$rt03_dir$fisher_text" ] ||
     usage_error "--mini makes its own discs: leave out theirs, or --mini"
-  suffix=-mini default_perturb_speed=false default_dev_share=0.08 default_units=char
+  suffix=-mini default_perturb_speed=false default_dev_share=0.08 default_units=char default_min_counts=1
 else
   [ -z "$hours" ] || usage_error "--hours goes with --mini true"
   [ -n "$swbd_dir" ] && [ -n "$ms98_dir" ] ||
     usage_error "give --swbd-dir (LDC97S62) and --ms98-dir (swb_ms98_transcriptions), or --mini true"
-  suffix="" default_perturb_speed=true default_dev_share=0.01 default_units="500 1000 2000"
+  suffix="" default_perturb_speed=true default_dev_share=0.01 default_units="500 1000 2000" default_min_counts=1,1,2,2
 fi
 perturb_speed=${perturb_speed:-$default_perturb_speed}
 dev_share=${dev_share:-$default_dev_share}
 units=${vocab_sizes:-$default_units}
+lm_min_counts=${lm_min_counts:-$default_min_counts}
 [[ $perturb_speed =~ ^(true|false)$ ]] || usage_error "--perturb-speed takes true or false, not '$perturb_speed'"
 [[ $sampling_rate =~ ^(8000|16000)$ ]] || usage_error "--sampling-rate takes 8000 or 16000, not '$sampling_rate'"
 [[ $units =~ ^(char|[0-9]+( [0-9]+)*)$ ]] || usage_error "--vocab-sizes takes whole numbers, not '$units'"
@@ -65,8 +72,13 @@ if [ "$mini" = true ]; then
   eval2000_audio=$corpus_dir/LDC2002S09
   eval2000_text=$corpus_dir/LDC2002T43
 else
-  for name in swbd_dir ms98_dir eval2000_audio eval2000_text rt02_dir rt03_dir musan_dir; do
+  for name in swbd_dir ms98_dir {eval2000,rt02,rt03}_{stm,glm} eval2000_{audio,text} rt02_dir rt03_dir musan_dir; do
     [ -z "${!name}" ] || printf -v "$name" '%s' "$(absolute "${!name}")"
+  done
+  IFS=, read -ra folders <<<"$fisher_text"
+  fisher_text=""
+  for folder in "${folders[@]}"; do
+    [ -z "$folder" ] || fisher_text=${fisher_text:+$fisher_text,}$(absolute "$folder")
   done
 fi
 manifest_dir=$data_dir/manifests
@@ -76,11 +88,11 @@ lm_dir=$data_dir/lm
 transcript=$manifest_dir/transcript_train.txt
 lm_text=$transcript
 [ -z "$fisher_text" ] || lm_text=$lm_dir/text_with_fisher.txt
-lang_dirs=""
+lang_dirs=()
 for unit in $units; do
-  case $unit in char) lang_dirs="$lang_dirs $data_dir/lang_char" ;; *) lang_dirs="$lang_dirs $data_dir/lang_bpe_$unit" ;; esac
+  case $unit in char) lang_dirs+=("$data_dir/lang_char") ;; *) lang_dirs+=("$data_dir/lang_bpe_$unit") ;; esac
 done
-vocabulary=${lang_dirs##* }/words.txt  # the dictionary's words and all of the training text
+vocabulary=${lang_dirs[-1]}/words.txt  # the dictionary's words and all of the training text
 text_flags=(--noises "$noises" --partial-words "$partial_words")
 feature_flags=(--sampling-rate "$sampling_rate" --num-mel-bins "$num_mel_bins")
 [ "$sampling_rate" = 16000 ] || feature_flags+=(--low-freq 20 --high-freq -200)
@@ -94,6 +106,8 @@ add_test_set() {
 }
 [ -z "$eval2000_audio" ] || [ -n "$eval2000_text" ] ||
   usage_error "--eval2000-audio needs --eval2000-text (LDC2002T43): without it there is nothing to score against"
+[ -z "$eval2000_text" ] || [ -n "$eval2000_audio" ] ||
+  usage_error "--eval2000-text needs --eval2000-audio (LDC2002S09): without it there is nothing to decode"
 add_test_set eval2000 "$eval2000_audio" "$eval2000_text"
 add_test_set rt02 "$rt02_dir" "$rt02_dir"
 add_test_set rt03 "$rt03_dir" "$rt03_dir"
@@ -118,7 +132,7 @@ if [ $stage -le 1 ] && [ $stop_stage -ge 1 ]; then
   settings="swbd=$swbd_dir ms98=$ms98_dir dev_share=$dev_share noises=$noises partial_words=$partial_words"
   if needed "$manifest_dir/.swbd.done" "$settings"; then
     $python local/prepare_manifests.py --swbd-dir "$swbd_dir" --ms98-dir "$ms98_dir" --manifest-dir "$manifest_dir" \
-      --dev-share "$dev_share" "${text_flags[@]}"
+      --dev-share "$dev_share" --max-bad "$max_bad" "${text_flags[@]}"
     finish "$manifest_dir/.swbd.done" "$settings"
   fi
 fi
@@ -127,9 +141,14 @@ if [ $stage -le 2 ] && [ $stop_stage -ge 2 ]; then
   log "Stage 2: manifests, STM and GLM of the test sets:${test_sets:- none given}"
   for name in $test_sets; do
     settings="audio=${audio_of[$name]} text=${text_of[$name]}"
+    reference_flags=()
+    for kind in stm glm; do
+      file=${name}_$kind
+      [ -z "${!file}" ] || { reference_flags+=("--$kind" "${!file}") && settings="$settings $kind=${!file}"; }
+    done
     if needed "$manifest_dir/.$name.done" "$settings"; then
       $python local/prepare_eval.py --test-set "$name" --audio-dir "${audio_of[$name]}" --text-dir "${text_of[$name]}" \
-        --data-dir "$data_dir"
+        --data-dir "$data_dir" "${reference_flags[@]}"
       finish "$manifest_dir/.$name.done" "$settings"
     fi
   done
@@ -165,7 +184,7 @@ fi
 has_dictionary=false
 if [ -n "$(find -L "$ms98_dir" -iname sw-ms98-dict.text -print -quit 2>/dev/null)" ]; then
   has_dictionary=true
-  lang_dirs="$data_dir/lang_phone$lang_dirs"
+  lang_dirs=("$data_dir/lang_phone" "${lang_dirs[@]}")
 fi
 
 # Does this Python have k2? The graphs need it; features, units and greedy decoding do not.
@@ -183,7 +202,7 @@ if [ $stage -le 4 ] && [ $stop_stage -ge 4 ]; then
     $python local/prepare_dict.py --ms98-dir "$ms98_dir" --transcript "$transcript" --dict-dir "$dict_dir"
     finish "$dict_dir/.done" "$settings"
   fi
-  for lang_dir in $lang_dirs; do
+  for lang_dir in "${lang_dirs[@]}"; do
     if needed "$lang_dir/.lang.done" "$settings k2=$has_k2" again; then
       case $lang_dir in
         */lang_phone)
@@ -204,7 +223,7 @@ fi
 if [ $stage -le 5 ] && [ $stop_stage -ge 5 ]; then
   log "Stage 5: 3- and 4-gram of the training text${fisher_text:+ and of Fisher}"
   [ -f "$vocabulary" ] || die "no $vocabulary: run stage 4 first"
-  settings="$(cat "$manifest_dir/.swbd.done") fisher=$fisher_text"
+  settings="$(cat "$manifest_dir/.swbd.done") fisher=$fisher_text min_counts=$lm_min_counts"
   if needed "$lm_dir/.done" "$settings" again; then
     if [ -n "$fisher_text" ]; then
       $python local/fisher_text.py --fisher-text "$fisher_text" --ms98-dir "$ms98_dir" --output "$lm_dir/fisher.txt" \
@@ -214,7 +233,7 @@ if [ $stage -le 5 ] && [ $stop_stage -ge 5 ]; then
     fi
     for order in 3 4; do
       $python -m lowbit_k2.recipe.make_lm --transcript "$lm_text" --order $order --words "$vocabulary" \
-        --arpa "$lm_dir/${order}gram.arpa"
+        --min-counts "$(cut -d, -f "1-$order" <<<"$lm_min_counts")" --arpa "$lm_dir/${order}gram.arpa"
     done
     finish "$lm_dir/.done" "$settings"
   fi
@@ -226,7 +245,7 @@ if [ $stage -le 6 ] && [ $stop_stage -ge 6 ]; then
     log "Skipped: k2 is not installed, so there are no graphs; greedy search decodes without them"
   else
     [ -f "$lm_dir/.done" ] || die "no language models in $lm_dir: run stage 5 first"
-    for lang_dir in $lang_dirs; do
+    for lang_dir in "${lang_dirs[@]}"; do
       if needed "$lang_dir/.graphs.done" "$(cat "$lm_dir/.done")" again; then
         $python -m lowbit_k2.recipe.compile_hlg --lang-dir "$lang_dir" --lm "$lm_dir/3gram.arpa"
         $python -m lowbit_k2.recipe.compile_g --lang-dir "$lang_dir" --lm "$lm_dir/4gram.arpa" \

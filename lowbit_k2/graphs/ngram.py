@@ -9,6 +9,9 @@ Chen and Goodman, "An empirical study of smoothing techniques for language model
 c is the plain count at the highest order and, below, the number of different words seen before the n-gram, but the
 plain count where it begins with `<s>`, which nothing precedes. The unigrams are interpolated with the uniform
 distribution over the vocabulary and `</s>`, so that words unseen in training get a probability.
+
+N-grams with a count c below a cut-off can be left out, as SRILM does: their whole count then goes to gamma. Those that
+are the beginning or the end of a longer one that stays are kept, so that every back-off is defined.
 """
 
 from __future__ import annotations
@@ -91,7 +94,11 @@ def discounts(counts: Iterable[int]) -> tuple[float, float, float]:
 
 
 def estimate(
-    sentences: Iterable[Sequence[str]], order: int, vocabulary: Sequence[str], unknown: str | None = None
+    sentences: Iterable[Sequence[str]],
+    order: int,
+    vocabulary: Sequence[str],
+    unknown: str | None = None,
+    min_counts: Sequence[int] = (),
 ) -> BackoffModel:
     """Estimate an interpolated modified Kneser-Ney model.
 
@@ -101,12 +108,15 @@ def estimate(
       vocabulary: all words that get a probability, seen or not.
       unknown: the symbol that stands for words outside the vocabulary and gets n-grams like a word; by default
         there is none, and n-grams with such words are left out.
+      min_counts: by order, the least count of an n-gram that is kept; 1 where the list ends. That of words is 1.
 
     Raises:
-      UserError: no sentence, no vocabulary, or an order below 1.
+      UserError: no sentence, no vocabulary, an order below 1, or impossible cut-offs.
     """
     if order < 1:
         raise UserError(f"--order must be at least 1, not {order}")
+    if len(min_counts) > order or any(count < 1 for count in min_counts) or list(min_counts[:1]) > [1]:
+        raise UserError(f"--min-counts takes up to {order} numbers from 1 on, the first of them 1")
     known = dict.fromkeys(w for w in vocabulary if w not in (BOS, EOS))
     if not known:
         raise UserError("the vocabulary is empty: give words.txt with at least one word")
@@ -120,27 +130,43 @@ def estimate(
     else:
         # Only now: a word outside the vocabulary still counts as something that precedes.
         tables = [{g: c for g, c in table.items() if outside not in g} for table in tables]
-    return _interpolate(tables, (*known, EOS))
+    return _interpolate(tables, _kept(tables, min_counts), (*known, EOS))
 
 
-def _interpolate(tables: Sequence[dict[Ngram, int]], vocabulary: tuple[str, ...]) -> BackoffModel:
+def _kept(tables: Sequence[dict[Ngram, int]], min_counts: Sequence[int]) -> list[set[Ngram] | None]:
+    """By order the n-grams that stay; None where all do."""
+    least = [*min_counts, *[1] * (len(tables) - len(min_counts))]
+    kept: list[set[Ngram] | None] = [None] * len(tables)
+    needed: set[Ngram] = set()
+    for n in reversed(range(1, len(tables))):
+        if max(least[: n + 1]) > 1:  # otherwise all of the shorter ones stay, too
+            stay = needed | {ngram for ngram, count in tables[n].items() if count >= least[n]}
+            needed = {part for ngram in stay for part in (ngram[:-1], ngram[1:])}
+            kept[n] = stay
+    return kept
+
+
+def _interpolate(
+    tables: Sequence[dict[Ngram, int]], kept: Sequence[set[Ngram] | None], vocabulary: tuple[str, ...]
+) -> BackoffModel:
     """Discount each order and interpolate it with the one below."""
     tables[0].pop((BOS,), None)  # <s> is never predicted
     uniform = 1.0 / len(vocabulary)
     lower: dict[Ngram, float] = {(): uniform}
     probabilities: list[dict[Ngram, float]] = []
     backoffs: dict[Ngram, float] = {}
-    for table in tables:
+    for table, stay in zip(tables, kept, strict=True):
         discount = (0.0, *discounts(table.values()))
         total: defaultdict[Ngram, int] = defaultdict(int)
         mass: defaultdict[Ngram, float] = defaultdict(float)
         for ngram, count in table.items():
             total[ngram[:-1]] += count
-            mass[ngram[:-1]] += discount[min(count, 3)]
+            mass[ngram[:-1]] += discount[min(count, 3)] if stay is None or ngram in stay else count
         gamma = {context: mass[context] / total[context] for context in total}
         current = {
             ngram: (count - discount[min(count, 3)]) / total[ngram[:-1]] + gamma[ngram[:-1]] * lower[ngram[1:]]
             for ngram, count in table.items()
+            if stay is None or ngram in stay
         }
         if not probabilities:
             unseen = gamma.get((), 1.0) * uniform

@@ -105,11 +105,15 @@ def utterances(cuts: CutSet) -> CutSet:
 
 
 def prepare_cuts(cuts: CutSet, split: str, config: FeatureConfig, perturb_speed: bool, window: float) -> CutSet:
-    """Cut windows, bring to one sampling rate, add speeds, shuffle training splits."""
+    """Cut windows, leave out what is shorter than a frame, bring to one sampling rate, add speeds, shuffle training."""
     from lhotse import CutSet
 
     if window > 0:
         cuts = cuts.cut_into_windows(window).to_eager()
+    short = [cut.id for cut in cuts if cut.duration < config.frame_length]  # no features can be computed of these
+    if short:
+        logging.warning("%s: %d cuts shorter than a frame are left out, first %s", split, len(short), short[0])
+        cuts = cuts.filter(lambda cut: cut.duration >= config.frame_length).to_eager()
     cuts = to_sampling_rate(cuts, config.sampling_rate)
     if not split.startswith("train"):
         return cuts

@@ -37,6 +37,7 @@ UPPER = str.maketrans(string.ascii_lowercase, string.ascii_uppercase)  # NIST's 
 INNER_HYPHEN = re.compile(r"([^( ])-(?=[^) ])")
 OPTION = re.compile(r"\([^()]+\)")
 LONG_OPTION = re.compile(r"(\(\s+[^()\s]+\s+)([^()\s]+)")
+LETTER_DOT = re.compile(r"(?<![^ ({/])([A-Z])\.(?=[ )}/]|'S\b|$)")  # U. S. A.'S
 NO_ALTERNATIVE = re.compile(r"\{[\s/]*\}")
 MAX_WORD = 80  # characters: sclite's buffers hold 99, and a bad model can put out a longer "word"
 
@@ -53,11 +54,16 @@ class Rule:
 
 @dataclass(frozen=True)
 class GlobalMap:
-    """The rules of a GLM for one kind of text; `filter_text` applies them."""
+    """The rules of a GLM for one kind of text; `filter_text` applies them.
+
+    Attributes:
+      letter_dots: keep the dots of single letters; without them `U. S.` and `U S` are the same.
+    """
 
     rules: tuple[Rule, ...]
     case_sensitive: bool = True
     copy_no_hit: bool = True
+    letter_dots: bool = True
 
     def __post_init__(self) -> None:
         by_first: defaultdict[str, list[Rule]] = defaultdict(list)
@@ -92,6 +98,7 @@ class GlobalMap:
         _check_options(text)
         spaced = text.translate(UPPER).replace("(", "( ").replace(")", " )")
         text = self.apply(f" {spaced} ")
+        text = text if self.letter_dots else LETTER_DOT.sub(r"\1", text)
         text = INNER_HYPHEN.sub(r"\1 ", text)
         text = OPTION.sub(_option_inside_alternatives, text)
         while (split := LONG_OPTION.sub(r"\1) ( \2", text)) != text:

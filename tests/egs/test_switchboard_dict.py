@@ -34,6 +34,7 @@ th[at]- dh
 uh-huh ah hh ah
 tvs t iy v iy z
 ibm ay b iy eh m
+at&amp;t ey t iy ae n t iy
 [silence] sil
 <b_aside> sil
 [laughter] lau

@@ -144,6 +144,24 @@ def test_a_folder_of_a_test_set_that_is_not_there(tmp_path: Path) -> None:
     assert "no folder" in check(tmp_path, "--rt03-dir", tmp_path / "none").error()
 
 
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (("--rt02-dir", "TMP/empty"), "rt02: there is no audio .LDC2004S11, --rt02-dir., no STM .*, no GLM"),
+        (("--rt03-dir", "TMP/audio"), "rt03: there is no STM .LDC2007S10, --rt03-dir., no GLM"),
+        (("--eval2000-audio", "TMP/audio", "--eval2000-text", "TMP/empty"), "eval2000: there is no STM .LDC2002T43"),
+        (("--fisher-text", "TMP/empty,TMP/audio"), "no fe_03_.* below .*empty,.*audio: give --fisher-text LDC2004T19"),
+    ],
+)
+def test_a_part_that_is_named_and_not_there_stops_it(tmp_path: Path, flags: tuple[str, ...], words: str) -> None:
+    """Before hours of work: a later stage would stop there."""
+    write_discs(tmp_path, CALLERS)
+    write_call(tmp_path / "audio/sw_45100.sph")
+    (tmp_path / "empty").mkdir()
+    line = check(tmp_path, *(flag.replace("TMP", str(tmp_path)) for flag in flags)).error()
+    assert re.search(words, line), line
+
+
 def test_links_in_circles_have_an_end(tmp_path: Path) -> None:
     write_discs(tmp_path, CALLERS)
     (tmp_path / "LDC97S62/swb1_d1/up").symlink_to(tmp_path / "LDC97S62")

@@ -15,6 +15,7 @@ from lowbit_k2.decode.methods import METHODS
 from lowbit_k2.k2_compat import has_k2
 from lowbit_k2.train.checkpoint import load_checkpoint
 from tests.egs.scripts import ROOT, TINY, Flag, Run, call, files_of, spawn
+from tests.egs.swbd_discs import write_discs
 
 SWITCHBOARD = ROOT / "egs/switchboard"
 PREPARE = SWITCHBOARD / "prepare.sh"
@@ -135,6 +136,7 @@ def test_scripts_one_by_one(exp: Path, data: Path, data_dir: Path, tmp_path: Pat
         (["--swbd-dir", "x", "--ms98-dir", "y", "--sampling-rate", "11025"], "8000 or 16000"),
         (["--swbd-dir", "x", "--ms98-dir", "y", "--vocab-sizes", "many"], "whole numbers"),
         (["--swbd-dir", "x", "--ms98-dir", "y", "--eval2000-audio", "z"], "needs --eval2000-text"),
+        (["--swbd-dir", "x", "--ms98-dir", "y", "--eval2000-text", "z"], "needs --eval2000-audio"),
         (["--swbd-dir", "x", "--ms98-dir", "y", "--rt03", "z"], "unknown flag --rt03"),
     ],
     ids=lambda value: value[:20] if isinstance(value, str) else None,
@@ -142,6 +144,22 @@ def test_scripts_one_by_one(exp: Path, data: Path, data_dir: Path, tmp_path: Pat
 def test_wrong_flags(wrong: list[Flag], words: str, tmp_path: Path) -> None:
     assert words in spawn(PREPARE, *wrong, "--data-dir", tmp_path / "data").error(status=2)
     assert not list(tmp_path.iterdir())
+
+
+def test_paths_with_blanks_and_from_where_the_user_is(tmp_path: Path) -> None:
+    """Every folder may have blanks and accents, and be given from the folder that the user is in, Fisher's as well."""
+    folder = tmp_path / "mes donn\u00e9es"
+    write_discs(folder / "LDC discs", {call: (call, 1000 + call) for call in range(2001, 2005)})
+    (folder / "fisher 1").mkdir()
+    (folder / "fisher 1/fe_03_00001.txt").write_text("1.0 2.0 A: um hello\n")
+    named = ["--swbd-dir", "LDC discs/LDC97S62", "--ms98-dir", "LDC discs/ms98", "--data-dir", "my data"]
+    named += ["--fisher-text", f"fisher 1,{folder / 'fisher 1'}", "--vocab-sizes", 16, "--nj", 1]
+    before = {path.name for path in SWITCHBOARD.iterdir()}
+    spawn(PREPARE, *named, "--stop-stage", 1, cwd=folder).good()
+    spawn(PREPARE, *named, "--stage", 4, "--stop-stage", 5, cwd=folder).good()
+    assert (folder / "my data/lang_bpe_16/words.txt").is_file() and (folder / "my data/lm/4gram.arpa").is_file()
+    assert (folder / "my data/lm/fisher.txt").read_text() == "um hello\num hello\n"
+    assert {path.name for path in SWITCHBOARD.iterdir()} == before
 
 
 def test_discs_that_are_not_there(tmp_path: Path) -> None:

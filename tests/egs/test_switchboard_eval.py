@@ -11,6 +11,7 @@ from tests.egs.scripts import Run, call, files_of, refused
 from tests.egs.swbd_discs import LOCAL, local_module, write_call
 
 SCRIPT = LOCAL / "prepare_eval.py"
+RULES = ";; rules\nUH => %HESITATION / [ ] __ [ ]\n"
 HEADER = """\
 ;; CATEGORY "0" "" ""
 ;; LABEL "O" "Overall" "Complete Test Set"
@@ -46,7 +47,7 @@ def eval2000(tmp_path: Path) -> Path:
     text.mkdir(parents=True)
     (text / "hub5e00.english.000405.stm").write_text(HEADER + SEGMENTS)
     (text / "hub5e00.mandarin.000405.stm").write_text("rubbish\n")
-    (text / "en20000405_hub5.glm").write_text(";; rules\n")
+    (text / "en20000405_hub5.glm").write_text(RULES)
     (text / "ma20000405_hub5.glm").write_text(";; others\n")
     return tmp_path
 
@@ -93,7 +94,7 @@ def test_stm_and_glm_for_scoring(eval2000: Path) -> None:
         ("sw_4390", "B", 5.0, False),
     ]
     assert segments[2].text == "(%HESITATION) { I'VE / I HAVE } TH- (RIGHT)" and segments[2].labels[1] == "en"
-    assert (eval2000 / "data/eval2000/glm").read_text() == ";; rules\n"
+    assert (eval2000 / "data/eval2000/glm").read_text() == RULES
 
 
 def test_features_of_a_test_set(eval2000: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,7 +124,7 @@ def test_rt03(tmp_path: Path) -> None:
     write_call(root / "audio/eval03/english/bn/20010214.sph", channels=1)
     stms = {
         "references/eval03/english/cts/sw_45100.stm": ";; a\nsw_45100 1 sw_45100_A 0.00 1.00 <o,f0,male> hello there",
-        "references/eval03/english/cts/fsh_60354.stm": ";; a\nfsh_60354 2 x 2.00 3.00 <o,f0,male> yes (uh-huh)",
+        "references/eval03/english/cts/fsh_60354.stm": ";; a\nfsh_60354 2 x 2.00 3.00 <o,f,m> yes (uh-huh) U. S.'s mr.",
         "references/eval03/english/bn/20010214.stm": "20010214 1 x 0.00 1.00 <o,f0,male> news",
         "references/eval03/mandarin/cts/ma_0001.stm": "rubbish",
     }
@@ -132,16 +133,16 @@ def test_rt03(tmp_path: Path) -> None:
         (root / name).write_text(text + "\n")
     (root / "trans_rules").mkdir()
     for name in ("en20030506.glm", "en20010101.glm", "ma20030506.glm"):
-        (root / "trans_rules" / name).write_text(name)
+        (root / "trans_rules" / name).write_text(RULES)
     run = call(SCRIPT, "--test-set", "rt03", "--audio-dir", root, "--data-dir", tmp_path / "data").good()
     assert run.out == "rt03: 2 segments (1 fsh, 1 swbd) of 2 calls, 0.00 hours; en20030506.glm\n" and run.err == ""
     _, supervisions = read(tmp_path, "rt03")
     assert [(s.id, s.channel, s.text) for s in supervisions] == [
-        ("fsh_60354-B_000200-000300", 1, "yes uh-huh"),
+        ("fsh_60354-B_000200-000300", 1, "yes uh-huh u s's mr."),
         ("sw_45100-A_000000-000100", 0, "hello there"),
     ]
     lines = (tmp_path / "data/rt03/stm").read_text().splitlines()
-    assert lines[0] == ";; a" and lines[1].startswith("fsh_60354 B x 2.00 3.00 <o,f0,male> ") and len(lines) == 3
+    assert lines[0] == ";; a" and lines[1].startswith("fsh_60354 B x 2.00 3.00 <o,f,m> ") and len(lines) == 3
 
 
 @pytest.mark.parametrize(
@@ -183,6 +184,7 @@ def test_bad_lines_are_counted(eval2000: Path) -> None:
         + "en_4156 A en_4156_A 9.00 10.50 <O,en,F,en-F> LATE\n"
         + "en_4156 A en_4156_A 12.00 13.00 <O,en,F,en-F> TOO LATE\n"
         + "en_4156 A en_4156_A 1.151 2.481 <O,en,F,en-F> NEARLY THE SAME\n"
+        + "en_4156 A en_4156_A 3.00 4.00 <O,en,F,en-F> (UH (%HESITATION) WELL) SO ( ) (RIGHT\n"
     )
     pem = next(eval2000.rglob("*.pem"))
     pem.write_text(PEM + "en_4156 A unknown_speaker 5.00 6.00\nen_4156 C\n")
@@ -193,9 +195,11 @@ def test_bad_lines_are_counted(eval2000: Path) -> None:
         "1 segments are closer than 0.01 s to another one and left out, first en_4156-A_000115-000248",
         "1 segments of the PEM are not in the STM, first",
         "1 lines of the PEM are not understood, first",
+        "1 segments of the STM have parentheses that do not pair, dropped, first",
     ):
         assert f"warning: {line}" in run.err, run.err
-    assert len(run.err.splitlines()) == 5 and "eval2000: 5 segments" in run.out
+    assert len(run.err.splitlines()) == 6 and "eval2000: 6 segments" in run.out
+    assert "3.00 4.00 <O,en,F,en-F> UH (%HESITATION) WELL SO RIGHT\n" in (eval2000 / "data/eval2000/stm").read_text()
     _, supervisions = read(eval2000, "eval2000")
     assert supervisions["en_4156-A_000900-001050"].end == 10.0
 
@@ -226,13 +230,22 @@ def test_missing_parts(eval2000: Path, damage: str, words: str) -> None:
     assert words in refused(eval2000, SCRIPT, "--test-set", "eval2000", *flags)
 
 
+@pytest.mark.parametrize(
+    ("rules", "words"), [("", "is no global mapping file"), (";; a\n", "holds no rules"), (";; a\nUH -> X\n", "line 2")]
+)
+def test_rules_that_are_none_stop_it_before_a_model_is_trained(eval2000: Path, rules: str, words: str) -> None:
+    (eval2000 / "my.glm").write_text(rules)
+    assert words in prepare(eval2000, "--glm", eval2000 / "my.glm").error()
+    assert not (eval2000 / "data").exists()
+
+
 def test_named_files_come_first(eval2000: Path) -> None:
     stm, glm = eval2000 / "my.stm", eval2000 / "my.glm"
     stm.write_text("sw_4390 A x 1 2 <O,sw,F,sw-F> yes\n")
-    glm.write_text("mine\n")
+    glm.write_text(";; mine\nUM => UH\n")
     run = prepare(eval2000, "--stm", stm, "--glm", glm).good()
     assert "eval2000: 1 segments (1 swbd) of 1 calls" in run.out
-    assert (eval2000 / "data/eval2000/glm").read_text() == "mine\n"
+    assert (eval2000 / "data/eval2000/glm").read_text() == ";; mine\nUM => UH\n"
 
 
 @pytest.mark.parametrize(
@@ -241,6 +254,7 @@ def test_named_files_come_first(eval2000: Path) -> None:
         ("sw_4390 C x 1 2 <O,sw,F,sw-F> yes", "sw_4390 has channel 'C', expected A or B"),
         ("sw_4390 A x 1 <O,sw,F,sw-F> yes", "line 1: '1' and '<O,sw,F,sw-F>' are no times"),
         ("sw_4390 A x 1 2 <O,sw,F,sw-F> IGNORE_TIME_SEGMENT_IN_SCORING", "has no segment that is scored"),
+        ("sw_4390 A x 1 2 <O,sw,F,sw-F> yes { no", "STM of eval2000, segment sw_4390 A 1.00: braces that do not"),
     ],
 )
 def test_damaged_stms(eval2000: Path, line: str, words: str) -> None:

@@ -13,7 +13,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lowbit_k2.errors import UserError
-from lowbit_k2.graphs.ngram import FALLBACK_DISCOUNTS, BackoffModel, discounts, estimate, write_arpa
+from lowbit_k2.graphs.ngram import (
+    FALLBACK_DISCOUNTS,
+    BackoffModel,
+    adjusted_counts,
+    count_ngrams,
+    discounts,
+    estimate,
+    write_arpa,
+)
 
 Sentences = list[tuple[str, ...]]
 texts = st.lists(st.lists(st.sampled_from("abcd"), max_size=6).map(tuple), min_size=1, max_size=25)
@@ -74,6 +82,39 @@ def test_equals_the_definition(sentences: Sentences, order: int) -> None:
         for word in [*words, "</s>"]:
             expected = naive_probability(sentences, order, words, history, word)
             assert model.probability(history, word) == pytest.approx(expected, abs=1e-12)
+
+
+@given(texts, st.lists(st.integers(1, 3), max_size=2))
+@settings(max_examples=40, deadline=None)
+def test_cut_offs(sentences: Sentences, more: list[int]) -> None:
+    """What is left out goes to the back-off: all still sums to one, and what stays keeps its discount."""
+    words, least = ["a", "b", "c", "d"], [1, *more]
+    whole, cut = estimate(sentences, 3, words), estimate(sentences, 3, words, min_counts=least)
+    tables = adjusted_counts(count_ngrams(sentences, 3))
+    for n, (kept, table) in enumerate(zip(cut.probabilities, tables, strict=True)):
+        frequent = {g for g, c in table.items() if c >= (least[n] if n < len(least) else 1) and g != ("<s>",)}
+        needed = {g[i : i + n + 1] for longer in cut.probabilities[n + 1 :] for g in longer for i in (0, 1)}
+        assert frequent <= set(kept) <= frequent | needed | {(w,) for w in [*words, "</s>"]}
+    for history in [(), ("a",), ("<s>",), ("b", "a"), ("<s>", "c")]:
+        assert sum(cut.probability(history, w) for w in [*words, "</s>"]) == pytest.approx(1)
+    if all(count == 1 for count in least):
+        assert cut == whole
+    for ngram in set(cut.probabilities[1]) if more == [] else ():
+        assert cut.probabilities[1][ngram] == whole.probabilities[1][ngram]
+
+
+def test_cut_offs_worked_by_hand() -> None:
+    # Bigrams as above; all but <s>a are seen once. After a: total 2, both left out, so gamma is 1; after b likewise.
+    model = estimate([("a", "b"), ("a",)], 2, ["a", "b", "c"], min_counts=[1, 2])
+    assert model.probabilities[1] == pytest.approx({("<s>", "a"): 0.625})
+    assert model.backoffs == pytest.approx({("<s>",): 0.5, ("a",): 1.0, ("b",): 1.0})
+    assert model.probability(("a",), "b") == pytest.approx(0.25)
+
+
+@pytest.mark.parametrize("wrong", [[2], [1, 0], [1, 1, 1, 1]])
+def test_impossible_cut_offs_are_refused(wrong: list[int]) -> None:
+    with pytest.raises(UserError, match="--min-counts"):
+        estimate([("a",)], 3, ["a"], min_counts=wrong)
 
 
 @given(texts, st.integers(1, 4), st.sampled_from([None, "<UNK>"]))

@@ -175,6 +175,20 @@ def test_narrow_band(tmp_path: Path) -> None:
     assert {cut.num_features for cut in read_cuts(cuts_path(tmp_path / "fbank", "toy", "train"))} == {64}
 
 
+def test_segments_shorter_than_a_frame_are_left_out(
+    corpus: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One slip of a transcriber, 0.004 s long, must not stop the corpus; what has a frame stays at all speeds."""
+    supervisions = corpus / "toy_supervisions_train.jsonl.gz"
+    tiny = [lhotse.SupervisionSegment(f"tiny{i}", "rec0", 1.1, 0.004 + 0.021 * i, text="um") for i in range(2)]
+    kept = list(lhotse.load_manifest(supervisions))
+    lhotse.SupervisionSet.from_segments([*kept, *tiny]).to_file(supervisions)
+    run(*flags(corpus, tmp_path / "fbank"), "--perturb-speed", "true")
+    ids = {cut.id for cut in read_cuts(tmp_path / "fbank/toy_cuts_train.jsonl.gz")}
+    assert len(ids) == 3 * 9 and {"tiny1", "tiny1_sp1.1"} < ids
+    assert "train: 1 cuts shorter than a frame are left out, first tiny0" in caplog.text
+
+
 def test_a_failure_leaves_nothing_half_written(corpus: Path, tmp_path: Path) -> None:
     output = tmp_path / "fbank"
     whole = (corpus / "rec3.wav").read_bytes()

@@ -84,6 +84,12 @@ def test_a_packed_file_with_other_words_is_refused(
         run(exp_dir, corpus, "1")
 
 
+def test_one_scale_of_the_language_model(exp_dir: Path, corpus: Corpus) -> None:
+    with pytest.raises(UserError, match="one --lm-scale, not 0.4,0.6: choose it on dev"):
+        evaluate(exp_dir, ["1"], "test", lambda: corpus.cuts, decode_flags=["--lm-scale", "0.4,0.6"])
+    assert not list(exp_dir.glob("*/recogs-*"))
+
+
 def test_the_table() -> None:
     errors = {
         GREEDY: {"ins": 1, "dels": 2, "sub": 3, "ref_words": 100},

@@ -146,6 +146,19 @@ def test_channels_and_recordings_as_the_reference_names_them(inputs: Inputs) -> 
     assert "en_1 2 1.00 " in (inputs.folder / "hyp.ctm").read_text()
 
 
+@pytest.mark.parametrize("scorer", BOTH)
+def test_letters_with_dots(inputs: Inputs, scorer: str) -> None:
+    """rt03's reference spells acronyms with dots; our models, like eval2000's, without."""
+    segment = "sw_2 A sw_2_A 0.00 2.00 <O,sw>"
+    inputs.write({**HEARD, "sw_2-A_000000-000200": ["a", "u", "s", "a", "t", "v's", "okay", "i"]})
+    inputs.stm.write_text(STM.replace(f"{segment} yeah (i) see", f"{segment} a U. S. A. (T.'s) {{ V.'s / V. }} okay i"))
+    stats = inputs.score(scorer)["swbd"]
+    assert (stats.words, stats.errors, stats.sub) == (9, 1, 1)  # okay is O. K., and t is no T.'s
+    inputs.stm.write_text(STM.replace(f"{segment} yeah (i) see", f"{segment} b c u. s."))
+    inputs.write({**HEARD, "sw_2-A_000000-000200": ["b", "c", "u", "s"]})
+    assert inputs.score(scorer)["swbd"].sub == 2, "mostly without dots: as NIST's rules have it"
+
+
 def test_cuts_without_subsets(inputs: Inputs) -> None:
     inputs.cuts = CutSet.from_cuts(make_cut(name, subset=None) for name in HEARD)
     assert inputs.score() == {"all": EXPECTED["all"]}

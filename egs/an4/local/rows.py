@@ -45,10 +45,10 @@ from lowbit_k2.train.distributed import Ranks  # noqa: E402
 RESULTS = RECIPE / "results"
 TIMING = RECIPE / "timing.json"
 EPOCHS, AVERAGED = 20, 5
-LM_SCALE = 0.6  # chosen on dev with the float model
 CO_TRAINED = ("2", "1.5", "1.5r", "1")
 CTC = (GREEDY, HLG)
 RNNT = ("greedy_search", "modified_beam_search", "fast_beam_search", "fast_beam_search_LG")
+LM_SCALES = {CTC: 0.6, RNNT: 0.4}  # chosen on dev with the float models
 TRANSDUCER = "--objective ctc-rnnt --rnnt-warm-step 1000"  # a CTC head, for two hours of speech
 COLUMNS = {
     GREEDY: "greedy",
@@ -133,7 +133,7 @@ def evaluate_rows(rows: list[Row], exp_root: Path) -> None:
             lambda: load_cuts(RECIPE / "data/fbank", "an4", "test"),
             decode_flags=[
                 *("--manifest-dir", str(RECIPE / "data/fbank"), "--lang-dir", str(RECIPE / "data/lang_char")),
-                *("--decoding-method", ",".join(r.methods), "--lm-scale", str(LM_SCALE), "--quiet"),
+                *("--decoding-method", ",".join(r.methods), "--lm-scale", str(LM_SCALES[r.methods]), "--quiet"),
             ],
             average_flags=["--epoch", str(EPOCHS), "--avg", str(AVERAGED), "--use-averaged-model", "true"],
         )

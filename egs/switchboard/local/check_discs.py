@@ -5,9 +5,9 @@
     --eval2000-audio LDC2002S09 --eval2000-text LDC2002T43 --rt02-dir LDC2004S11 --rt03-dir LDC2007S10 \
     --fisher-text LDC2004T19,LDC2005T19
 
-Folders may be laid out in any way; an empty name stands for a part that you do not have. Training audio and its
-transcripts must be there, and sph2pipe where audio is compressed; all else is counted, named on stderr, and left out
-by the later stages.
+Folders may be laid out in any way; an empty name stands for a part that you do not have, which is left out. Training
+audio and its transcripts must be there, every part that is named must be whole enough for its stage, and sph2pipe must
+be there where audio is compressed; all else is counted, named on stderr, and left out by the later stages.
 """
 
 from __future__ import annotations
@@ -142,7 +142,11 @@ def check_papers(swbd_dir: Path, ms98_dir: Path) -> None:
 
 
 def check_test_set(test_set: TestSet, audio_dir: Path | None, text_dir: Path | None, problems: Problems) -> int:
-    """Print what there is of a test set; returns how many files are compressed."""
+    """Print what there is of a test set; returns how many files are compressed.
+
+    Raises:
+      UserError: its folders were named and lack audio, STM or GLM: a later stage would stop there.
+    """
     missing = []
     audio = find_audio(audio_dir, problems) if audio_dir else {}
     if not audio:
@@ -150,6 +154,8 @@ def check_test_set(test_set: TestSet, audio_dir: Path | None, text_dir: Path | N
     for suffix, what in ((".stm", "STM"), (".glm", "GLM")):
         if not (text_dir and find_files(text_dir, suffix)):
             missing.append(f"{what} ({test_set.text_source}, --{test_set.text_flag.replace('_', '-')})")
+    if missing and (audio_dir or text_dir):
+        raise UserError(f"{test_set.name}: there is no {', no '.join(missing)}: check the folders, or leave them out")
     if missing:
         print(f"note: {test_set.name} is left out: no {', no '.join(missing)}")
         return 0
@@ -161,9 +167,15 @@ def check_test_set(test_set: TestSet, audio_dir: Path | None, text_dir: Path | N
 
 
 def check_fisher(names: str) -> None:
-    """Fisher's transcripts, which only the language model uses."""
+    """Fisher's transcripts, which only the language model uses.
+
+    Raises:
+      UserError: folders were named and hold none.
+    """
     folders = [check_folder(Path(name), "--fisher-text", "Fisher transcripts") for name in names.split(",") if name]
     number = sum(len([p for p in find_files(f, ".txt") if p.name.lower().startswith("fe_03_")]) for f in folders)
+    if folders and not number:
+        raise UserError(f"no fe_03_*.txt below {names}: give --fisher-text LDC2004T19 and LDC2005T19, or leave it out")
     if number:
         print(f"Fisher: {count_word(number, 'transcript')} of 11699")
     else:
@@ -178,7 +190,7 @@ def check_discs(args: argparse.Namespace) -> None:
     """Look at everything, then report what is wrong.
 
     Raises:
-      UserError: nothing to train on, or compressed audio and no sph2pipe.
+      UserError: nothing to train on, a named part without what it is named for, or compressed audio and no sph2pipe.
     """
     problems = Problems()
     swbd_dir = check_folder(args.swbd_dir, "--swbd-dir", SWBD)

@@ -9,6 +9,7 @@ not a plain word is marked, and becomes:
     {yuppiedom}             yuppiedom        coined by the speaker
     them_1  a_1's           them  a's        a pronunciation of its own in the dictionary
     ibm  t._v.'s  a_b_c     i b m  t v's     acronyms that the dictionary spells; NIST's references have letters, too
+    at&t  a&amp;e           a t and t  a and e
     [noise] [laughter] [vocalized-noise]     dropped, or kept as words, see TextOptions
     [silence] <b_aside> <e_aside>            dropped
     uh-huh  mother-in-law                    as they are
@@ -23,6 +24,7 @@ import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from string import ascii_lowercase
 
@@ -31,17 +33,19 @@ from discs import Problems, read_lines
 from lowbit_k2.data.text import APOSTROPHES
 
 NOISES = ("[noise]", "[laughter]", "[vocalized-noise]")
-SILENT = ("[silence]", "<b_aside>", "<e_aside>")
+SILENCE = "[silence]"
+ASIDE = re.compile(r"<[be]_aside>")  # with or without a blank before the next word
 LAUGHING = re.compile(r"(-?)\[laughter-(.+)\](-?)")
 SAID_AND_MEANT = re.compile(r"\[?([^/]+)/([^/]+)\](-?)")  # the first bracket is missing here and there
 COINED = re.compile(r"(-?)\{(.+)\}(-?)")
 BEGINNING_UNSAID = re.compile(r"-?\[[^][]+\]([^][].*)")
 END_UNSAID = re.compile(r"(.*[^][])\[[^][]+\]-?")
 MIDDLE_UNSAID = re.compile(r"(?<=[a-z0-9'])\[[^][]+\](?=[a-z0-9'])")
-VARIANT = re.compile(r"(?<=[]a-z0-9'.])_\d+")
+VARIANT = re.compile(r"(?<=[]a-z0-9'.-])_\d+")
 DOTTED = re.compile(r"[a-z]\.(?:_[a-z]\.)*(?:'?s)?")  # i._b._m.'s
 UNDERSCORED = re.compile(r"[a-z](?:_[a-z])+(?:'?s)?")  # i_b_m's
-ODD_CHARACTERS = re.compile(r"[^a-z0-9'&-]")
+JOINED = re.compile(r"[a-z]+(?:&[a-z]+)+(?:'s)?")  # at&t's
+ODD_CHARACTERS = re.compile(r"[^a-z0-9'-]")
 SEGMENT_NAME = re.compile(r"sw(\d{4})([ab])-ms98-a-\d+", re.IGNORECASE)
 
 Pronunciation = tuple[str, ...]
@@ -87,14 +91,15 @@ def is_partial(word: str) -> bool:
     return word.startswith("-") or word.endswith("-")
 
 
+@lru_cache(maxsize=2**17)  # Fisher has 22 million words, few of them different
 def clean_token(token: str) -> str:
     """One token of a transcript or of the dictionary as it is learned: a word, a noise, several words, or nothing.
 
     Unknown marks in brackets count as [noise].
     """
-    token = token.lower()
-    if token in SILENT or token in NOISES:
-        return "" if token in SILENT else token
+    token = ASIDE.sub("", token.lower()).replace("&amp;", "&")  # some & of the dictionary are written as in HTML
+    if token == SILENCE or token in NOISES:
+        return "" if token == SILENCE else token
     token = VARIANT.sub("", unwrap(token))
     token = BEGINNING_UNSAID.sub(r"-\1", token) if BEGINNING_UNSAID.fullmatch(token) else token
     token = END_UNSAID.sub(r"\1-", token) if END_UNSAID.fullmatch(token) else token
@@ -103,8 +108,17 @@ def clean_token(token: str) -> str:
         return NOISES[0]
     if DOTTED.fullmatch(token) or UNDERSCORED.fullmatch(token):
         return re.sub(r"(?<=[a-z])s$", "'s", token.replace("._", " ").replace(".", "")).replace("_", " ")
+    if JOINED.fullmatch(token):
+        return spell_joined(token)
     words = re.sub(r"-+", "-", ODD_CHARACTERS.sub(" ", token)).split()
     return " ".join(word for word in words if re.search(r"[a-z0-9]", word))
+
+
+def spell_joined(token: str) -> str:
+    """at&t's -> a t and t's; parts of more than two letters are words."""
+    stem = token.removesuffix("'s")
+    parts = [" ".join(part) if len(part) < 3 else part for part in stem.split("&")]
+    return " and ".join(parts) + token[len(stem) :]
 
 
 def to_ascii(text: str) -> str:

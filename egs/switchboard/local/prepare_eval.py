@@ -32,6 +32,7 @@ from lowbit_k2.data.kaldi_dir import END_TOLERANCE  # noqa: E402
 from lowbit_k2.data.sphere import make_recording  # noqa: E402
 from lowbit_k2.errors import UserError, run_main  # noqa: E402
 from lowbit_k2.fileio import atomic_write  # noqa: E402
+from lowbit_k2.scoring.glm import filter_reference, read_glm  # noqa: E402
 from lowbit_k2.scoring.stm import COMMENT, GAP_SPEAKER, StmSegment, read_stm, read_stm_header, write_stm  # noqa: E402
 
 if TYPE_CHECKING:
@@ -105,7 +106,10 @@ def read_reference(paths: list[Path], problems: Problems) -> Reference:
                 continue
             if segment.channel.upper() not in CHANNELS:
                 raise UserError(f"{path}: {segment.recording} has channel {segment.channel!r}, expected A or B")
-            segment = replace(segment, channel=CHANNELS[segment.channel.upper()], text=clean_reference(segment.text))
+            text = clean_reference(segment.text)
+            if (paired := pair_parentheses(text)) != text:
+                problems.add("segments of the STM have parentheses that do not pair, dropped", f"{path}: {text[:60]}")
+            segment = replace(segment, channel=CHANNELS[segment.channel.upper()], text=paired)
             key = (segment.recording, segment.channel, segment.start, segment.end)
             if key in segments:
                 problems.add("segments of the STM occur twice", f"{path}: {segment.line()[:60]}")
@@ -119,10 +123,17 @@ def clean_reference(text: str) -> str:
     return " ".join(text.split())
 
 
+def pair_parentheses(text: str) -> str:
+    """Without parentheses that no other one closes, that surround others, or that hold nothing."""
+    parts = re.split(r"(\([^()]*[^()\s][^()]*\))", text)
+    parts[::2] = [re.sub(r"[()]", "", part) for part in parts[::2]]
+    return " ".join("".join(parts).split())
+
+
 def reference_words(text: str) -> str:
     """What was said: small letters, the first of alternatives, optional words as words, no noises."""
     text = re.sub(r"\{([^{}/]*)/[^{}]*\}", r"\1", text.lower())
-    words = [word.strip("()") for word in text.split()]
+    words = [re.sub(r"(?<=^[a-z])\.", "", word.strip("()")) for word in text.split()]  # u. s. is u s to the model
     kept = [word.lstrip("%") for word in words if word not in ("@", "/", "{", "}") and not re.match(r"[<\[]", word)]
     return " ".join("uh" if word == "hesitation" else word for word in kept if re.search(r"[a-z0-9]", word))
 
@@ -211,6 +222,8 @@ def prepare(args: argparse.Namespace) -> None:
     text_dir = check_folder(args.text_dir or args.audio_dir, "--text-dir", f"{args.test_set}'s STM and GLM")
     glm = find_glm(text_dir, args.glm)
     reference = read_reference(find_stms(text_dir, args.stm), problems)
+    for kind in ("ref", "hyp"):  # better now than when a trained model is scored
+        filter_reference(reference.segments, read_glm(glm, kind), f"the STM of {args.test_set}")
     check_pem(audio_dir, text_dir, reference.segments, problems)
     names = sorted({segment.recording for segment in reference.segments if not segment.is_ignored})
     recordings = open_audio(audio_dir, names, args.data_dir / "wav" / args.test_set, problems)
