@@ -8,7 +8,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/../../lowbit_k2/recipe/prepare_lib.sh"
 option exp_root exp-mini "the trained models go here"
 option num_epochs 10 "passes over the corpus"
 option hours "" "of training speech to make (1.2)"
-option lm_scale 0.6 "of the decoding graph"
+option lm_scale 1.2 "of the decoding graph; chosen on dev"
 parse_options "$@"
 cd "$(dirname "${BASH_SOURCE[0]}")"
 average=$((num_epochs < 3 ? num_epochs : 3))
