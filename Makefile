@@ -11,7 +11,7 @@ MODERN_VENV := .venv-modern
 # For example PYTEST_FLAGS="-k quant -x".
 PYTEST_FLAGS ?=
 PYTEST := python -m pytest --durations=15 $(PYTEST_FLAGS)
-INSTALLED_FROM := requirements.txt pyproject.toml .ci/install .ci/find-python
+INSTALLED_FROM := requirements.txt requirements-k2.txt pyproject.toml .ci/install .ci/find-python
 
 .PHONY: demo test lint venv kaldifeat modern-venv modern-test clean
 

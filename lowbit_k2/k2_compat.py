@@ -25,7 +25,7 @@ def require_k2() -> ModuleType:
     except (ImportError, OSError) as error:
         reason = "is not installed" if not has_k2() else f"cannot be imported ({error})"
         raise UserError(
-            f"k2 {reason}: install requirements.txt under Python 3.10 with torch 1.13.1, or a wheel from "
+            f"k2 {reason}: run make venv (Python 3.10, torch 1.13.1, requirements-k2.txt), or install a wheel from "
             "k2-fsa.github.io/k2 that fits your torch; greedy search, training and packing work without it"
         ) from None
     return k2

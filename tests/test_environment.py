@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import os
+import re
 import stat
 import subprocess
 import sys
@@ -27,9 +28,10 @@ OPTIONAL = {"kaldifeat"}
 
 
 def requirements(python_version: str) -> dict[str, Requirement]:
-    """The lines of requirements.txt that hold for a Python version, by package name."""
-    lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
-    parsed = [Requirement(line.strip()) for line in lines if line.strip() and not line.startswith("#")]
+    """What the requirements files ask for under a Python version, by package name."""
+    files = ("requirements.txt", "requirements-k2.txt")
+    lines = [line for file in files for line in (ROOT / file).read_text(encoding="utf-8").splitlines()]
+    parsed = [Requirement(line.split(" --hash")[0]) for line in lines if line.strip() and not line.startswith("#")]
     held = [r for r in parsed if r.marker is None or r.marker.evaluate({"python_version": python_version})]
     assert len({r.name for r in held}) == len(held), "a package is required twice"
     return {canonicalize_name(r.name): r for r in held}
@@ -48,6 +50,14 @@ def test_the_lanes_differ_as_they_must() -> None:
     assert not {"k2", "torchaudio"} & set(modern)
     assert str(modern["torch"].specifier) == "==2.13.0"
     assert full["numpy"].specifier.contains("1.26.4")
+
+
+def test_k2_is_told_by_its_hash_and_nothing_else_is() -> None:
+    """pip refuses a command of which some requirements have hashes."""
+    lines = (ROOT / "requirements-k2.txt").read_text(encoding="utf-8").splitlines()
+    [line] = [line for line in lines if not line.startswith("#")]
+    assert re.fullmatch(r'k2==1\.23\.4 ; python_version == "3\.10" --hash=sha256:[0-9a-f]{64}', line)
+    assert "--hash" not in (ROOT / "requirements.txt").read_text(encoding="utf-8")
 
 
 def test_what_is_pinned_is_installed() -> None:
