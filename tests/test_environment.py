@@ -117,7 +117,7 @@ def test_k2_intersects_and_differentiates() -> None:
 def test_missing_k2_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "k2", None)  # makes `import k2` raise ImportError
     monkeypatch.setattr(k2_compat, "has_k2", lambda: False)
-    with pytest.raises(UserError, match="k2 is not installed: install") as error:
+    with pytest.raises(UserError, match="k2 is not installed: run make venv") as error:
         k2_compat.require_k2()
     assert "\n" not in str(error.value)
 
