@@ -236,6 +236,9 @@ def prepare(args: argparse.Namespace) -> None:
         write_split(name, [s for side in sorted(chosen) for s in sides[side]], recordings, args.manifest_dir)
     if callers:
         print(f"callers by {table}; {len(split.left_out)} sides of dev calls are another caller's and left out")
+        unknown = len(set(sides) - set(callers))
+        if unknown:
+            print(f"note: {unknown} of {len(sides)} sides are not in it: each counts as a speaker of its own")
     else:
         print("note: no table of callers: dev is held out by conversation, its speakers may be in training")
 
