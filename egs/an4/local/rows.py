@@ -99,6 +99,7 @@ ROWS = [
     *row("naive2", "naive 2-bit", (1,), "--precisions 2", ("2",)),
     *row("cotrain-plain", "co-trained, (a) plain", (1,), "--precisions 2,1 --lambda2 0", CO_TRAINED),
     *row("cotrain-kl", "co-trained, (b) + KL", (1,), "--precisions 2,1", CO_TRAINED),
+    *row("cotrain-kl-warm", "(b) with a KL that rises", (1,), "--precisions 2,1 --kl-warm-step 1000", CO_TRAINED),
     *row("cotrain-kl-sp-paper", "(c) with `paper`", (1,), "--precisions 2,1,sp --quant-config paper", CO_TRAINED),
     *row("rnnt-float", "float", (1, 2), f"{TRANSDUCER} --precisions 32", ("32",), RNNT),
     *row(
