@@ -12,7 +12,6 @@ to tell which reference segment a word belongs to.
 from __future__ import annotations
 
 import ast
-import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from lowbit_k2.errors import UserError
 from lowbit_k2.fileio import atomic_write
-from lowbit_k2.scoring.stm import format_seconds, numbered_lines, read_text
+from lowbit_k2.scoring.stm import format_seconds, read_text
 
 if TYPE_CHECKING:
     from lhotse import CutSet
@@ -57,28 +56,6 @@ class CtmWord:
         """As the file has it."""
         times = [format_seconds(self.start), format_seconds(self.duration)]
         return " ".join([self.recording, self.channel, *times, self.word])
-
-
-def read_ctm(path: str | Path) -> list[CtmWord]:
-    """The words of a CTM file, in its order; it may hold none.
-
-    Raises:
-      UserError: missing file, or a line that is no word with its times.
-    """
-    return [_parse_word(line, f"{path} line {number}") for number, line in numbered_lines(Path(path))]
-
-
-def _parse_word(line: str, where: str) -> CtmWord:
-    fields = line.split()
-    if len(fields) not in (5, 6):
-        raise UserError(f"{where}: expected 'recording channel start duration word', found {line[:80]!r}")
-    try:
-        start, duration = float(fields[2]), float(fields[3])
-    except ValueError:
-        start = duration = math.nan
-    if not (math.isfinite(start) and math.isfinite(duration) and start >= 0 and duration >= 0):
-        raise UserError(f"{where}: {fields[2]!r} and {fields[3]!r} are no start and duration in seconds")
-    return CtmWord(fields[0], fields[1], start, duration, fields[4])
 
 
 def write_ctm(path: str | Path, words: Iterable[CtmWord]) -> None:

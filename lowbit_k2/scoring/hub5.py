@@ -59,13 +59,6 @@ class Score:
     subsets: dict[str, ScoreStats]
 
 
-def score_recogs(
-    recogs: Path, cuts: CutSet, stm: Path, glm: Path, output_dir: Path, scorer: str = "auto"
-) -> dict[str, ScoreStats]:
-    """Counts by subset, and under "all" those of the whole test set; for arguments and errors see `score`."""
-    return score(recogs, cuts, stm, glm, output_dir, scorer).subsets
-
-
 def score(recogs: Path, cuts: CutSet, stm: Path, glm: Path, output_dir: Path, scorer: str = "auto") -> Score:
     """Score hypotheses and leave files to look into.
 

@@ -12,7 +12,7 @@ from lhotse import CutSet, MonoCut, SupervisionSegment
 
 from lowbit_k2.errors import UserError
 from lowbit_k2.scoring import hub5
-from lowbit_k2.scoring.hub5 import format_score, score, score_recogs
+from lowbit_k2.scoring.hub5 import format_score, score
 from lowbit_k2.scoring.nist import ScoreStats
 from lowbit_k2.scoring.stm import IGNORED
 from lowbit_k2.scoring.wer import write_recogs
@@ -51,7 +51,7 @@ class Inputs:
     folder: Path
 
     def score(self, scorer: str = "python") -> dict[str, ScoreStats]:
-        return score_recogs(self.recogs, self.cuts, self.stm, self.glm, self.folder, scorer)
+        return score(self.recogs, self.cuts, self.stm, self.glm, self.folder, scorer).subsets
 
     def write(self, heard: dict[str, list[str]]) -> None:
         write_recogs(self.recogs, [(utterance, [], words) for utterance, words in heard.items()])
