@@ -142,7 +142,8 @@ def _value(weight: Tensor, step: Tensor | None, spec: Spec) -> Tensor:
         return weight.half().to(weight.dtype)
     step = spread(step, weight.shape, spec.granularity)
     if spec.bits == 1:  # the same in two passes instead of five; -0.0 + 0.0 = +0.0, whose code is +1
-        return torch.copysign(step, weight + 0.0)
+        value = weight + 0.0
+        return torch.copysign(step, value, out=value)
     return project(weight, step, spec.bits).mul_(step)
 
 
