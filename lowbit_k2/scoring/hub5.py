@@ -195,7 +195,7 @@ def by_subset(scores: Iterable[SegmentScore], subsets: Mapping[str, str]) -> dic
 
 def write_results(output_dir: Path, done: Score, scores: Iterable[SegmentScore], subsets: Mapping[str, str]) -> None:
     """Write scores.json, scores.txt and segments.tsv."""
-    counts = {name: {**vars(stats), "rate": stats.rate} for name, stats in done.subsets.items()}
+    counts = {name: {**vars(stats), "corr": stats.corr, "rate": stats.rate} for name, stats in done.subsets.items()}
     write_json(output_dir / "scores.json", {"scorer": done.scorer, "subsets": counts})
     with atomic_write(output_dir / "scores.txt") as temporary:
         temporary.write_text(format_score(done) + "\n", encoding="utf-8")
@@ -212,7 +212,7 @@ def format_score(done: Score) -> str:
     """A table with one column for each subset, and who counted."""
     rows = {
         "%WER": [f"{100 * s.rate:.2f}" for s in done.subsets.values()],
-        "words": [str(s.words) for s in done.subsets.values()],
+        "words": [str(s.ref_words) for s in done.subsets.values()],
         "ins / del / sub": [f"{s.ins} / {s.dels} / {s.sub}" for s in done.subsets.values()],
         "segments": [str(s.segments) for s in done.subsets.values()],
     }

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 
 from lowbit_k2.scoring.glm import HypothesisItem
 from lowbit_k2.scoring.stm import IGNORED, StmSegment
+from lowbit_k2.scoring.wer import WerStats
 from lowbit_k2.scoring.word_network import Counts, align, hypothesis_network, reference_network
 
 Place = tuple[str, str]  # recording and channel, in lower case
@@ -90,35 +91,14 @@ def score_text(text: str, items: Iterable[HypothesisItem]) -> Counts:
 
 
 @dataclass(frozen=True)
-class ScoreStats:
-    """Counts of a subset of a test set.
+class ScoreStats(WerStats):
+    """Counts of a subset of a test set, by NIST's rules: an optional word that was left out is correct.
 
     Attributes:
       segments: scored segments of the reference.
-      words: of the reference; the correct ones, the substituted and the deleted.
-      corr, sub, ins, dels: by NIST's rules: an optional word that was left out is correct.
     """
 
     segments: int
-    words: int
-    corr: int
-    sub: int
-    ins: int
-    dels: int
-
-    @property
-    def errors(self) -> int:
-        return self.sub + self.ins + self.dels
-
-    @property
-    def rate(self) -> float:
-        """Errors per reference word; without reference words 0, or infinity where there are insertions."""
-        if self.words:
-            return self.errors / self.words
-        return float("inf") if self.errors else 0.0
-
-    def __str__(self) -> str:
-        return f"%WER {self.rate:.2%} [{self.errors} / {self.words}, {self.ins} ins, {self.dels} del, {self.sub} sub ]"
 
 
 def sum_up(scores: Iterable[SegmentScore]) -> ScoreStats:
@@ -126,5 +106,5 @@ def sum_up(scores: Iterable[SegmentScore]) -> ScoreStats:
     total: Counter[str] = Counter()
     for score in scores:
         c = score.counts
-        total.update(segments=1, words=c.corr + c.sub + c.dels, corr=c.corr, sub=c.sub, ins=c.ins, dels=c.dels)
-    return ScoreStats(*(total[name] for name in ("segments", "words", "corr", "sub", "ins", "dels")))
+        total.update(ins=c.ins, dels=c.dels, sub=c.sub, ref_words=c.corr + c.sub + c.dels, segments=1)
+    return ScoreStats(*(total[field.name] for field in fields(ScoreStats)))

@@ -35,6 +35,11 @@ class WerStats:
         return self.ins + self.dels + self.sub
 
     @property
+    def corr(self) -> int:
+        """Reference words that were recognised."""
+        return self.ref_words - self.dels - self.sub
+
+    @property
     def rate(self) -> float:
         """Errors per reference word; without reference words 0, or infinity where there are insertions."""
         if self.ref_words:
@@ -99,10 +104,9 @@ def write_errs(path: str | Path, results: Iterable[Result]) -> WerStats:
     alignments = {utterance: kaldialign.align(list(ref), list(hyp), EPS) for utterance, ref, hyp in results}
     with atomic_write(path) as temporary, temporary.open("w", encoding="utf-8") as out:
         out.write(f"{stats}\n")
-        correct = stats.ref_words - stats.dels - stats.sub
         out.write(
             f"Errors: {stats.ins} insertions, {stats.dels} deletions, {stats.sub} substitutions, "
-            f"over {stats.ref_words} reference words ({correct} correct)\n"
+            f"over {stats.ref_words} reference words ({stats.corr} correct)\n"
             "Search below for sections starting with PER-UTT DETAILS:, SUBSTITUTIONS:, DELETIONS:, "
             "INSERTIONS:, PER-WORD STATS:\n\n"
             "PER-UTT DETAILS: corr or (ref->hyp)  \n"

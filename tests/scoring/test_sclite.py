@@ -79,7 +79,7 @@ def test_totals_are_those_of_the_summary(tmp_path: Path) -> None:
     segments, items = filtered(3)
     stats = sum_up(score_with_sclite(find_sclite(), segments, [], items, tmp_path))
     numbers = re.search(r"\| Sum +\|(.*)\|(.*)\|", (tmp_path / "sclite.raw").read_text())
-    counts, words = [[*map(int, part.split())] for part in numbers.groups()], stats.words
+    counts, words = [[*map(int, part.split())] for part in numbers.groups()], stats.ref_words
     assert counts[0] == [stats.segments, words] and words > 50
     assert counts[1][:5] == [stats.corr, stats.sub, stats.dels, stats.ins, stats.errors]
 
