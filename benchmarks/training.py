@@ -164,6 +164,7 @@ def main() -> None:
     parser.add_argument("--memory-of", nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    torch.set_flush_denormal(True)  # as training does
     if args.memory_of:
         objective, system, utterances = args.memory_of
         return print_memory(args, objective, system, int(utterances))

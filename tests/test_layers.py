@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "lowbit_k2"
 
 # Modules that every layer but packed may use.
-BASE = {"errors", "fileio", "k2_compat"}
+BASE = {"errors", "fileio", "k2_compat", "processes"}
 # layer -> the other layers, or single modules of them, that it may import. The top layers may import all.
 ARROWS: dict[str, set[str]] = {
     "quant": set(),

@@ -3,49 +3,38 @@
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 import shutil
-import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
 from lowbit_k2.errors import UserError
+from lowbit_k2.processes import in_fresh_processes
 
 README_NAME = "README.TXT"
 _Item, _Result = TypeVar("_Item"), TypeVar("_Result")
 
 
-def in_fresh_processes(
+def synthesize_all(
     work: Callable[[_Item], _Result], items: Sequence[_Item], num_jobs: int, sizes: Sequence[int], unit: str = "utt"
 ) -> list[_Result]:
-    """`work(item)` for every item, each in a process that has done nothing before, `num_jobs` at a time.
+    """`work(item)` for every item by `in_fresh_processes`, with a progress bar.
 
     espeak-ng's output depends on all that it said before in its process, so results of fresh processes do not
     depend on the number of jobs.
 
     Args:
-      work: a function at the top of a module, or a `partial` of one; its results are pickled.
       sizes: by how many `unit`s each item moves the progress bar.
 
     Raises:
-      UserError: num_jobs is not positive, or `work` raised one.
+      UserError: num_jobs is not positive, a process was killed, or `work` raised one.
     """
     from tqdm import tqdm
 
-    check_num_jobs(num_jobs)
-    # A forked child starts without a loaded espeak-ng, and a tenth of a second sooner than a spawned one.
-    context = multiprocessing.get_context("fork")
-    # An interrupt is the parent's to handle: its leaving the `with` ends the children.
-    ignore = (signal.SIGINT, signal.SIG_IGN)
-    progress = tqdm(total=sum(sizes), desc="Synthesizing", unit=unit)
-    results = []
-    with context.Pool(num_jobs, signal.signal, ignore, maxtasksperchild=1) as pool, progress:
-        for size, result in zip(sizes, pool.imap(work, items, chunksize=1), strict=True):
-            results.append(result)
-            progress.update(size)
-    return results
+    with tqdm(total=sum(sizes), desc="Synthesizing", unit=unit) as progress:
+        # A forked child starts without a loaded espeak-ng, and a tenth of a second sooner than a spawned one.
+        return in_fresh_processes(work, items, num_jobs, "fork", lambda index: progress.update(sizes[index]))
 
 
 def corpus_parser(doc: str, default_hours: float, default_seed: int) -> argparse.ArgumentParser:
@@ -66,16 +55,6 @@ def check_hours(hours: float) -> None:
     """
     if not 0.01 <= hours <= 20:
         raise UserError(f"--hours {hours:g} is out of range: give 0.01 to 20")
-
-
-def check_num_jobs(num_jobs: int) -> None:
-    """Refuse a number of processes below one.
-
-    Raises:
-      UserError: it is.
-    """
-    if num_jobs < 1:
-        raise UserError(f"--num-jobs {num_jobs} is out of range: give 1 or more")
 
 
 def holds_corpus(folder: Path, readme: str) -> bool:

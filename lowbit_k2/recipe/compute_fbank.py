@@ -22,6 +22,8 @@ import logging
 import random
 import shutil
 from collections import Counter
+from functools import partial
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,6 +38,7 @@ from lowbit_k2.data.sphere import choose_backend
 from lowbit_k2.data.text import NORMALIZERS, normalizer
 from lowbit_k2.errors import UserError, run_main
 from lowbit_k2.fileio import atomic_write
+from lowbit_k2.processes import check_num_jobs, in_fresh_processes
 
 if TYPE_CHECKING:
     from lhotse import CutSet
@@ -190,36 +193,57 @@ def compute_split(
     """Compute and store the features of `cuts` in `<output_dir>/feats_<name>`; shows a progress bar.
 
     Raises:
-      UserError: audio that cannot be read.
+      UserError: audio that cannot be read, or a process was killed.
     """
-    from lhotse import CutSet, LilcomChunkyWriter
+    from lhotse import CutSet
 
     check_ids(cuts, name)
     storage = output_dir / f"feats_{name}"
     remove_features(storage)  # left by an interrupted run
     check_audio(cuts)
-    storage.parent.mkdir(parents=True, exist_ok=True)  # lhotse makes the folder only for several jobs
-    logging.disable(logging.WARNING)  # lhotse warns of every cut that it leaves out, in ten lines; we count them
+    storage.parent.mkdir(parents=True, exist_ok=True)
+    extract = partial(extract_part, config, device, storage)
     try:
-        done = cuts.compute_and_store_features(
-            extractor=make_extractor(config, device),
-            storage_path=storage,
-            num_jobs=num_jobs,
-            storage_type=LilcomChunkyWriter,
-        )
+        jobs = min(num_jobs, len(cuts))
+        if jobs <= 1:
+            done = extract((None, cuts))
+        else:
+            storage.mkdir()
+            parts = [(part, CutSet.from_cuts(islice(cuts, part, None, jobs))) for part in range(jobs)]
+            done = chain.from_iterable(in_fresh_processes(extract, parts, jobs))
         found = {cut.id: cut for cut in done}
+    except UserError:
+        remove_features(storage)
+        raise
     except Exception as error:  # the audio libraries have no common class
         remove_features(storage)
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"features of {name} cannot be computed ({type(error).__name__}: {reason})") from None
-    finally:
-        logging.disable(logging.NOTSET)
     unread = [cut for cut in cuts if cut.id not in found]
     if unread:
         remove_features(storage)
         where = unread[0].recording.sources[0].source
         raise UserError(f"features of {name} cannot be computed: {len(unread)} cuts of unreadable audio, first {where}")
     return CutSet.from_cuts(found[cut.id] for cut in cuts)  # in their order, however many jobs there were
+
+
+def extract_part(config: FeatureConfig, device: str, storage: Path, part: tuple[int | None, CutSet]) -> CutSet:
+    """Features of one of several parts, by number, or of all cuts (None); the first part's progress is shown."""
+    from lhotse import LilcomChunkyWriter
+
+    number, cuts = part
+    if number is not None:  # a process among several
+        torch.set_num_threads(1)
+    logging.disable(logging.WARNING)  # lhotse warns of every cut that it leaves out, in ten lines; we count them
+    try:
+        return cuts.compute_and_store_features(
+            extractor=make_extractor(config, device),
+            storage_path=storage if number is None else storage / f"feats-{number}",
+            storage_type=LilcomChunkyWriter,
+            progress_bar=not number,
+        )
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 def remove_features(storage: Path) -> None:
@@ -252,6 +276,7 @@ def compute_fbank(args: argparse.Namespace) -> None:
     splits = args.splits.split()
     if not splits:
         raise UserError("--splits names no split")
+    check_num_jobs(args.num_jobs)
     if args.num_splits < 1:
         raise UserError("--num-splits must be at least 1")
     sources = [source for source in (args.manifest_dir, args.kaldi_dir, args.cuts) if source is not None]

@@ -10,10 +10,8 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
-from multiprocessing import get_context
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,14 +23,10 @@ from lowbit_k2.data.datamodule import AsrDataModule, DataConfig
 from lowbit_k2.data.features import FeatureConfig, extract_wav, make_extractor, read_feature_config
 from lowbit_k2.data.flags import str2bool
 from lowbit_k2.decode.lattice import SearchConfig
-from lowbit_k2.decode.methods import (
-    METHODS,
-    decode_batch,
-)
+from lowbit_k2.decode.methods import METHODS, decode_batch
 from lowbit_k2.errors import UserError
-from lowbit_k2.recipe.model_io import (
-    add_checkpoint_arguments,
-)
+from lowbit_k2.processes import check_num_jobs, in_fresh_processes
+from lowbit_k2.recipe.model_io import add_checkpoint_arguments
 from lowbit_k2.recipe.recognizer import Recognizer, make_recognizers
 from lowbit_k2.scoring.wer import Result, WerStats, bootstrap_interval, write_errs, write_recogs, write_summary
 
@@ -150,8 +144,7 @@ def run_decode(args: argparse.Namespace, load_test_sets: Callable[[], Mapping[st
     Returns:
       Hypotheses and errors by (test set, method, setting, model).
     """
-    if args.num_jobs < 1:
-        raise UserError("--num-jobs must be at least 1")
+    check_num_jobs(args.num_jobs)
     if args.wav:
         transcribe_files(args.wav, make_recognizers(args))
         return {}
@@ -197,12 +190,8 @@ def decode_in_parallel(args: argparse.Namespace, test_sets: Mapping[str, CutSet]
     jobs = args.num_jobs
     if args.num_threads == 0:
         args = argparse.Namespace(**{**vars(args), "num_threads": max(1, torch.get_num_threads() // jobs)})
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-        parts = [pool.submit(decode_part, args, shard(test_sets, part, jobs), part) for part in range(jobs)]
-        try:
-            outcomes = [part.result() for part in parts]
-        except BrokenProcessPool:
-            raise UserError(f"a process of --num-jobs {jobs} was killed: for want of memory? Use fewer") from None
+    parts = [(part, shard(test_sets, part, jobs)) for part in range(jobs)]
+    outcomes = in_fresh_processes(partial(decode_part, args), parts, jobs)
     merged = outcomes[0]
     for outcome in outcomes[1:]:
         for key, others in outcome.items():
@@ -218,11 +207,10 @@ def shard(test_sets: Mapping[str, CutSet], part: int, parts: int) -> dict[str, C
     return {name: CutSet.from_cuts(cuts[part::parts]) for name, cuts in ranked.items()}
 
 
-def decode_part(
-    args: argparse.Namespace, test_sets: Mapping[str, CutSet], part: int
-) -> dict[tuple[str, str], SetOutcome]:
-    """What a process of `decode_in_parallel` does."""
-    return decode_sets(args, lambda: test_sets, part)
+def decode_part(args: argparse.Namespace, part: tuple[int, Mapping[str, CutSet]]) -> dict[tuple[str, str], SetOutcome]:
+    """What a process of `decode_in_parallel` does with the part of that number."""
+    number, test_sets = part
+    return decode_sets(args, lambda: test_sets, number)
 
 
 def make_data(args: argparse.Namespace, features: FeatureConfig) -> AsrDataModule:

@@ -14,16 +14,15 @@ import argparse
 import logging
 import shutil
 import tempfile
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
-from itertools import islice
-from multiprocessing import get_context
+from itertools import islice, pairwise
 from pathlib import Path
 
 from lowbit_k2.data.features import read_feature_config, write_feature_config
 from lowbit_k2.data.manifests import cuts_path, read_cuts, shar_path
 from lowbit_k2.errors import UserError, run_main
 from lowbit_k2.fileio import TEMPORARY
+from lowbit_k2.processes import check_num_jobs, in_fresh_processes
 
 COMPRESSION = {"features": "lilcom", "recording": "flac"}
 
@@ -34,8 +33,9 @@ def write_shar(args: argparse.Namespace) -> None:
     Raises:
       UserError: a manifest that is missing, or cuts without the data that the shards shall hold.
     """
-    if args.shard_size < 1 or args.num_jobs < 1:
-        raise UserError("--shard-size and --num-jobs must be at least 1")
+    check_num_jobs(args.num_jobs)
+    if args.shard_size < 1:
+        raise UserError("--shard-size must be at least 1")
     for split in args.splits.split():
         target = shar_path(args.output_dir, args.corpus, split)
         if target.is_dir():
@@ -68,17 +68,16 @@ def write_shards(manifest: Path, folder: Path, field: str, shard_size: int, tota
     bounds = [shards * job // jobs for job in range(jobs + 1)]
     work = partial(write_run, manifest, folder, field, shard_size)
     if jobs == 1:
-        work(*bounds)
-        return
-    # Fresh processes: forked ones inherit locks of torch's threads and may wait for them forever.
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-        list(pool.map(work, bounds[:-1], bounds[1:]))
+        work((0, shards))
+    else:
+        in_fresh_processes(work, list(pairwise(bounds)), jobs)
 
 
-def write_run(manifest: Path, folder: Path, field: str, shard_size: int, first: int, last: int) -> None:
-    """Shards number `first` to `last` - 1 of a manifest."""
+def write_run(manifest: Path, folder: Path, field: str, shard_size: int, run: tuple[int, int]) -> None:
+    """Shards number first to last - 1, `run`, of a manifest."""
     from lhotse import CutSet
 
+    first, last = run
     cuts = CutSet.from_cuts(islice(read_cuts(manifest, lazy=True), first * shard_size, last * shard_size))
     cuts.to_shar(
         folder,

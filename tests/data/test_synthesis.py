@@ -12,7 +12,7 @@ from lowbit_k2.data.synthesis import (
     check_hours,
     corpus_parser,
     holds_corpus,
-    in_fresh_processes,
+    synthesize_all,
     whole_folder,
 )
 from lowbit_k2.errors import UserError
@@ -27,28 +27,15 @@ def count_calls(item: int) -> tuple[int, int, int]:
     return item, _calls, os.getpid()
 
 
-def fail(item: int) -> int:
-    if item == 1:
-        raise UserError("no such voice")
-    return item
-
-
 @pytest.mark.parametrize("num_jobs", [1, 3])
 def test_results_are_in_order_and_processes_fresh(num_jobs: int, capsys: pytest.CaptureFixture[str]):
-    results = in_fresh_processes(count_calls, [5, 3, 9, 4], num_jobs, [1, 1, 1, 2], unit="turn")
+    results = synthesize_all(count_calls, [5, 3, 9, 4], num_jobs, [1, 1, 1, 2], unit="turn")
     assert [item for item, _, _ in results] == [5, 3, 9, 4]
     assert {calls for _, calls, _ in results} == {1} and len({process for _, _, process in results}) == 4
     assert "5/5" in capsys.readouterr().err  # the progress bar went by sizes
 
 
-def test_an_error_of_the_work_comes_through():
-    with pytest.raises(UserError, match="no such voice"):
-        in_fresh_processes(fail, [0, 1, 2], 2, [1, 1, 1])
-
-
 def test_flags_out_of_range_are_user_errors():
-    with pytest.raises(UserError, match="--num-jobs 0"):
-        in_fresh_processes(fail, [0], 0, [1])
     for hours in (0.0, 0.009, 20.1, float("nan")):
         with pytest.raises(UserError, match="--hours"):
             check_hours(hours)

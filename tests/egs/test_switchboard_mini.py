@@ -272,7 +272,7 @@ def test_failure_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     def fail(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(script, "in_fresh_processes", fail)
+    monkeypatch.setattr(script, "synthesize_all", fail)
     with pytest.raises(KeyboardInterrupt):
         script.make_corpus(plan, tmp_path / "mini", 1)
     assert not list(tmp_path.iterdir())

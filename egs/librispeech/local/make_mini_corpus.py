@@ -22,14 +22,14 @@ from mini_plan import DEFAULT_HOURS, DEFAULT_SEED, SPLITS, Plan, Speaker, Uttera
 from lowbit_k2.data.espeak import Espeak, Prosody  # noqa: E402
 from lowbit_k2.data.synthesis import (  # noqa: E402
     README_NAME,
-    check_num_jobs,
     corpus_parser,
     holds_corpus,
-    in_fresh_processes,
+    synthesize_all,
     whole_folder,
 )
 from lowbit_k2.data.synthetic_audio import SAMPLING_RATE, record  # noqa: E402
 from lowbit_k2.errors import run_main  # noqa: E402
+from lowbit_k2.processes import check_num_jobs  # noqa: E402
 
 README = """\
 Synthetic speech in the directory layout of LibriSpeech, made by lowbit_k2's egs/librispeech/local/make_mini_corpus.py
@@ -78,7 +78,7 @@ def synthesize(plan: Plan, corpus_dir: Path, num_jobs: int) -> dict[int, dict[in
     """Synthesize all speakers; return seconds by speaker and chapter."""
     work = partial(synthesize_speaker, plan, corpus_dir)
     sizes = [len(plan.utterances[s.id]) for s in plan.speakers]
-    results = in_fresh_processes(work, plan.speakers, num_jobs, sizes)
+    results = synthesize_all(work, plan.speakers, num_jobs, sizes)
     return {s.id: by_chapter for s, by_chapter in zip(plan.speakers, results, strict=True)}
 
 

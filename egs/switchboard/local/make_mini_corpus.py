@@ -30,13 +30,13 @@ from mini_talk import Talk, make_call  # noqa: E402
 from lowbit_k2.data.espeak import Espeak  # noqa: E402
 from lowbit_k2.data.synthesis import (  # noqa: E402
     README_NAME,
-    check_num_jobs,
     corpus_parser,
     holds_corpus,
-    in_fresh_processes,
+    synthesize_all,
     whole_folder,
 )
 from lowbit_k2.errors import run_main  # noqa: E402
+from lowbit_k2.processes import check_num_jobs  # noqa: E402
 
 GLM = Path(__file__).with_name("mini.glm")
 README = """\
@@ -74,10 +74,10 @@ def make_corpus(plan: Plan, output_dir: Path, num_jobs: int) -> None:
     with whole_folder(output_dir) as root:
         sizes = [len(call.turns) for call in plan.calls]
         work = partial(synthesize_call, root, plan.seed)
-        talks = in_fresh_processes(work, plan.calls, num_jobs, sizes, unit="turn")
+        talks = synthesize_all(work, plan.calls, num_jobs, sizes, unit="turn")
         by_number = {call.number: talk for call, talk in zip(plan.calls, talks, strict=True)}
         words = spoken_words()
-        (dictionary,) = in_fresh_processes(dictionary_text, [words], 1, [len(words)], unit="word")
+        (dictionary,) = synthesize_all(dictionary_text, [words], 1, [len(words)], unit="word")
         write_ms98(root, plan, by_number, dictionary)
         write_tables(root, plan, by_number)
         write_eval(root, plan, by_number)
