@@ -2,8 +2,9 @@
 """What does co-training cost beyond its passes, in time and in memory?
 
 An update with k branches is compared with k float passes (forward, loss, backward) and one optimiser step of the
-unquantized model, on the same batch, in one process, interleaved. `ratio` is that of the medians of seconds per
-update; 1.00 would mean that quantizers, KL and switching are free. `quantizers` is the share of the update that they
+unquantized model, on the same batch, in one process, interleaved. Seconds are medians, `ratio` is
+the median over pairs of neighbouring updates, so that a machine that is slower for a while does not count; 1.00 would
+mean that quantizers, KL and switching are free. `quantizers` is the share of the update that they
 take alone. Memory is the peak of one update: on a GPU as its allocator counts it, on a CPU the growth of a fresh
 process from before the model is built.
 
@@ -139,11 +140,10 @@ def measure(args: argparse.Namespace, objective: str, system: str, utterances: i
     ours(), reference()  # warm-up
     times = [(reference(), ours()) for _ in range(args.repeats)]
     base, mine = (statistics.median(column) for column in zip(*times, strict=True))
+    ratio = statistics.median(b / a for a, b in times)
     share = passes * quantizer_seconds(ours.model, args.repeats) / mine
     memory = [peak_megabytes(args, objective, precision, utterances) for precision in ("32", system)]
-    cells = (
-        f"{objective:<6}{utterances:>6}{system:>8}{passes:>7}{base:>10.3f}{mine:>9.3f}{mine / base:>7.2f}{share:>12.1%}"
-    )
+    cells = f"{objective:<6}{utterances:>6}{system:>8}{passes:>7}{base:>10.3f}{mine:>9.3f}{ratio:>7.2f}{share:>12.1%}"
     return f"{cells}{memory[0]:>10.0f}{memory[1]:>9.0f}{memory[1] / memory[0]:>7.2f}"
 
 

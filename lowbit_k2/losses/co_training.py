@@ -120,24 +120,22 @@ class Posterior:
 
 @dataclass(frozen=True)
 class Taught:
-    """What branches need of the teacher's posterior; no gradient leads back.
+    """What branches need of the teacher's posterior p with weights w; no gradient leads back.
 
     Attributes:
-      probs: (..., V).
-      negative_entropy: (...), sum over V of p log p.
-      weights: (...).
+      weighted_probs: (..., V), w p.
+      negative_entropy: scalar, sum of w p log p.
     """
 
-    probs: Tensor
+    weighted_probs: Tensor
     negative_entropy: Tensor
-    weights: Tensor
 
     @classmethod
     @torch.no_grad()
     def by(cls, posterior: Posterior) -> Taught:
         log_probs = replace(posterior, scores=posterior.scores.detach()).log_probs
-        probs = log_probs.exp()
-        return cls(probs, (probs * log_probs).sum(dim=-1), posterior.weights)
+        weighted_probs = log_probs.exp().mul_(posterior.weights[..., None])
+        return cls(weighted_probs, _inner(weighted_probs, log_probs))
 
 
 @dataclass(frozen=True)
@@ -235,10 +233,14 @@ def kl_divergence(teacher: Sequence[Posterior], student: Sequence[Posterior]) ->
 
 
 def divergence_from(teacher: Sequence[Taught], student: Sequence[Posterior]) -> Tensor:
-    """`kl_divergence`, where the teacher serves several students: KL(p || q) = sum p log p - sum p log q."""
-    total = torch.zeros((), device=student[0].scores.device)
-    for p, q in zip(teacher, student, strict=True):
-        divergence = p.negative_entropy - (p.probs * q.log_probs).sum(dim=-1)
-        valid = p.weights > 0
-        total = total + (divergence[valid] * p.weights[valid]).sum()
-    return total
+    """`kl_divergence`, where the teacher serves several students: sum w KL(p || q) = sum w p log p - sum w p log q.
+
+    Two inner products, since on a transducer's lattice these tensors are the largest of a pass; like distributions
+    give exactly 0.
+    """
+    pairs = zip(teacher, student, strict=True)
+    return torch.stack([p.negative_entropy - _inner(p.weighted_probs, q.log_probs) for p, q in pairs]).sum()
+
+
+def _inner(a: Tensor, b: Tensor) -> Tensor:
+    return torch.dot(a.reshape(-1), b.reshape(-1))
