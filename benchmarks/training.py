@@ -2,11 +2,11 @@
 """What does co-training cost beyond its passes, in time and in memory?
 
 An update with k branches is compared with k float passes (forward, loss, backward) and one optimiser step of the
-unquantized model, on the same batch, in one process, interleaved. Seconds are medians, `ratio` is
-the median over pairs of neighbouring updates, so that a machine that is slower for a while does not count; 1.00 would
-mean that quantizers, KL and switching are free. `quantizers` is the share of the update that they
-take alone. Memory is the peak of one update: on a GPU as its allocator counts it, on a CPU the growth of a fresh
-process from before the model is built.
+unquantized model, on the same batch, in one process, interleaved. Seconds are medians; `ratio` is the median over
+pairs of neighbouring updates, so that a machine that is slower for a while does not count. 1.00 would mean that
+quantizers, KL and switching are free. `quantizers` is the share of the update that they take alone. Memory is the peak
+of one update: on a GPU as its allocator counts it, on a CPU the growth of a fresh process from before the model is
+built.
 
 python benchmarks/training.py --model tiny --frames 420 --utterances 16 --repeats 15
 python benchmarks/training.py --model paper --frames 800 --utterances 4 --repeats 5 --objective ctc
@@ -40,7 +40,7 @@ from lowbit_k2.recipe.flags import make_parser  # noqa: E402
 from lowbit_k2.train.loop import arithmetic  # noqa: E402
 from lowbit_k2.train.optim import OptimConfig, clip_gradients, make_optimizer, set_rate  # noqa: E402
 
-SYSTEMS = ("1", "2,1", "2,1,sp")  # --precisions: each is compared with as many float passes
+SYSTEMS = ("1", "2,1", "2,1,sp")  # each is compared with as many float passes
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -151,6 +151,9 @@ def main() -> None:
     parser = make_parser(__doc__)
     parser.add_argument("--model", default="tiny", choices=list(PRESETS))
     parser.add_argument("--objective", nargs="+", default=["ctc", "rnnt"], choices=("ctc", "rnnt"))
+    parser.add_argument(
+        "--precisions", nargs="+", default=SYSTEMS, help="branches, as train.py's; several: a line each"
+    )
     parser.add_argument("--rnnt-loss", default="pruned", choices=KINDS)
     parser.add_argument("--quant-config", default="lossless16")
     parser.add_argument("--vocab-size", type=int, default=500)
@@ -179,7 +182,7 @@ def main() -> None:
     print(f"{'float MB':>10}{'ours MB':>9}{'ratio':>7}")
     for objective in args.objective:
         for utterances in args.utterances:
-            for system in SYSTEMS:
+            for system in args.precisions:
                 print(measure(args, objective, system, utterances), flush=True)
 
 

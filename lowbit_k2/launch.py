@@ -11,7 +11,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 CPU_INFO = Path("/proc/cpuinfo")
-M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # malloc.h of glibc
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # malloc.h of glibc
 MIB = 2**20
 
 
@@ -46,14 +46,15 @@ def choose_mkl_kernels(environ: MutableMapping[str, str]) -> None:
 
 
 def keep_freed_memory() -> None:
-    """Keep freed blocks of up to 32 MiB in the process, where glibc would hand them back at each update.
+    """Keep freed memory in the process, where glibc would hand it back to the system at each update.
 
-    Activations are allocated anew in every pass; clearing their pages took a tenth of a small model's training.
+    Activations are allocated anew in every pass. Clearing their pages took a tenth of a small model's training, and up
+    to a third of a large one's, whose blocks are large. Peaks do not grow by it (measured on batches of many lengths).
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError, TypeError):  # another C library
         return
-    mallopt(M_MMAP_THRESHOLD, 32 * MIB)  # the largest that glibc accepts
-    mallopt(M_TRIM_THRESHOLD, 1024 * MIB)
+    mallopt(M_MMAP_MAX, 0)  # large blocks come from the heap, too
+    mallopt(M_TRIM_THRESHOLD, -1)  # never
     mallopt(M_TOP_PAD, 64 * MIB)
