@@ -49,7 +49,8 @@ def keep_freed_memory() -> None:
     """Keep freed memory in the process, where glibc would hand it back to the system at each update.
 
     Activations are allocated anew in every pass. Clearing their pages took a tenth of a small model's training, and up
-    to a third of a large one's, whose blocks are large. Peaks do not grow by it (measured on batches of many lengths).
+    to a quarter of a large one's, whose blocks are large. In return the peak may be a tenth higher (both as
+    benchmarks/training.py gives them for `paper`).
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
