@@ -23,22 +23,22 @@ import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from lowbit_k2.launch import use_project_interpreter  # noqa: E402
+from lowbit_k2.launch import use_project_interpreter
 
 use_project_interpreter()
 
-import torch  # noqa: E402
+import torch
 
-from lowbit_k2.errors import run_main  # noqa: E402
-from lowbit_k2.losses.co_training import BranchOutput, CoTraining, CoTrainingConfig  # noqa: E402
-from lowbit_k2.losses.ctc import CtcCriterion  # noqa: E402
-from lowbit_k2.losses.rnnt import KINDS, RnntConfig, RnntCriterion  # noqa: E402
-from lowbit_k2.models import ConformerConfig, TransducerConfig, make_model  # noqa: E402
-from lowbit_k2.models.conformer import PRESETS  # noqa: E402
-from lowbit_k2.quant import QuantConfig, quantize_model, use_precision  # noqa: E402
-from lowbit_k2.recipe.flags import make_parser  # noqa: E402
-from lowbit_k2.train.loop import arithmetic  # noqa: E402
-from lowbit_k2.train.optim import OptimConfig, clip_gradients, make_optimizer, set_rate  # noqa: E402
+from lowbit_k2.errors import run_main
+from lowbit_k2.losses.co_training import BranchOutput, CoTraining, CoTrainingConfig
+from lowbit_k2.losses.ctc import CtcCriterion
+from lowbit_k2.losses.rnnt import KINDS, RnntConfig, RnntCriterion
+from lowbit_k2.models import ConformerConfig, TransducerConfig, make_model
+from lowbit_k2.models.conformer import PRESETS
+from lowbit_k2.quant import QuantConfig, quantize_model, use_precision
+from lowbit_k2.recipe.flags import make_parser
+from lowbit_k2.train.loop import arithmetic
+from lowbit_k2.train.optim import OptimConfig, clip_gradients, make_optimizer, set_rate
 
 SYSTEMS = ("1", "2,1", "2,1,sp")  # each is compared with as many float passes
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")

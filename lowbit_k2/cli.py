@@ -80,9 +80,9 @@ def run_transcribe(args: argparse.Namespace) -> None:
         raise UserError(f"{missing[0]} does not exist, or is no file: give the path of an audio file")
     import torch
 
-    from lowbit_k2.recipe.decoding import transcribe_files
-    from lowbit_k2.recipe.model_io import load_packed
-    from lowbit_k2.recipe.recognizer import greedy_recognizer
+    from lowbit_k2.asr.decoding import transcribe_files
+    from lowbit_k2.asr.model_io import load_packed
+    from lowbit_k2.asr.recognizer import greedy_recognizer
 
     if args.num_threads > 0:
         torch.set_num_threads(args.num_threads)

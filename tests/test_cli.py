@@ -139,9 +139,9 @@ def write_wav(path: Path, seconds: float, sampling_rate: int = 16000) -> Path:
 def test_transcribe(toy_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     import torch
 
+    from lowbit_k2.asr.model_io import load_packed
     from lowbit_k2.data.features import FeatureConfig, extract_wav
     from lowbit_k2.decode.greedy import ctc_greedy_search
-    from lowbit_k2.recipe.model_io import load_packed
 
     long, short = write_wav(tmp_path / "long.wav", 1.3, 22050), write_wav(tmp_path / "short.wav", 0.05)
     run(["transcribe", "--packed", str(toy_file), str(long), str(short)])

@@ -19,10 +19,11 @@ from lowbit_k2.k2_compat import has_k2
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "lowbit_k2"
 
-# Modules that every layer but packed may use.
-BASE = {"errors", "fileio", "k2_compat", "processes"}
+# What every layer may use; `packed` of them only `core` and `tables`, which need no torch.
+BASE = {"core", "errors", "fileio", "k2_compat", "processes", "tables"}
 # layer -> the other layers, or single modules of them, that it may import. The top layers may import all.
 ARROWS: dict[str, set[str]] = {
+    "core": set(),
     "quant": set(),
     "models": {"quant"},
     "losses": {"quant", "models"},
@@ -35,7 +36,7 @@ ARROWS: dict[str, set[str]] = {
     "export": {"quant", "models", "packed"},
     "launch": set(),  # finds the interpreter, before anything can be imported
 }
-TOP = {"recipe", "cli"}
+TOP = {"recipe", "cli", "asr"}
 PACKED_MAY_IMPORT = {"numpy", "safetensors"} | set(sys.stdlib_module_names)
 # Where k2 may be named; of losses only the transducer's and the lattice-free MMI's.
 K2_HOMES = ("graphs/", "decode/", "k2_compat.py", "losses/rnnt", "losses/lfmmi")
@@ -75,7 +76,7 @@ def forbidden_imports(path: Path) -> list[str]:
     layer = layer_of(path)
     if layer in TOP:
         return []
-    allowed = ARROWS.get(layer, set()) | {layer} | (BASE if layer != "packed" else set())
+    allowed = ARROWS.get(layer, set()) | {layer} | (BASE if layer != "packed" else {"core", "tables"})
     ours = [name for name in imported_names(path) if name.split(".")[0] == "lowbit_k2"]
     # `from lowbit_k2 import __version__` names no layer.
     inside = tuple(f"lowbit_k2.{part}." for part in allowed | {"__version__"})
@@ -118,9 +119,19 @@ def test_k2_is_imported_only_where_it_may_be() -> None:
     assert homeless == []
 
 
+@pytest.mark.parametrize("path", sorted((PACKAGE / "core").rglob("*.py")), ids=name_of)
+def test_core_needs_python_only(path: Path) -> None:
+    names = {name.split(".")[0] for name in imported_names(path)}
+    assert names <= {"lowbit_k2"} | set(sys.stdlib_module_names)
+
+
 @pytest.mark.parametrize("path", sorted((PACKAGE / "packed").rglob("*.py")), ids=name_of)
 def test_packed_needs_numpy_and_safetensors_only(path: Path) -> None:
-    own = [name for name in imported_names(path) if not name.startswith("lowbit_k2.packed")]
+    own = [
+        name
+        for name in imported_names(path)
+        if not name.startswith(("lowbit_k2.packed.", "lowbit_k2.core.", "lowbit_k2.tables"))
+    ]
     assert {name.split(".")[0] for name in own} <= PACKED_MAY_IMPORT
 
 
@@ -189,7 +200,7 @@ def test_training_and_tokens_load_no_k2() -> None:
 
 
 def test_packed_does_not_load_torch() -> None:
-    loaded = loaded_after("import lowbit_k2.packed")
+    loaded = loaded_after("import lowbit_k2.packed, lowbit_k2.core.encodings, lowbit_k2.core.config")
     assert not loaded & {"torch", "k2", "lhotse", "torchaudio"}
 
 

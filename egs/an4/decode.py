@@ -14,14 +14,14 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1]))
-from lowbit_k2.launch import use_project_interpreter  # noqa: E402
+from lowbit_k2.launch import use_project_interpreter
 
 use_project_interpreter()
 
-from lowbit_k2.data.manifests import load_cuts  # noqa: E402
-from lowbit_k2.errors import run_main  # noqa: E402
-from lowbit_k2.recipe.decoding import add_decoding_arguments, run_decode  # noqa: E402
-from lowbit_k2.recipe.flags import make_parser  # noqa: E402
+from lowbit_k2.asr.decoding import add_decoding_arguments, run_decode
+from lowbit_k2.data.manifests import load_cuts
+from lowbit_k2.errors import run_main
+from lowbit_k2.recipe.flags import make_parser
 
 DEFAULTS = {
     "lang_dir": HERE / "data/lang_char",

@@ -12,14 +12,14 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1]))
-from lowbit_k2.launch import use_project_interpreter  # noqa: E402
+from lowbit_k2.launch import use_project_interpreter
 
 use_project_interpreter()
 
-from lowbit_k2.data.manifests import load_cuts  # noqa: E402
-from lowbit_k2.errors import run_main  # noqa: E402
-from lowbit_k2.recipe.exporting import add_export_arguments, run_export  # noqa: E402
-from lowbit_k2.recipe.flags import add_mini_argument, make_parser, wants_mini  # noqa: E402
+from lowbit_k2.asr.exporting import add_export_arguments, run_export
+from lowbit_k2.data.manifests import load_cuts
+from lowbit_k2.errors import run_main
+from lowbit_k2.recipe.flags import add_mini_argument, make_parser, wants_mini
 
 MINI = {"exp_dir": HERE / "exp-mini/demo", "manifest_dir": HERE / "data-mini/fbank"}
 REAL = {"exp_dir": HERE / "exp/paper", "manifest_dir": HERE / "data/fbank"}

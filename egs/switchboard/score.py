@@ -18,14 +18,14 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1]))
-from lowbit_k2.launch import use_project_interpreter  # noqa: E402
+from lowbit_k2.launch import use_project_interpreter
 
 use_project_interpreter()
 
-from lowbit_k2.data.manifests import cuts_path, read_cuts  # noqa: E402
-from lowbit_k2.errors import run_main  # noqa: E402
-from lowbit_k2.recipe.flags import add_mini_argument, make_parser  # noqa: E402
-from lowbit_k2.scoring.hub5 import SCORERS, format_score, score  # noqa: E402
+from lowbit_k2.data.manifests import cuts_path, read_cuts
+from lowbit_k2.errors import run_main
+from lowbit_k2.recipe.flags import add_mini_argument, make_parser
+from lowbit_k2.scoring.hub5 import SCORERS, format_score, score
 
 
 def main() -> None:

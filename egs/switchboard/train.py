@@ -15,15 +15,15 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1]))
-from lowbit_k2.launch import use_project_interpreter  # noqa: E402
+from lowbit_k2.launch import use_project_interpreter
 
 use_project_interpreter()
 
-from lowbit_k2.data.manifests import load_cuts  # noqa: E402
-from lowbit_k2.errors import run_main  # noqa: E402
-from lowbit_k2.recipe.dry_run import dry_run  # noqa: E402
-from lowbit_k2.recipe.flags import add_mini_argument, wants_mini  # noqa: E402
-from lowbit_k2.recipe.training import run_training, training_parser  # noqa: E402
+from lowbit_k2.asr.dry_run import dry_run
+from lowbit_k2.asr.training import run_training, training_parser
+from lowbit_k2.data.manifests import load_cuts
+from lowbit_k2.errors import run_main
+from lowbit_k2.recipe.flags import add_mini_argument, wants_mini
 
 MINI = {  # an hour of synthetic conversations
     "exp_dir": HERE / "exp-mini/demo",

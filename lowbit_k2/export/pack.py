@@ -40,7 +40,7 @@ class _Tokenizer(Protocol):
 
 
 class Exportable(Protocol):
-    """What packing needs of a model; `recipe.model_io.LoadedModel` is one."""
+    """What packing needs of a model; `asr.model_io.LoadedModel` is one."""
 
     model: nn.Module
     model_config: _Config

@@ -10,10 +10,10 @@ Reading order: projection (codes), scales (s), fake_quant (gradients), config an
 report, export, statistics, schedule. `docs/adding-a-quantizer.md` says where a new one goes.
 """
 
+from lowbit_k2.core.grids import PRECISIONS, max_code
 from lowbit_k2.quant.config import QuantConfig, TensorScheme
 from lowbit_k2.quant.export import ExportTensor, export_tensors, plain_state_dict, rederive_scales
 from lowbit_k2.quant.fake_quant import fake_quantize, round_to_half
-from lowbit_k2.quant.projection import PRECISIONS, max_code
 from lowbit_k2.quant.report import QuantReport, ReportRow
 from lowbit_k2.quant.schedule import draw_sp, generator_seed, parse_precision, sp_probabilities
 from lowbit_k2.quant.statistics import alpha_parameters, quant_statistics

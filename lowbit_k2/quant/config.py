@@ -12,9 +12,9 @@ from dataclasses import asdict, dataclass, field, fields
 from fnmatch import fnmatchcase
 from typing import Any
 
+from lowbit_k2.core.grids import FLOAT_BITS, GRANULARITIES, HALF_BITS, LOW_BITS, PRECISIONS
 from lowbit_k2.errors import UserError
 from lowbit_k2.quant.fake_quant import ALPHA_GRAD_SCALES, ALPHA_GRADS, WEIGHT_GRADS, GradientRule
-from lowbit_k2.quant.projection import FLOAT_BITS, GRANULARITIES, HALF_BITS, LOW_BITS, PRECISIONS
 from lowbit_k2.quant.scales import STATISTICS
 
 MATRIX_ROLES = (

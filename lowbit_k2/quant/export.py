@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from lowbit_k2.core.grids import FLOAT_BITS, HALF_BITS
 from lowbit_k2.errors import UserError
-from lowbit_k2.quant.projection import FLOAT_BITS, HALF_BITS, spread
+from lowbit_k2.quant.projection import spread
 from lowbit_k2.quant.quantizer import WeightQuantizer
 from lowbit_k2.quant.switching import latent_weights
 from lowbit_k2.quant.walker import NO_ROLE, PlainParameter, effective_weight, plain_parameters, quant_config_of

@@ -21,7 +21,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from lowbit_k2.quant.projection import HALF_BITS, max_code, project, spread
+from lowbit_k2.core.grids import HALF_BITS, max_code
+from lowbit_k2.quant.projection import project, spread
 
 ALPHA_GRADS = ("chain", "authors")
 WEIGHT_GRADS = ("identity", "clipped")

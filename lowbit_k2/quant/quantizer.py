@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import ParametrizationList
 
+from lowbit_k2.core.grids import FLOAT_BITS, HALF_BITS
 from lowbit_k2.quant.config import TensorScheme, low_bits
 from lowbit_k2.quant.fake_quant import DEFAULT_RULE, GradientRule, Spec, fake_quantize_all
-from lowbit_k2.quant.projection import FLOAT_BITS, HALF_BITS, project, spread
+from lowbit_k2.quant.projection import project, spread
 from lowbit_k2.quant.scales import RUNNING_MOMENTUM, STORED_STATISTICS, measure, measure_tensors, scale_from_statistic
 
 

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-
-from lowbit_k2.quant.projection import FLOAT_BITS, HALF_BITS, group_shape
-
-WEIGHTS_PER_BYTE = {1: 8, 2: 5, 3: 2, 4: 2}  # on disk; ternary is base 3. 5 to 8 bits take a byte per weight
-STEP_BYTES = 4
+from lowbit_k2.core.encodings import encoding_of, tensor_bytes
+from lowbit_k2.core.grids import FLOAT_BITS
 
 
 @dataclass(frozen=True)
@@ -29,7 +26,7 @@ class ReportRow:
 
     @property
     def num_weights(self) -> int:
-        return torch.Size(self.shape).numel()
+        return math.prod(self.shape)
 
     def bits_at(self, precision: int) -> int:
         """Bits of this tensor when the model runs at `precision`: switched tensors follow, the others do not."""
@@ -39,13 +36,7 @@ class ReportRow:
 
     def bytes_at(self, precision: int) -> int:
         """Estimated bytes on disk, steps included: rows = dimension 0, each padded to whole bytes."""
-        bits = self.bits_at(precision)
-        if bits in (HALF_BITS, FLOAT_BITS):
-            return self.num_weights * bits // 8
-        rows = self.shape[0]
-        cols = self.num_weights // rows
-        steps = torch.Size(group_shape(self.shape, self.granularity)).numel()
-        return rows * -(-cols // WEIGHTS_PER_BYTE.get(bits, 1)) + steps * STEP_BYTES
+        return tensor_bytes(self.shape, encoding_of(self.bits_at(precision)), self.granularity)
 
 
 @dataclass(frozen=True)

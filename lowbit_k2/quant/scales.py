@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lowbit_k2.quant.projection import BLOCK, max_code
+from lowbit_k2.core.grids import BLOCK, max_code
 
 STATISTICS = ("2std-clipped", "absmean", "lsq", "running-absmax")
 STORED_STATISTICS = ("absmean", "lsq", "running-absmax")

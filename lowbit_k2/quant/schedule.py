@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 import torch
 
+from lowbit_k2.core.grids import PRECISIONS
 from lowbit_k2.errors import UserError
-from lowbit_k2.quant.projection import PRECISIONS
 
 SP_SCHEDULES = ("log", "linear", "constant")
 

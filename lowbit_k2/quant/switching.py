@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from torch import nn
 from torch.nn.utils.parametrize import ParametrizationList
 
+from lowbit_k2.core.grids import FLOAT_BITS
 from lowbit_k2.errors import UserError
 from lowbit_k2.quant.config import QuantConfig
-from lowbit_k2.quant.projection import FLOAT_BITS
 from lowbit_k2.quant.quantizer import PassCache, WeightQuantizer
 
 Assignment = int | Mapping[str, int]

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from lowbit_k2.core.grids import FLOAT_BITS
 from lowbit_k2.errors import UserError
 from lowbit_k2.quant.config import QuantConfig, TensorScheme
-from lowbit_k2.quant.projection import FLOAT_BITS
 from lowbit_k2.quant.quantizer import WeightQuantizer
 from lowbit_k2.quant.report import QuantReport, ReportRow
 from lowbit_k2.quant.switching import find_quantizers

@@ -11,9 +11,9 @@ import pytest
 import soundfile
 import torch
 
+from lowbit_k2.asr.model_io import load_trained, precision_assignment
 from lowbit_k2.data.features import FeatureConfig, extract_wav
 from lowbit_k2.quant import use_precision
-from lowbit_k2.recipe.model_io import load_trained, precision_assignment
 from lowbit_k2.train.checkpoint import load_checkpoint, numbered, save_checkpoint
 from tests.egs.scripts import AN4, LIBRISPEECH, TINY, Flag, call, spawn
 

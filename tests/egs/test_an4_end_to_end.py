@@ -14,12 +14,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from lowbit_k2.asr.model_io import load_packed, load_trained, precision_assignment
+from lowbit_k2.asr.training import run_training, training_parser
 from lowbit_k2.data.datamodule import AsrDataModule, DataConfig
 from lowbit_k2.data.manifests import load_cuts
 from lowbit_k2.k2_compat import has_k2
 from lowbit_k2.quant import use_precision
-from lowbit_k2.recipe.model_io import load_packed, load_trained, precision_assignment
-from lowbit_k2.recipe.training import run_training, training_parser
 from lowbit_k2.train.checkpoint import load_checkpoint
 from tests.egs.scripts import AN4, Flag, call, files_of, spawn
 

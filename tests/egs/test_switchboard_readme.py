@@ -12,10 +12,10 @@ from typing import Any, NoReturn
 
 import pytest
 
+from lowbit_k2.asr import evaluation
+from lowbit_k2.asr.decoding import add_decoding_arguments
 from lowbit_k2.data import manifests
 from lowbit_k2.decode.methods import METHODS
-from lowbit_k2.recipe import evaluation
-from lowbit_k2.recipe.decoding import add_decoding_arguments
 from lowbit_k2.scoring.sclite import VARIABLE
 from tests.egs.scripts import ROOT, call, spawn
 from tests.egs.swbd_discs import SWITCHBOARD, local_module

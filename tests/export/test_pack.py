@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
+from lowbit_k2.core.grids import PRECISIONS
 from lowbit_k2.errors import UserError
 from lowbit_k2.export import ENCODING_OF_BITS, export_float, load_packed_model, pack_model, packed_tensors
 from lowbit_k2.packed import PackedFileError, PackedModel, read_packed, size_table, write_packed
 from lowbit_k2.quant import TensorScheme, layer_assignment, parse_precision, plain_state_dict, use_precision
-from lowbit_k2.quant.projection import PRECISIONS
 from lowbit_k2.quant.walker import quant_config_of
 from tests.export.toy import CONFIG, Toy, toy_batch, toy_model
 

@@ -15,8 +15,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from lowbit_k2.core.grids import LOW_BITS, group_shape
 from lowbit_k2.quant.fake_quant import GradientRule, Spec, fake_quantize, fake_quantize_all, round_to_half
-from lowbit_k2.quant.projection import LOW_BITS, group_shape
 
 GRANULARITIES = ["tensor", "channel", "block64"]
 

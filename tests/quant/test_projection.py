@@ -7,7 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lowbit_k2.quant.projection import LOW_BITS, code_table, group_shape, max_code, project, spread
+from lowbit_k2.core.grids import LOW_BITS, code_table, group_shape, max_code
+from lowbit_k2.quant.projection import project, spread
 
 finite = st.floats(-1e3, 1e3, width=32)
 

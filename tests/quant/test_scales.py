@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lowbit_k2.quant.projection import group_shape
+from lowbit_k2.core.grids import group_shape
 from lowbit_k2.quant.scales import SMALLEST_SCALE, STATISTICS, measure, measure_tensors, scale_from_statistic
 
 SHAPES = [(6, 150), (6, 128), (5, 1, 31), (4, 3, 3, 3), (1, 300)]

@@ -15,9 +15,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
-from lowbit_k2.errors import UserError, run_main  # noqa: E402
-from lowbit_k2.fileio import atomic_write  # noqa: E402
-from lowbit_k2.graphs.lexicon import read_lexicon, read_lines, write_lexicon  # noqa: E402
+from lowbit_k2.errors import UserError, run_main
+from lowbit_k2.fileio import atomic_write
+from lowbit_k2.graphs.lexicon import read_lexicon, read_lines, write_lexicon
 
 
 def check_coverage(words: set[str], transcript: Path, dictionary: Path) -> None:

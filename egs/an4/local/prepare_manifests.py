@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
-from lowbit_k2.errors import UserError, run_main  # noqa: E402
-from lowbit_k2.fileio import atomic_write  # noqa: E402
+from lowbit_k2.errors import UserError, run_main
+from lowbit_k2.fileio import atomic_write
 
 if TYPE_CHECKING:
     from lhotse import Recording, SupervisionSegment

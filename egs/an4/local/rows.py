@@ -23,24 +23,24 @@ from pathlib import Path
 
 RECIPE = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(RECIPE.parents[1]), str(RECIPE)]
-from lowbit_k2.launch import use_project_interpreter  # noqa: E402
+from lowbit_k2.launch import use_project_interpreter
 
 use_project_interpreter()
 
-import torch  # noqa: E402
-from tqdm import tqdm  # noqa: E402
-from train import make_parser as make_training_parser  # noqa: E402
+import torch
+from tqdm import tqdm
+from train import make_parser as make_training_parser
 
-from lowbit_k2.data.datamodule import AsrDataModule, DataConfig  # noqa: E402
-from lowbit_k2.data.manifests import load_cuts  # noqa: E402
-from lowbit_k2.data.tokenizer import load_tokenizer  # noqa: E402
-from lowbit_k2.errors import UserError, run_main  # noqa: E402
-from lowbit_k2.fileio import read_json, write_json  # noqa: E402
-from lowbit_k2.recipe.evaluation import GREEDY, HLG, Evaluation, evaluate  # noqa: E402
-from lowbit_k2.recipe.flags import make_parser  # noqa: E402
-from lowbit_k2.recipe.training import make_trainer  # noqa: E402
-from lowbit_k2.train.checkpoint import load_checkpoint, numbered  # noqa: E402
-from lowbit_k2.train.distributed import Ranks  # noqa: E402
+from lowbit_k2.asr.evaluation import GREEDY, HLG, Evaluation, evaluate
+from lowbit_k2.asr.training import make_trainer
+from lowbit_k2.data.datamodule import AsrDataModule, DataConfig
+from lowbit_k2.data.manifests import load_cuts
+from lowbit_k2.data.tokenizer import load_tokenizer
+from lowbit_k2.errors import UserError, run_main
+from lowbit_k2.fileio import read_json, write_json
+from lowbit_k2.recipe.flags import make_parser
+from lowbit_k2.train.checkpoint import load_checkpoint, numbered
+from lowbit_k2.train.distributed import Ranks
 
 RESULTS = RECIPE / "results"
 TIMING = RECIPE / "timing.json"

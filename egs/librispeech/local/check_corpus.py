@@ -14,7 +14,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
-from lowbit_k2.errors import UserError, run_main  # noqa: E402
+from lowbit_k2.errors import UserError, run_main
 
 REMEDY = "give --librispeech-dir the folder that holds train-clean-100 etc., or download it with --stage 0"
 

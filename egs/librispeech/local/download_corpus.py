@@ -17,7 +17,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
-from lowbit_k2.errors import UserError, run_main  # noqa: E402
+from lowbit_k2.errors import UserError, run_main
 
 
 def fetch(what: str, page: str, download: Callable[[], object]) -> None:

@@ -22,8 +22,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
-from lowbit_k2.errors import UserError, run_main  # noqa: E402
-from lowbit_k2.fileio import atomic_write  # noqa: E402
+from lowbit_k2.errors import UserError, run_main
+from lowbit_k2.fileio import atomic_write
 
 BASE_URL = "https://www.openslr.org/resources/11"
 ARPA = "3-gram.pruned.1e-7.arpa"

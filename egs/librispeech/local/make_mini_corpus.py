@@ -17,19 +17,19 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
-from mini_plan import DEFAULT_HOURS, DEFAULT_SEED, SPLITS, Plan, Speaker, Utterance, make_plan  # noqa: E402
+from mini_plan import DEFAULT_HOURS, DEFAULT_SEED, SPLITS, Plan, Speaker, Utterance, make_plan
 
-from lowbit_k2.data.espeak import Espeak, Prosody  # noqa: E402
-from lowbit_k2.data.synthesis import (  # noqa: E402
+from lowbit_k2.data.espeak import Espeak, Prosody
+from lowbit_k2.data.synthesis import (
     README_NAME,
     corpus_parser,
     holds_corpus,
     synthesize_all,
     whole_folder,
 )
-from lowbit_k2.data.synthetic_audio import SAMPLING_RATE, record  # noqa: E402
-from lowbit_k2.errors import run_main  # noqa: E402
-from lowbit_k2.processes import check_num_jobs  # noqa: E402
+from lowbit_k2.data.synthetic_audio import SAMPLING_RATE, record
+from lowbit_k2.errors import run_main
+from lowbit_k2.processes import check_num_jobs
 
 README = """\
 Synthetic speech in the directory layout of LibriSpeech, made by lowbit_k2's egs/librispeech/local/make_mini_corpus.py

@@ -16,8 +16,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
-from lowbit_k2.data.manifests import write_manifests  # noqa: E402
-from lowbit_k2.errors import UserError, run_main  # noqa: E402
+from lowbit_k2.data.manifests import write_manifests
+from lowbit_k2.errors import UserError, run_main
 
 
 def read_corpus(corpus_dir: Path, parts: list[str], num_jobs: int) -> dict[str, dict[str, Any]]:

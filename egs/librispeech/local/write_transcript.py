@@ -17,8 +17,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
-from lowbit_k2.errors import UserError, run_main  # noqa: E402
-from lowbit_k2.fileio import atomic_write  # noqa: E402
+from lowbit_k2.errors import UserError, run_main
+from lowbit_k2.fileio import atomic_write
 
 
 def read_texts(manifest: Path) -> Iterator[str]:

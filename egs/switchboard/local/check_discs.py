@@ -21,7 +21,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parents[2]), str(HERE)]
 
-from discs import (  # noqa: E402
+from discs import (
     DICTIONARY,
     SIDES,
     Problems,
@@ -34,8 +34,8 @@ from discs import (  # noqa: E402
     read_callers,
 )
 
-from lowbit_k2.data.sphere import GET_SPH2PIPE, SPH2PIPE, count_samples, is_cut, read_header  # noqa: E402
-from lowbit_k2.errors import UserError, run_main  # noqa: E402
+from lowbit_k2.data.sphere import GET_SPH2PIPE, SPH2PIPE, count_samples, is_cut, read_header
+from lowbit_k2.errors import UserError, run_main
 
 # Release 2 of Switchboard-1 has 2438 calls, all of which ms98 transcribes (4876 sides). Copies of the discs with 2435
 # are about, too; Kaldi's recipe takes both numbers for whole.

@@ -18,13 +18,13 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parents[2]), str(HERE)]
 
-from discs import DICTIONARY, Problems, check_folder, find_files, find_one, read_lines  # noqa: E402
-from ms98 import TextOptions, find_acronyms, normalize, read_dictionary  # noqa: E402
-from tqdm import tqdm  # noqa: E402
+from discs import DICTIONARY, Problems, check_folder, find_files, find_one, read_lines
+from ms98 import TextOptions, find_acronyms, normalize, read_dictionary
+from tqdm import tqdm
 
-from lowbit_k2.data.flags import str2bool  # noqa: E402
-from lowbit_k2.errors import UserError, run_main  # noqa: E402
-from lowbit_k2.fileio import atomic_write  # noqa: E402
+from lowbit_k2.data.flags import str2bool
+from lowbit_k2.errors import UserError, run_main
+from lowbit_k2.fileio import atomic_write
 
 LINE = re.compile(r"[0-9.]+\s+[0-9.]+\s+[AB]\s*:\s*(.*)")
 LAUGHTER = re.compile(r"\[laugh\]", re.IGNORECASE)

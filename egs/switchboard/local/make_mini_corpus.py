@@ -20,23 +20,23 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
-from mini_calls import DEFAULT_HOURS, DEFAULT_SEED, SHARES, Call, Plan, make_plan  # noqa: E402
-from mini_dialogue import spoken_words  # noqa: E402
-from mini_dictionary import dictionary_text  # noqa: E402
-from mini_discs import audio_path, write_eval, write_ms98, write_sphere, write_tables  # noqa: E402
-from mini_line import LINE_RATE  # noqa: E402
-from mini_talk import Talk, make_call  # noqa: E402
+from mini_calls import DEFAULT_HOURS, DEFAULT_SEED, SHARES, Call, Plan, make_plan
+from mini_dialogue import spoken_words
+from mini_dictionary import dictionary_text
+from mini_discs import audio_path, write_eval, write_ms98, write_sphere, write_tables
+from mini_line import LINE_RATE
+from mini_talk import Talk, make_call
 
-from lowbit_k2.data.espeak import Espeak  # noqa: E402
-from lowbit_k2.data.synthesis import (  # noqa: E402
+from lowbit_k2.data.espeak import Espeak
+from lowbit_k2.data.synthesis import (
     README_NAME,
     corpus_parser,
     holds_corpus,
     synthesize_all,
     whole_folder,
 )
-from lowbit_k2.errors import run_main  # noqa: E402
-from lowbit_k2.processes import check_num_jobs  # noqa: E402
+from lowbit_k2.errors import run_main
+from lowbit_k2.processes import check_num_jobs
 
 GLM = Path(__file__).with_name("mini.glm")
 README = """\

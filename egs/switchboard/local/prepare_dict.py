@@ -22,12 +22,12 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parents[2]), str(HERE)]
 
-from discs import DICTIONARY, Problems, check_folder, find_one  # noqa: E402
-from ms98 import LETTERS, NOISES, Pronunciation, clean_token, find_acronyms, is_partial, read_dictionary  # noqa: E402
+from discs import DICTIONARY, Problems, check_folder, find_one
+from ms98 import LETTERS, NOISES, Pronunciation, clean_token, find_acronyms, is_partial, read_dictionary
 
-from lowbit_k2.errors import UserError, run_main  # noqa: E402
-from lowbit_k2.fileio import atomic_write  # noqa: E402
-from lowbit_k2.graphs.lexicon import Entry, read_lines, write_lexicon  # noqa: E402
+from lowbit_k2.errors import UserError, run_main
+from lowbit_k2.fileio import atomic_write
+from lowbit_k2.graphs.lexicon import Entry, read_lines, write_lexicon
 
 NOISE_PHONES = dict(zip(NOISES, ("nsn", "lau", "spn"), strict=True))  # as Kaldi calls them
 SILENCE = "sil"  # the blank of CTC takes its part

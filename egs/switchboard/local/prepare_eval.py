@@ -26,14 +26,14 @@ from typing import TYPE_CHECKING
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parents[2]), str(HERE)]
 
-from discs import SIDES, Problems, check_folder, find_audio, find_files, is_english_talk, read_lines  # noqa: E402
+from discs import SIDES, Problems, check_folder, find_audio, find_files, is_english_talk, read_lines
 
-from lowbit_k2.data.kaldi_dir import END_TOLERANCE  # noqa: E402
-from lowbit_k2.data.sphere import make_recording  # noqa: E402
-from lowbit_k2.errors import UserError, run_main  # noqa: E402
-from lowbit_k2.fileio import atomic_write  # noqa: E402
-from lowbit_k2.scoring.glm import filter_reference, read_glm  # noqa: E402
-from lowbit_k2.scoring.stm import COMMENT, GAP_SPEAKER, StmSegment, read_stm, read_stm_header, write_stm  # noqa: E402
+from lowbit_k2.data.kaldi_dir import END_TOLERANCE
+from lowbit_k2.data.sphere import make_recording
+from lowbit_k2.errors import UserError, run_main
+from lowbit_k2.fileio import atomic_write
+from lowbit_k2.scoring.glm import filter_reference, read_glm
+from lowbit_k2.scoring.stm import COMMENT, GAP_SPEAKER, StmSegment, read_stm, read_stm_header, write_stm
 
 if TYPE_CHECKING:
     from lhotse import Recording, SupervisionSegment

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parents[2]), str(HERE)]
 
-from discs import (  # noqa: E402
+from discs import (
     DICTIONARY,
     SIDES,
     Problems,
@@ -37,14 +37,14 @@ from discs import (  # noqa: E402
     read_callers,
     read_lines,
 )
-from ms98 import Segment, TextOptions, find_acronyms, normalize, read_dictionary, read_transcript  # noqa: E402
-from tqdm import tqdm  # noqa: E402
+from ms98 import Segment, TextOptions, find_acronyms, normalize, read_dictionary, read_transcript
+from tqdm import tqdm
 
-from lowbit_k2.data.flags import str2bool  # noqa: E402
-from lowbit_k2.data.kaldi_dir import END_TOLERANCE  # noqa: E402
-from lowbit_k2.data.sphere import ToolMissingError, is_cut, make_recording, read_header  # noqa: E402
-from lowbit_k2.errors import UserError, run_main  # noqa: E402
-from lowbit_k2.fileio import atomic_write  # noqa: E402
+from lowbit_k2.data.flags import str2bool
+from lowbit_k2.data.kaldi_dir import END_TOLERANCE
+from lowbit_k2.data.sphere import ToolMissingError, is_cut, make_recording, read_header
+from lowbit_k2.errors import UserError, run_main
+from lowbit_k2.fileio import atomic_write
 
 if TYPE_CHECKING:
     from lhotse import Recording, SupervisionSegment

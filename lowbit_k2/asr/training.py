@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from lhotse import CutSet
 
+from lowbit_k2.asr.model_io import build_model, describe_tokenizer
 from lowbit_k2.data.augment import make_spec_augment
 from lowbit_k2.data.datamodule import AsrDataModule, DataConfig, add_data_arguments
 from lowbit_k2.data.features import FeatureConfig
@@ -27,7 +28,6 @@ from lowbit_k2.models import ConformerConfig, ModelConfig, TransducerConfig
 from lowbit_k2.models.conformer import PRESETS
 from lowbit_k2.quant import QuantConfig
 from lowbit_k2.recipe.flags import make_parser
-from lowbit_k2.recipe.model_io import build_model, describe_tokenizer
 from lowbit_k2.train.distributed import Ranks, joined, run_as_ranks
 from lowbit_k2.train.loop import LoopConfig, Trainer, newest_checkpoint
 from lowbit_k2.train.metrics import log_to_file, log_to_screen

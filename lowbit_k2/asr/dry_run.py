@@ -15,14 +15,14 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from lowbit_k2.asr.model_io import LoadedModel, build_model
+from lowbit_k2.asr.training import QUANT_PRESETS, co_training_config, make_criterion, model_config, quant_config
 from lowbit_k2.data.features import FeatureConfig
 from lowbit_k2.data.tokenizer import load_tokenizer
 from lowbit_k2.export import pack_model
 from lowbit_k2.losses.co_training import FLOAT, CoTrainingConfig
 from lowbit_k2.models import ModelConfig
 from lowbit_k2.quant import QuantConfig, layer_assignment, parse_precision, use_precision
-from lowbit_k2.recipe.model_io import LoadedModel, build_model
-from lowbit_k2.recipe.training import QUANT_PRESETS, co_training_config, make_criterion, model_config, quant_config
 from lowbit_k2.train.loop import arithmetic
 
 UTTERANCE = 15.0  # seconds: a long one of LibriSpeech; attention takes memory by the square of it

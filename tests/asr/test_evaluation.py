@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from lowbit_k2.asr import evaluation
+from lowbit_k2.asr.evaluation import Evaluation, evaluate, format_table
+from lowbit_k2.asr.model_io import build_model, describe_tokenizer
 from lowbit_k2.data.tokenizer import load_tokenizer
 from lowbit_k2.errors import UserError
 from lowbit_k2.models import ConformerConfig
 from lowbit_k2.quant import QuantConfig
-from lowbit_k2.recipe import evaluation
-from lowbit_k2.recipe.evaluation import Evaluation, evaluate, format_table
-from lowbit_k2.recipe.model_io import build_model, describe_tokenizer
 from lowbit_k2.train.checkpoint import Checkpoint, save_checkpoint
 from tests.recipe.corpus import FEATURES, Corpus, make_corpus
 

@@ -13,6 +13,10 @@ import pytest
 import soundfile
 import torch
 
+from lowbit_k2.asr import decoding
+from lowbit_k2.asr.decoding import add_decoding_arguments, decode_set, report, run_decode, shard
+from lowbit_k2.asr.model_io import LoadedModel, build_model, describe_tokenizer, load_trained
+from lowbit_k2.asr.recognizer import MIN_FRAMES, Recognizer
 from lowbit_k2.data.batch import Batch
 from lowbit_k2.data.features import FeatureConfig, extract_wav
 from lowbit_k2.data.tokenizer import SentencePieceTokenizer
@@ -22,13 +26,9 @@ from lowbit_k2.errors import UserError
 from lowbit_k2.k2_compat import has_k2
 from lowbit_k2.models import ConformerConfig
 from lowbit_k2.quant import QuantConfig, layer_assignment, use_precision
-from lowbit_k2.recipe import decoding
 from lowbit_k2.recipe.compile_hlg import compile_lang
-from lowbit_k2.recipe.decoding import add_decoding_arguments, decode_set, report, run_decode, shard
 from lowbit_k2.recipe.make_lm import make_lm
-from lowbit_k2.recipe.model_io import LoadedModel, build_model, describe_tokenizer, load_trained
 from lowbit_k2.recipe.prepare_lang import prepare_lang
-from lowbit_k2.recipe.recognizer import MIN_FRAMES, Recognizer
 from lowbit_k2.recipe.train_bpe import train_sentencepiece
 from lowbit_k2.train.checkpoint import Checkpoint, save_checkpoint
 

@@ -10,15 +10,15 @@ from pathlib import Path
 import pytest
 import torch
 
+from lowbit_k2.asr import exporting
+from lowbit_k2.asr.exporting import add_export_arguments, run_export
+from lowbit_k2.asr.model_io import describe_tokenizer, load_chosen, load_packed, load_trained
 from lowbit_k2.data.batch import Batch
 from lowbit_k2.data.features import FeatureConfig
 from lowbit_k2.errors import UserError
 from lowbit_k2.packed import PackedFileError, read_packed
 from lowbit_k2.quant import layer_assignment, use_precision
 from lowbit_k2.quant.walker import quant_config_of
-from lowbit_k2.recipe import exporting
-from lowbit_k2.recipe.exporting import add_export_arguments, run_export
-from lowbit_k2.recipe.model_io import describe_tokenizer, load_chosen, load_packed, load_trained
 from lowbit_k2.train.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from tests.export.toy import CONFIG, Toy, toy_batch, toy_model
 

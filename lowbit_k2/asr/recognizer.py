@@ -10,13 +10,13 @@ from dataclasses import dataclass, field, fields
 import torch
 from torch import Tensor
 
+from lowbit_k2.asr.model_io import LoadedModel, load_chosen, load_packed, precision_assignment
 from lowbit_k2.decode.lattice import SearchConfig
 from lowbit_k2.decode.methods import METHODS, DecodingResources, NetworkOutput, load_resources, parse_methods
 from lowbit_k2.errors import UserError
 from lowbit_k2.models import TransducerConfig
 from lowbit_k2.models.subsampling import subsampled_length
 from lowbit_k2.quant import use_precision
-from lowbit_k2.recipe.model_io import LoadedModel, load_chosen, load_packed, precision_assignment
 
 MIN_FRAMES = next(t for t in range(100) if subsampled_length(t) > 0)  # fewer give the encoder nothing
 

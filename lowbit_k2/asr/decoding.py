@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING
 import torch
 from tqdm import tqdm
 
+from lowbit_k2.asr.model_io import add_checkpoint_arguments
+from lowbit_k2.asr.recognizer import Recognizer, make_recognizers
 from lowbit_k2.data.batch import Batch, collate
 from lowbit_k2.data.datamodule import AsrDataModule, DataConfig
 from lowbit_k2.data.features import FeatureConfig, extract_wav, make_extractor, read_feature_config
@@ -26,8 +28,6 @@ from lowbit_k2.decode.lattice import SearchConfig
 from lowbit_k2.decode.methods import METHODS, decode_batch
 from lowbit_k2.errors import UserError
 from lowbit_k2.processes import check_num_jobs, in_fresh_processes
-from lowbit_k2.recipe.model_io import add_checkpoint_arguments
-from lowbit_k2.recipe.recognizer import Recognizer, make_recognizers
 from lowbit_k2.scoring.wer import Result, WerStats, bootstrap_interval, write_errs, write_recogs, write_summary
 
 if TYPE_CHECKING:

@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from lowbit_k2.asr.decoding import add_decoding_arguments, run_decode
+from lowbit_k2.asr.evaluation import evaluate
+from lowbit_k2.asr.training import run_training, training_parser
 from lowbit_k2.errors import UserError
 from lowbit_k2.k2_compat import has_k2
 from lowbit_k2.packed import read_packed
-from lowbit_k2.recipe.decoding import add_decoding_arguments, run_decode
-from lowbit_k2.recipe.evaluation import evaluate
-from lowbit_k2.recipe.training import run_training, training_parser
 from lowbit_k2.train.checkpoint import load_checkpoint
 from tests.recipe.corpus import TINY, Corpus, make_corpus
 
@@ -91,7 +91,7 @@ def test_greedy_search_needs_a_transducer(corpus: Corpus, tmp_path: Path) -> Non
 
 def test_the_pruned_loss_asks_for_k2_at_once(corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if has_k2():
-        from lowbit_k2.recipe import training
+        from lowbit_k2.asr import training
 
         def missing() -> None:
             raise UserError("k2 is not installed: ...")

@@ -9,14 +9,14 @@ import pytest
 import torch
 from torch import nn
 
+from lowbit_k2.asr import dry_run as module
+from lowbit_k2.asr.dry_run import Memory, dry_run, kept_bytes, measure_sizes
+from lowbit_k2.asr.model_io import build_model
+from lowbit_k2.asr.training import training_parser
 from lowbit_k2.errors import UserError
 from lowbit_k2.k2_compat import has_k2
 from lowbit_k2.models import ConformerConfig
 from lowbit_k2.quant import QuantConfig, use_precision
-from lowbit_k2.recipe import dry_run as module
-from lowbit_k2.recipe.dry_run import Memory, dry_run, kept_bytes, measure_sizes
-from lowbit_k2.recipe.model_io import build_model
-from lowbit_k2.recipe.training import training_parser
 
 SMALL = "--d-model 16 --num-layers 4 --num-heads 2 --ffn-dim 32 --subsampling-channels 4"
 

@@ -11,9 +11,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lowbit_k2.asr.decoding import Decoded, add_decoding_arguments, run_decode
+from lowbit_k2.asr.exporting import add_export_arguments, run_export
 from lowbit_k2.errors import UserError
-from lowbit_k2.recipe.decoding import Decoded, add_decoding_arguments, run_decode
-from lowbit_k2.recipe.exporting import add_export_arguments, run_export
 from lowbit_k2.recipe.flags import make_parser
 from lowbit_k2.scoring.wer import WerStats
 

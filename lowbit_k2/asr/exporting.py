@@ -13,6 +13,13 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from lowbit_k2 import __version__
+from lowbit_k2.asr.model_io import (
+    PRETRAINED,
+    LoadedModel,
+    add_checkpoint_arguments,
+    load_chosen,
+    precision_assignment,
+)
 from lowbit_k2.data.datamodule import AsrDataModule, DataConfig
 from lowbit_k2.data.features import FeatureConfig, read_feature_config
 from lowbit_k2.data.filter import FilterConfig, filter_cuts
@@ -21,13 +28,6 @@ from lowbit_k2.errors import UserError
 from lowbit_k2.export import export_float, pack_model
 from lowbit_k2.packed import SizeTable, read_packed, size_table
 from lowbit_k2.quant import use_precision
-from lowbit_k2.recipe.model_io import (
-    PRETRAINED,
-    LoadedModel,
-    add_checkpoint_arguments,
-    load_chosen,
-    precision_assignment,
-)
 from lowbit_k2.train.batchnorm import recalibrate
 from lowbit_k2.train.checkpoint import Checkpoint, save_checkpoint
 

@@ -11,11 +11,8 @@ import pytest
 import torch
 from lhotse import CutSet
 
-from lowbit_k2.data.manifests import load_cuts
-from lowbit_k2.errors import UserError
-from lowbit_k2.losses.co_training import CoTraining
-from lowbit_k2.recipe import training
-from lowbit_k2.recipe.training import (
+from lowbit_k2.asr import training
+from lowbit_k2.asr.training import (
     QUANT_FLAGS,
     co_training_config,
     find_start,
@@ -27,6 +24,9 @@ from lowbit_k2.recipe.training import (
     set_up_device,
     training_parser,
 )
+from lowbit_k2.data.manifests import load_cuts
+from lowbit_k2.errors import UserError
+from lowbit_k2.losses.co_training import CoTraining
 from lowbit_k2.train.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from lowbit_k2.train.distributed import Ranks
 from lowbit_k2.train.loop import warn_of_changes

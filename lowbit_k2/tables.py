@@ -1,0 +1,25 @@
+"""Tables of text, for terminals and for Markdown pages; what a file says in them never drives the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tabulate import tabulate
+
+
+def text_table(headers: Sequence[object], rows: Sequence[Sequence[object]], left: Sequence[int] = (0,)) -> str:
+    """Columns side by side, without rules; those numbered in `left` begin at the left, the others end at the right."""
+    aligned = ["left" if i in left else "right" for i in range(len(headers))]
+    cells = [[_printable(cell) for cell in row] for row in (headers, *rows)]
+    table = tabulate(cells, tablefmt="plain", colalign=aligned, disable_numparse=True)
+    return "\n".join(line.rstrip() for line in table.splitlines())
+
+
+def markdown_table(headers: Sequence[object], rows: Sequence[Sequence[object]]) -> str:
+    """A table for a Markdown page."""
+    cells = [[_printable(cell) for cell in row] for row in rows]
+    return tabulate(cells, headers=list(map(_printable, headers)), tablefmt="github", disable_numparse=True)
+
+
+def _printable(cell: object) -> str:
+    return "".join(c if c.isprintable() else "?" for c in str(cell))
