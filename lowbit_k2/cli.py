@@ -16,8 +16,7 @@ from typing import Any
 
 from lowbit_k2.errors import UserError, run_main
 from lowbit_k2.packed import PackedModel, read_packed, size_table
-
-MIN_FRAMES = 7  # of 10 ms: fewer give the encoder nothing
+from lowbit_k2.plugins import PLUGIN_HELP, load_plugins
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -36,6 +35,7 @@ def get_parser() -> argparse.ArgumentParser:
 
     transcribe = commands.add_parser("transcribe", help="audio files to text with a packed model, by greedy search")
     transcribe.add_argument("--packed", type=Path, required=True, metavar="FILE", help="a packed file of export.py")
+    transcribe.add_argument("--plugin", type=Path, action="append", default=[], metavar="FILE", help=PLUGIN_HELP)
     transcribe.add_argument("--num-threads", type=int, default=0, help="CPU threads; 0 leaves PyTorch's choice")
     transcribe.add_argument("wav", type=Path, nargs="+", metavar="WAV", help="any format that libsndfile reads")
     transcribe.set_defaults(run=run_transcribe)
@@ -86,6 +86,7 @@ def run_transcribe(args: argparse.Namespace) -> None:
 
     if args.num_threads > 0:
         torch.set_num_threads(args.num_threads)
+    load_plugins(args.plugin)
     transcribe_files(args.wav, [greedy_recognizer(load_packed(args.packed))])
 
 

@@ -18,9 +18,10 @@ from lowbit_k2.launch import use_project_interpreter
 
 use_project_interpreter()
 
-from lowbit_k2.asr.decoding import add_decoding_arguments, run_decode
+from lowbit_k2.asr.decoding import run_decode, run_transcription
 from lowbit_k2.data.manifests import load_cuts
 from lowbit_k2.errors import run_main
+from lowbit_k2.recipe.decoding_flags import add_decoding_flags, decoding_errors, read_decoding_flags
 from lowbit_k2.recipe.flags import make_parser
 
 DEFAULTS = {
@@ -33,11 +34,14 @@ DEFAULTS = {
 def main() -> None:
     parser = make_parser(__doc__)
     parser.add_argument("--test-sets", default="test", help="dev, test, or both by a comma")
-    add_decoding_arguments(parser)
+    add_decoding_flags(parser)
     parser.set_defaults(**DEFAULTS)
     args = parser.parse_args()
-    names = args.test_sets.split(",")
-    run_decode(args, lambda: {name: load_cuts(args.manifest_dir, "an4", name) for name in names})
+    names, config = args.test_sets.split(","), read_decoding_flags(args)
+    with decoding_errors():
+        if args.wav:
+            return run_transcription(config, args.wav)
+        run_decode(config, lambda: {name: load_cuts(config.manifest_dir, "an4", name) for name in names})
 
 
 if __name__ == "__main__":

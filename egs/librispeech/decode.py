@@ -18,9 +18,10 @@ from lowbit_k2.launch import use_project_interpreter
 
 use_project_interpreter()
 
-from lowbit_k2.asr.decoding import add_decoding_arguments, run_decode
+from lowbit_k2.asr.decoding import run_decode, run_transcription
 from lowbit_k2.data.manifests import load_cuts
 from lowbit_k2.errors import run_main
+from lowbit_k2.recipe.decoding_flags import add_decoding_flags, decoding_errors, read_decoding_flags
 from lowbit_k2.recipe.flags import add_mini_argument, make_parser, wants_mini
 
 MINI = {
@@ -41,11 +42,14 @@ def main() -> None:
     parser = make_parser(__doc__)
     add_mini_argument(parser)
     parser.add_argument("--test-sets", help="names of splits, by commas: dev-clean, test-other, ...")
-    add_decoding_arguments(parser)
+    add_decoding_flags(parser)
     parser.set_defaults(**(MINI if wants_mini() else REAL))
     args = parser.parse_args()
-    names = args.test_sets.split(",")
-    run_decode(args, lambda: {name: load_cuts(args.manifest_dir, "librispeech", name) for name in names})
+    names, config = args.test_sets.split(","), read_decoding_flags(args)
+    with decoding_errors():
+        if args.wav:
+            return run_transcription(config, args.wav)
+        run_decode(config, lambda: {name: load_cuts(config.manifest_dir, "librispeech", name) for name in names})
 
 
 if __name__ == "__main__":

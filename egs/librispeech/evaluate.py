@@ -3,8 +3,6 @@
 
 ./evaluate.py --mini true --exp-dir exp-mini/demo --precisions 2 1.5 1 --avg 3
 ./evaluate.py --exp-dir exp/paper --decoding-method nbest --num-paths 50 --max-duration 100
-
-Flags that are not listed here are decode.py's.
 """
 
 from __future__ import annotations
@@ -21,34 +19,29 @@ use_project_interpreter()
 from lowbit_k2.asr.evaluation import evaluate, format_table
 from lowbit_k2.data.manifests import load_cuts
 from lowbit_k2.errors import run_main
-from lowbit_k2.recipe.flags import add_mini_argument, make_parser
+from lowbit_k2.recipe.decoding_flags import add_decoding_flags, decoding_errors, read_decoding_flags
+from lowbit_k2.recipe.flags import add_mini_argument, make_parser, wants_mini
 
 
 def main() -> None:
     parser = make_parser(__doc__)
     add_mini_argument(parser)
-    parser.add_argument("--exp-dir", type=Path, required=True)
-    parser.add_argument("--manifest-dir", type=Path, help="default: data/fbank, or data-mini/fbank")
-    parser.add_argument("--lang-dir", type=Path, help="default: lang_bpe_500, or with --mini lang_char, beside it")
     parser.add_argument("--precisions", nargs="+", default=["2", "1.5", "1"])
     parser.add_argument("--test-set", default="test-clean")
-    parser.add_argument("--avg", type=int, default=1)
-    parser.add_argument("--use-averaged-model", default="false")
-    parser.add_argument("--decoding-method", default="ctc-greedy-search,1best")
-    args, further = parser.parse_known_args()
-    manifest_dir = args.manifest_dir or HERE / ("data-mini" if args.mini else "data") / "fbank"
-    lang_dir = args.lang_dir or manifest_dir.parent / ("lang_char" if args.mini else "lang_bpe_500")
-    evaluations = evaluate(
-        args.exp_dir,
-        args.precisions,
-        args.test_set,
-        lambda: load_cuts(manifest_dir, "librispeech", args.test_set),
-        decode_flags=[
-            *("--manifest-dir", str(manifest_dir), "--lang-dir", str(lang_dir)),
-            *("--decoding-method", args.decoding_method, *further),
-        ],
-        average_flags=["--avg", str(args.avg), "--use-averaged-model", args.use_averaged_model],
-    )
+    add_decoding_flags(parser, precisions=False)
+    data = HERE / ("data-mini" if wants_mini() else "data")
+    parser.set_defaults(manifest_dir=data / "fbank", decoding_method="ctc-greedy-search,1best")
+    args = parser.parse_args()
+    units = "lang_char" if args.mini else "lang_bpe_500"
+    args.lang_dir = args.lang_dir or args.manifest_dir.parent / units
+    config = read_decoding_flags(args)
+    with decoding_errors():
+        evaluations = evaluate(
+            config,
+            args.precisions,
+            args.test_set,
+            lambda: load_cuts(config.manifest_dir, "librispeech", args.test_set),
+        )
     print()
     print(format_table(evaluations))
 

@@ -16,9 +16,10 @@ from lowbit_k2.launch import use_project_interpreter
 
 use_project_interpreter()
 
-from lowbit_k2.asr.exporting import add_export_arguments, run_export
+from lowbit_k2.asr.exporting import run_export
 from lowbit_k2.data.manifests import load_cuts
 from lowbit_k2.errors import run_main
+from lowbit_k2.recipe.decoding_flags import add_export_flags, decoding_errors, read_export_flags
 from lowbit_k2.recipe.flags import add_mini_argument, make_parser, wants_mini
 
 MINI = {"exp_dir": HERE / "exp-mini/demo", "manifest_dir": HERE / "data-mini/fbank"}
@@ -29,10 +30,11 @@ def main() -> None:
     parser = make_parser(__doc__)
     add_mini_argument(parser)
     parser.add_argument("--train-split", default="train-clean-100", help="where --recalibrate-bn takes its batches")
-    add_export_arguments(parser)
+    add_export_flags(parser)
     parser.set_defaults(**(MINI if wants_mini() else REAL))
     args = parser.parse_args()
-    run_export(args, lambda: load_cuts(args.manifest_dir, "librispeech", args.train_split))
+    with decoding_errors():
+        run_export(read_export_flags(args), lambda: load_cuts(args.manifest_dir, "librispeech", args.train_split))
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 from pathlib import Path
 
@@ -20,11 +21,22 @@ from lowbit_k2.launch import use_project_interpreter
 use_project_interpreter()
 
 from lowbit_k2.asr.dry_run import dry_run
-from lowbit_k2.asr.training import run_training, training_parser
-from lowbit_k2.data.flags import str2bool
+from lowbit_k2.asr.training import describe_run, output_frames, start_run, usable_cuts
+from lowbit_k2.data.augment import make_spec_augment
+from lowbit_k2.data.datamodule import AsrDataModule
 from lowbit_k2.data.manifests import load_cuts
+from lowbit_k2.data.tokenizer import load_tokenizer
 from lowbit_k2.errors import run_main
-from lowbit_k2.recipe.flags import add_mini_argument, wants_mini
+from lowbit_k2.losses.co_training import CoTraining
+from lowbit_k2.losses.objectives import make_criterion
+from lowbit_k2.models import make_model
+from lowbit_k2.quant import quantize_model
+from lowbit_k2.recipe.flags import add_mini_argument, str2bool, wants_mini
+from lowbit_k2.recipe.training_flags import read_training_flags, training_errors, training_parser
+from lowbit_k2.train.epochs import remaining_epochs, save_epoch, train_epoch, validate
+from lowbit_k2.train.initialise import InitialState, freeze
+from lowbit_k2.train.optim import floor_of_alphas, make_optimizer, noam
+from lowbit_k2.train.trainer import Trainer
 
 DEMO = {  # the embedded corpus: an hour of synthetic speech
     "exp_dir": HERE / "exp-mini/demo",
@@ -70,13 +82,58 @@ def main() -> None:
     parser = training_parser(__doc__, **(DEMO if wants_mini() else REAL))
     add_corpus_arguments(parser)
     args = parser.parse_args()
+    config = read_training_flags(args)
     if args.dry_run:
-        return dry_run(args)
+        return dry_run(config)
     train, valid = splits(args)
-    lazy = not args.mini
-    train_cuts = load_cuts(args.manifest_dir, "librispeech", train, lazy=lazy)
-    valid_cuts = load_cuts(args.manifest_dir, "librispeech", valid)
-    run_training(args, train_cuts, valid_cuts)
+    train_cuts = load_cuts(config.data.manifest_dir, "librispeech", train, lazy=not args.mini)
+    valid_cuts = load_cuts(config.data.manifest_dir, "librispeech", valid)
+    with training_errors(), start_run(config) as run:
+        tokenizer = load_tokenizer(config.run.tokens)
+        data = AsrDataModule(config.data, world_size=run.ranks.world_size, rank=run.ranks.rank)
+
+        # the float model, and quantizers on its weights
+        model_config = config.model_config(tokenizer.vocab_size, data.features.num_mel_bins)
+        model = make_model(model_config)
+        initial = InitialState(config.run.init_from) if config.run.init_from else None
+        if initial:
+            initial.copy_weights(model)
+        freeze(model, config.run.freeze)
+        quant_config = config.quant_config()
+        report = quantize_model(model, quant_config)
+        logging.info("\n%s", report)
+        if initial:
+            initial.copy_scales(model)
+        model.to(run.device)
+
+        # what an update does: passes of the criterion at the precisions of its branches, a step, hooks
+        seed, layers = config.loop.seed, (model_config.num_layers, quant_config.layer_prefix)
+        trainer = Trainer(
+            model=model,
+            criterion=make_criterion(config.objective, config.criterion),
+            co_training=CoTraining(config.co_training, *layers, seed),
+            optimizer=make_optimizer(model, config.optim),
+            schedule=noam(config.optim, model_config.d_model),
+            normalizer=output_frames(model_config),
+            config=config.loop,
+            exp_dir=config.run.exp_dir,
+            description=describe_run(config, model_config, quant_config, tokenizer, data.features),
+            clip_grad_norm=config.optim.clip_grad_norm,
+            after_update=[floor_of_alphas(config.optim.alpha_floor)],
+            encode=tokenizer.encode,
+            augment=make_spec_augment(config.data.spec_augment),
+            ranks=run.ranks,
+        )
+
+        train_cuts, valid_cuts = usable_cuts(data, tokenizer, model_config, train_cuts, valid_cuts)
+        run.begin(trainer, lambda: data.largest_batches(train_cuts))
+        for epoch in remaining_epochs(trainer):
+            batches = data.train_batches(train_cuts, epoch, skip=trainer.progress.batch)
+            num_batches = data.num_train_batches(train_cuts, epoch)
+            train = train_epoch(trainer, batches, num_batches, lambda: data.valid_batches(valid_cuts))
+            valid = validate(trainer, data.valid_batches(valid_cuts))
+            save_epoch(trainer, train, valid)
+        trainer.board.close()
 
 
 if __name__ == "__main__":

@@ -4,13 +4,14 @@
 ./evaluate.py --mini true --exp-dir exp-mini/demo --float-exp-dir exp-mini/float --precisions 2 1.5 1 --avg 3
 ./evaluate.py --exp-dir exp/paper --test-set rt03 --decoding-method 1best --lm-scale 0.6 --avg 10
 
-Flags that are not listed here are decode.py's; choose --lm-scale on dev.
+Choose --lm-scale on dev.
 """
 
 from __future__ import annotations
 
 import logging
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -22,6 +23,7 @@ use_project_interpreter()
 from lowbit_k2.asr.evaluation import Evaluation, evaluate
 from lowbit_k2.data.manifests import load_cuts
 from lowbit_k2.errors import UserError, run_main
+from lowbit_k2.recipe.decoding_flags import add_decoding_flags, decoding_errors, read_decoding_flags
 from lowbit_k2.recipe.flags import add_mini_argument, make_parser
 from lowbit_k2.scoring.hub5 import NAMES, SCORERS, Score, score
 
@@ -40,40 +42,28 @@ def main() -> None:
     logging.basicConfig(format="%(levelname)s: %(message)s")
     parser = make_parser(__doc__)
     add_mini_argument(parser)
-    parser.add_argument("--exp-dir", type=Path, required=True)
     parser.add_argument("--float-exp-dir", type=Path, help="a float model of train.py --precisions 32: the first row")
     parser.add_argument("--data-dir", type=Path, help="what prepare.sh made (data, or with --mini data-mini)")
-    parser.add_argument("--lang-dir", type=Path, help="default: lang_bpe_2000, or with --mini lang_char, there")
     parser.add_argument("--precisions", nargs="+", default=["2", "1.5", "1"])
     parser.add_argument("--test-set", default="eval2000")
-    parser.add_argument("--epoch", type=int, default=None, help="the last one to average; default: the newest")
-    parser.add_argument("--avg", type=int, default=1)
-    parser.add_argument("--use-averaged-model", default="false")
-    parser.add_argument("--decoding-method", default="ctc-greedy-search,1best")
     parser.add_argument("--scorer", choices=SCORERS, default="auto", help="auto: sclite where it is installed")
-    args, further = parser.parse_known_args()
+    add_decoding_flags(parser, precisions=False)
+    parser.set_defaults(decoding_method="ctc-greedy-search,1best", manifest_dir=None)
+    args = parser.parse_args()
     data = args.data_dir or HERE / ("data-mini" if args.mini else "data")
-    lang_dir = args.lang_dir or data / ("lang_char" if args.mini else "lang_bpe_2000")
+    args.lang_dir = args.lang_dir or data / ("lang_char" if args.mini else "lang_bpe_2000")
+    args.manifest_dir = args.manifest_dir or data / "fbank"
+    config = read_decoding_flags(args)
     stm, glm = data / args.test_set / "stm", data / args.test_set / "glm"
     if not stm.is_file():
         raise UserError(f"{stm} does not exist: run stage 2 of prepare.sh with the discs of {args.test_set}")
-    cuts = load_cuts(data / "fbank", "swbd", args.test_set)
-    average = ["--avg", str(args.avg), "--use-averaged-model", args.use_averaged_model]
-    average += [] if args.epoch is None else ["--epoch", str(args.epoch)]
+    cuts = load_cuts(config.manifest_dir, "swbd", args.test_set)
     models = [(args.float_exp_dir, ["32"])] if args.float_exp_dir else []
     rows: list[tuple[Evaluation, dict[str, Score]]] = []
-    for exp_dir, precisions in [*models, (args.exp_dir, args.precisions)]:
-        evaluations = evaluate(
-            exp_dir,
-            precisions,
-            args.test_set,
-            lambda: cuts,
-            decode_flags=[
-                *("--manifest-dir", str(data / "fbank"), "--lang-dir", str(lang_dir)),
-                *("--decoding-method", args.decoding_method, *further),
-            ],
-            average_flags=average,
-        )
+    for exp_dir, precisions in [*models, (config.choice.exp_dir, args.precisions)]:
+        chosen = replace(config, choice=replace(config.choice, exp_dir=exp_dir))
+        with decoding_errors():
+            evaluations = evaluate(chosen, precisions, args.test_set, lambda: cuts)
         for e in evaluations:
             files = {method: exp_dir / name for method, name in e.recogs.items()}
             folders = {m: f.with_name(f"score-{f.stem.removeprefix('recogs-')}") for m, f in files.items()}

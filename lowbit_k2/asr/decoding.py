@@ -7,10 +7,9 @@ is printed with its 95% confidence interval.
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,15 +17,14 @@ from typing import TYPE_CHECKING
 import torch
 from tqdm import tqdm
 
-from lowbit_k2.asr.model_io import add_checkpoint_arguments
-from lowbit_k2.asr.recognizer import Recognizer, make_recognizers
+from lowbit_k2.asr.recognizer import DecodeConfig, Recognizer, make_recognizers
+from lowbit_k2.core.features import FeatureConfig
 from lowbit_k2.data.batch import Batch, collate
 from lowbit_k2.data.datamodule import AsrDataModule, DataConfig
-from lowbit_k2.data.features import FeatureConfig, extract_wav, make_extractor, read_feature_config
-from lowbit_k2.data.flags import str2bool
-from lowbit_k2.decode.lattice import SearchConfig
-from lowbit_k2.decode.methods import METHODS, decode_batch
+from lowbit_k2.data.features import extract_wav, make_extractor, read_feature_config
+from lowbit_k2.decode.methods import decode_batch
 from lowbit_k2.errors import UserError
+from lowbit_k2.plugins import load_plugins
 from lowbit_k2.processes import check_num_jobs, in_fresh_processes
 from lowbit_k2.scoring.wer import Result, WerStats, bootstrap_interval, write_errs, write_recogs, write_summary
 
@@ -35,52 +33,6 @@ if TYPE_CHECKING:
 
 Search = tuple[str, str]  # method, setting of the method
 Key = tuple[str, str, str, str]  # test set, method, setting of the method, model (checkpoint and precision)
-
-
-def add_decoding_arguments(parser: argparse.ArgumentParser) -> None:
-    """Flags of decode.py; names as icefall's where it has them."""
-    model = parser.add_argument_group("model")
-    add_checkpoint_arguments(model)
-    model.add_argument("--packed", type=Path, help="a file of export.py instead of checkpoints")
-    model.add_argument(
-        "--precision",
-        nargs="+",
-        help="1, 2, 1.5, 1.5r, 32 or one per layer as 1,1,2,2; several are decoded in turn; default: the first trained",
-    )
-
-    search = parser.add_argument_group("search")
-    search.add_argument(
-        "--decoding-method", help=f"one or several, by commas, of {', '.join(METHODS)}; default: the greedy one"
-    )
-    search.add_argument("--lang-dir", type=Path, help="HLG.pt, LG.pt and words.txt, for methods with a lexicon")
-    search.add_argument("--lm-dir", type=Path, help="G_4_gram.pt, for rescoring; default: --lang-dir")
-    search.add_argument("--lm-scale", default="1.0", help="of the graph and of --lm-dir; several by commas, for dev")
-    beams = (
-        ("search_beam", float, "log-probability below a frame's best state at which states are dropped"),
-        ("output_beam", float, "CTC lattices: log-probability below the best path at which arcs are cut"),
-        ("min_active_states", int, "CTC lattices: states kept per frame at least"),
-        ("max_active_states", int, "CTC lattices: states kept per frame at most"),
-        ("max_states", int, "transducer lattices: states kept per frame at most"),
-        ("max_contexts", int, "transducer lattices: contexts kept per frame at most"),
-        ("max_arcs", int, "arcs of a lattice that is rescored or that paths are drawn from; more are pruned"),
-        ("num_paths", int, "paths drawn for an n-best list"),
-        ("nbest_scale", float, "factor on scores while they are drawn; smaller: more different ones"),
-        ("beam_size", int, "hypotheses of modified_beam_search"),
-        ("blank_penalty", float, "off the blank's logit in transducer search"),
-    )
-    for name, kind, text in beams:
-        flag, default = f"--{name.replace('_', '-')}", getattr(SearchConfig, name)
-        search.add_argument(flag, type=kind, default=default, help=f"{text}; default: {default}")
-
-    data = parser.add_argument_group("data")
-    data.add_argument("--manifest-dir", type=Path, default=Path("data/fbank"), help="cut manifests and features")
-    data.add_argument("--max-duration", type=float, default=DataConfig.max_duration, help="seconds in a batch")
-    data.add_argument("--num-workers", type=int, default=DataConfig.num_workers)
-    data.add_argument("--on-the-fly-feats", type=str2bool, default=False, help="compute features from the audio")
-    data.add_argument("--wav", type=Path, nargs="+", metavar="FILE", help="transcribe audio files: FILE<tab>words")
-    data.add_argument("-j", "--num-jobs", type=int, default=1, help="processes that share a test set, one GPU each")
-    data.add_argument("--quiet", action="store_true", help="no progress bar")
-    data.add_argument("--num-threads", type=int, default=0, help="CPU threads; 0 leaves PyTorch's choice")
 
 
 @dataclass(frozen=True)
@@ -134,64 +86,64 @@ class SetOutcome:
         self.timing.network += other.timing.network
 
 
-def run_decode(args: argparse.Namespace, load_test_sets: Callable[[], Mapping[str, CutSet]]) -> dict[Key, Decoded]:
-    """Decode test sets, or transcribe the files of `--wav`.
+def run_decode(config: DecodeConfig, load_test_sets: Callable[[], Mapping[str, CutSet]]) -> dict[Key, Decoded]:
+    """Decode test sets, write what came out, and print a line per result.
 
     Args:
-      args: flags of `add_decoding_arguments`.
-      load_test_sets: gives the cuts by the name of the test set; not called with `--wav`.
+      load_test_sets: gives the cuts by the name of the test set.
 
     Returns:
       Hypotheses and errors by (test set, method, setting, model).
     """
-    check_num_jobs(args.num_jobs)
-    if args.wav:
-        transcribe_files(args.wav, make_recognizers(args))
-        return {}
-    outcomes = decode_sets(args, load_test_sets) if args.num_jobs == 1 else decode_in_parallel(args, load_test_sets())
+    check_num_jobs(config.num_jobs)
+    if config.num_jobs == 1:
+        outcomes = decode_sets(config, load_test_sets)
+    else:
+        outcomes = decode_in_parallel(config, load_test_sets())
     results: dict[Key, Decoded] = {}
     for (label, name), outcome in outcomes.items():
-        results.update(report(args.exp_dir, name, label, outcome))
+        results.update(report(config.choice.exp_dir, name, label, outcome))
     return results
 
 
 def decode_sets(
-    args: argparse.Namespace, load_test_sets: Callable[[], Mapping[str, CutSet]], part: int = 0
+    config: DecodeConfig, load_test_sets: Callable[[], Mapping[str, CutSet]], part: int = 0
 ) -> dict[tuple[str, str], SetOutcome]:
-    """Decode every test set with every recognizer that the flags name.
+    """Decode every test set with every recognizer that the settings name.
 
     Args:
-      part: which of `--num-jobs` processes this is; each has a GPU of its own where there are several.
+      part: which of `num_jobs` processes this is; each has a GPU of its own where there are several.
 
     Returns:
       Outcomes by (model, test set).
     """
-    recognizers = make_recognizers(args, part)
+    recognizers = make_recognizers(config, part)
     test_sets = load_test_sets()
-    data = make_data(args, FeatureConfig.from_dict(recognizers[0].loaded.features))
+    data = make_data(config, FeatureConfig.from_dict(recognizers[0].loaded.features))
     outcomes = {}
+    silent = True if config.quiet else None  # None: silent where there is no terminal
     for recognizer in recognizers:
         for name, cuts in test_sets.items():
             frame_shift = data.features.frame_shift
             total = None if cuts.is_lazy else len(cuts)
-            with tqdm(total=total, desc=name, unit="utt", disable=args.quiet, leave=False, position=part) as bar:
+            with tqdm(total=total, desc=name, unit="utt", disable=silent, leave=False, position=part) as bar:
                 outcomes[recognizer.label, name] = decode_set(
                     recognizer, data.test_batches(cuts), frame_shift, bar.update
                 )
     return outcomes
 
 
-def decode_in_parallel(args: argparse.Namespace, test_sets: Mapping[str, CutSet]) -> dict[tuple[str, str], SetOutcome]:
-    """`decode_sets` by `--num-jobs` processes, each of which takes every n-th cut.
+def decode_in_parallel(config: DecodeConfig, test_sets: Mapping[str, CutSet]) -> dict[tuple[str, str], SetOutcome]:
+    """`decode_sets` by `num_jobs` processes, each of which takes every n-th cut.
 
     Raises:
       UserError: what one of them raised, or one was killed.
     """
-    jobs = args.num_jobs
-    if args.num_threads == 0:
-        args = argparse.Namespace(**{**vars(args), "num_threads": max(1, torch.get_num_threads() // jobs)})
+    jobs = config.num_jobs
+    if config.num_threads == 0:
+        config = replace(config, num_threads=max(1, torch.get_num_threads() // jobs))
     parts = [(part, shard(test_sets, part, jobs)) for part in range(jobs)]
-    outcomes = in_fresh_processes(partial(decode_part, args), parts, jobs)
+    outcomes = in_fresh_processes(partial(decode_part, config), parts, jobs)
     merged = outcomes[0]
     for outcome in outcomes[1:]:
         for key, others in outcome.items():
@@ -207,31 +159,32 @@ def shard(test_sets: Mapping[str, CutSet], part: int, parts: int) -> dict[str, C
     return {name: CutSet.from_cuts(cuts[part::parts]) for name, cuts in ranked.items()}
 
 
-def decode_part(args: argparse.Namespace, part: tuple[int, Mapping[str, CutSet]]) -> dict[tuple[str, str], SetOutcome]:
+def decode_part(config: DecodeConfig, part: tuple[int, Mapping[str, CutSet]]) -> dict[tuple[str, str], SetOutcome]:
     """What a process of `decode_in_parallel` does with the part of that number."""
+    load_plugins(config.plugins)
     number, test_sets = part
-    return decode_sets(args, lambda: test_sets, number)
+    return decode_sets(config, lambda: test_sets, number)
 
 
-def make_data(args: argparse.Namespace, features: FeatureConfig) -> AsrDataModule:
+def make_data(config: DecodeConfig, features: FeatureConfig) -> AsrDataModule:
     """The datamodule with the model's features.
 
     Raises:
       UserError: the stored features were made with other settings.
     """
-    if not args.on_the_fly_feats and read_feature_config(args.manifest_dir).stored() != features.stored():
+    if not config.on_the_fly_feats and read_feature_config(config.manifest_dir).stored() != features.stored():
         raise UserError(
-            f"the features in {args.manifest_dir} are not those that the model was trained on: "
+            f"the features in {config.manifest_dir} are not those that the model was trained on: "
             "use --on-the-fly-feats true, or compute them again"
         )
-    config = DataConfig(
-        manifest_dir=args.manifest_dir,
-        max_duration=args.max_duration,
-        num_workers=args.num_workers,
-        on_the_fly_feats=args.on_the_fly_feats,
+    data = DataConfig(
+        manifest_dir=config.manifest_dir,
+        max_duration=config.max_duration,
+        num_workers=config.num_workers,
+        on_the_fly_feats=config.on_the_fly_feats,
         feature_normalize=features.normalize,
     )
-    return AsrDataModule(config, features)
+    return AsrDataModule(data, features)
 
 
 def decode_set(
@@ -253,9 +206,9 @@ def decode_set(
     with recognizer.precision():
         for batch in batches:
             start = time.perf_counter()
-            output = recognizer.run(batch.features, batch.feature_lens)
+            output = recognizer.run(batch.inputs, batch.input_lens)
             timing.network += time.perf_counter() - start
-            timing.audio += float(batch.feature_lens.sum()) * frame_shift
+            timing.audio += float(batch.input_lens.sum()) * frame_shift
             refs = [text.split() for text in batch.texts]
             for key, resources in recognizer.searches.items():
                 start = time.perf_counter()
@@ -299,14 +252,19 @@ def print_details(decoded: Decoded, outcome: SetOutcome, search: Search) -> None
     print(line, flush=True)
 
 
+def run_transcription(config: DecodeConfig, files: Sequence[Path]) -> None:
+    """`transcribe_files` with the model that the settings name."""
+    transcribe_files(files, make_recognizers(config))
+
+
 def transcribe_files(files: Sequence[Path], recognizers: Sequence[Recognizer]) -> None:
     """Print `FILE<tab>words` for each audio file, one by one, so that a file never depends on its neighbours.
 
     Raises:
-      UserError: unreadable audio, or flags that name several methods, scales or precisions.
+      UserError: unreadable audio, or several methods, scales or precisions.
     """
     if len(recognizers) != 1 or len(recognizers[0].searches) != 1:
-        raise UserError("--wav takes one --precision, one --decoding-method and one --lm-scale")
+        raise UserError("audio files are transcribed at one precision, by one method, with one lm_scale")
     [recognizer] = recognizers
     [resources] = recognizer.searches.values()
     config = FeatureConfig.from_dict(recognizer.loaded.features)
@@ -314,5 +272,5 @@ def transcribe_files(files: Sequence[Path], recognizers: Sequence[Recognizer]) -
     with recognizer.precision():
         for file in files:
             batch = collate([extract_wav(file, config, extractor)], [""], [str(file)])
-            [words] = decode_batch(recognizer.run(batch.features, batch.feature_lens), resources)
+            [words] = decode_batch(recognizer.run(batch.inputs, batch.input_lens), resources)
             print(f"{file}\t{' '.join(words)}", flush=True)

@@ -6,7 +6,6 @@ measured, too, as what autograd keeps of one pass over a few seconds of noise, a
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,14 +15,16 @@ import torch
 from torch import Tensor, nn
 
 from lowbit_k2.asr.model_io import LoadedModel, build_model
-from lowbit_k2.asr.training import QUANT_PRESETS, co_training_config, make_criterion, model_config, quant_config
-from lowbit_k2.data.features import FeatureConfig
+from lowbit_k2.asr.training import TrainingConfig
+from lowbit_k2.core.features import FeatureConfig
+from lowbit_k2.core.grids import FLOAT_BITS
+from lowbit_k2.data.batch import Batch
 from lowbit_k2.data.tokenizer import load_tokenizer
 from lowbit_k2.export import pack_model
-from lowbit_k2.losses.co_training import FLOAT, CoTrainingConfig
+from lowbit_k2.losses.objectives import make_criterion
 from lowbit_k2.models import ModelConfig
-from lowbit_k2.quant import QuantConfig, layer_assignment, parse_precision, use_precision
-from lowbit_k2.train.loop import arithmetic
+from lowbit_k2.quant import PRESETS, QuantConfig, layer_assignment, parse_precision, use_precision
+from lowbit_k2.train.update import arithmetic
 
 UTTERANCE = 15.0  # seconds: a long one of LibriSpeech; attention takes memory by the square of it
 TOKENS_PER_SECOND = 3
@@ -63,38 +64,33 @@ class Memory:
         return max(0, int((available - self.state - self.per_pass) / self.per_second))
 
 
-def dry_run(args: argparse.Namespace) -> None:
-    """What the flags would train: parameters, sizes on disk, memory. Neither data nor --exp-dir is touched.
+def dry_run(config: TrainingConfig) -> None:
+    """Print what the settings would train: parameters, sizes on disk, memory. Neither data nor exp_dir is touched.
 
     Raises:
-      UserError: flags that contradict each other.
+      UserError: settings that contradict each other.
     """
-    tokens = args.bpe_model or args.lang_dir
-    vocab_size = load_tokenizer(tokens).vocab_size if tokens.exists() else args.vocab_size
-    co_training, criterion = co_training_config(args), make_criterion(args)
-    quant = quant_config(args, co_training)
-    config = model_config(args, vocab_size, FEATURES.num_mel_bins)
-    model, report = build_model(config, quant)
-    print(
-        f"{args.model}, {args.objective}, {vocab_size} tokens: {report.num_weights / 1e6:.2f} M parameters\n{report}\n"
-    )
+    tokens, co_training = config.run.tokens, config.co_training
+    vocab_size = load_tokenizer(tokens).vocab_size if tokens.exists() else config.run.vocab_size
+    criterion = make_criterion(config.objective, config.criterion)
+    model_config = config.model_config(vocab_size, FEATURES.num_mel_bins)
+    model, report = build_model(model_config, config.quant_config())
+    size = f"{report.num_weights / 1e6:.2f} M parameters"
+    print(f"{config.preset}, {config.objective}, {vocab_size} tokens: {size}\n{report}\n")
 
-    low = co_training if co_training.bits != (FLOAT,) else CoTrainingConfig(precisions=("2", "1"))
-    presets = {"float": QuantConfig.preset("float")}
-    for name in QUANT_PRESETS:
-        if name != "float":
-            presets[name] = quant_config(argparse.Namespace(**{**vars(args), "quant_config": name}), low)
-    print("\n".join(describe_sizes(measure_sizes(config, presets))) + "\n")
+    low = co_training.trained_precisions if co_training.bits != (FLOAT_BITS,) else (2, 1)
+    named = {name: config.quant_config(name, low) for name in PRESETS if name != "float"}
+    presets = {"float": QuantConfig.preset("float"), **named}
+    print("\n".join(describe_sizes(measure_sizes(model_config, presets))) + "\n")
 
-    def one_pass(features: Tensor, lens: Tensor, targets: list[list[int]]) -> Tensor:
-        amp = "bfloat16" if args.use_bf16 or args.use_fp16 else "float32"
+    def one_pass(batch: Batch) -> Tensor:
+        amp = "float32" if config.loop.amp == "float32" else "bfloat16"
         with use_precision(model, co_training.teacher_bits), arithmetic("cpu", amp):
-            return criterion(model, features, lens, targets, update=1).loss
+            return criterion(model, batch, update=1).loss
 
     model.train()
     memory = measure_memory(model, one_pass, vocab_size)
-    passes = len(co_training.precisions) + (co_training.teacher_bits not in co_training.bits)
-    print("\n".join(describe_memory(memory, args.max_duration, passes)))
+    print("\n".join(describe_memory(memory, config.data.max_duration, co_training.num_passes)))
 
 
 def measure_sizes(config: ModelConfig, presets: dict[str, QuantConfig]) -> list[tuple[str, str, int]]:
@@ -143,22 +139,21 @@ def kept_bytes(run: Callable[[], Tensor], model: nn.Module) -> int:
     return sum(kept.values())
 
 
-def measure_memory(
-    model: nn.Module, run: Callable[[Tensor, Tensor, list[list[int]]], Tensor], vocab_size: int
-) -> Memory:
+def measure_memory(model: nn.Module, run: Callable[[Batch], Tensor], vocab_size: int) -> Memory:
     """What training takes, from passes over one and over two utterances.
 
     Args:
       model: in train mode.
-      run: a whole pass: features (N, T, F), lengths (N,) and N token sequences to the loss.
+      run: a whole pass, to the loss.
     """
     counts = []
     for num in (1, 2):
         generator = torch.Generator().manual_seed(0)
         frames = int(UTTERANCE / FEATURES.frame_shift)
-        features = torch.randn(num, frames, FEATURES.num_mel_bins, generator=generator)
+        inputs = torch.randn(num, frames, FEATURES.num_mel_bins, generator=generator)
         tokens = torch.randint(1, vocab_size, (num, int(TOKENS_PER_SECOND * UTTERANCE)), generator=generator).tolist()
-        counts.append(kept_bytes(lambda f=features, t=tokens: run(f, torch.full((len(t),), f.size(1)), t), model))
+        batch = Batch(inputs, torch.full((num,), frames), [""] * num, [""] * num, tokens)
+        counts.append(kept_bytes(lambda batch=batch: run(batch), model))
     each = counts[1] - counts[0]
     weights = sum(p.numel() for p in model.parameters())
     averaged = sum(t.numel() for t in model.state_dict().values())

@@ -7,14 +7,16 @@ must be the same. The same function makes the demo's last screen and the rows of
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lowbit_k2.asr.decoding import Decoded, add_decoding_arguments, run_decode
-from lowbit_k2.asr.exporting import add_export_arguments, run_export
+from lowbit_k2.asr.decoding import Decoded, run_decode
+from lowbit_k2.asr.exporting import ExportConfig, run_export
+from lowbit_k2.asr.model_io import precision_label
+from lowbit_k2.asr.recognizer import DecodeConfig
+from lowbit_k2.core.config import ConfigError
 from lowbit_k2.errors import UserError
-from lowbit_k2.recipe.flags import make_parser
 from lowbit_k2.scoring.wer import WerStats
 
 if TYPE_CHECKING:
@@ -51,43 +53,32 @@ class Evaluation:
 
 
 def evaluate(
-    exp_dir: Path,
-    precisions: Sequence[str],
-    test_set: str,
-    load_test_set: Callable[[], CutSet],
-    decode_flags: Sequence[str] = (),
-    average_flags: Sequence[str] = (),
+    decode: DecodeConfig, precisions: Sequence[str], test_set: str, load_test_set: Callable[[], CutSet]
 ) -> list[Evaluation]:
     """Decode and export every precision, and check the packed files.
 
     Args:
-      exp_dir: folder of train.py; results and packed files (`packed/<precision>bit.safetensors`) go there.
-      precisions: what `--precision` takes, `32` for a float model.
-      decode_flags: further flags of decode.py, e.g. `--lang-dir`, `--manifest-dir`, `--decoding-method`.
-      average_flags: `--epoch`, `--avg`, `--use-averaged-model`, for both decode.py and export.py.
+      decode: which checkpoints are averaged, and how they are decoded; results and packed files
+        (`packed/<precision>bit.safetensors`) go into their folder.
+      precisions: as `Allocation.parse` takes them, `32` for a float model.
 
     Raises:
-      UserError: several `--lm-scale`, or a packed file gave other hypotheses than the model.
+      UserError: several lm_scale, or a packed file gave other hypotheses than the model.
     """
-    decoder, exporter = make_parser(None), make_parser(None)
-    add_decoding_arguments(decoder)
-    add_export_arguments(exporter)
-    where = ["--exp-dir", str(exp_dir)]
+    if len(decode.lm_scale) != 1:
+        named = ",".join(f"{scale:g}" for scale in decode.lm_scale)
+        raise ConfigError("lm_scale", f"{named}: give one, chosen on dev with decode.py")
+    exp_dir, results = decode.choice.exp_dir, []
 
-    def decode(*flags: str) -> dict[str, Decoded]:
-        args = decoder.parse_args([*where, *decode_flags, *flags])
-        if "," in args.lm_scale:
-            raise UserError(f"one --lm-scale, not {args.lm_scale}: choose it on dev, with decode.py")
-        found = run_decode(args, lambda: {test_set: load_test_set()})
+    def run(config: DecodeConfig) -> dict[str, Decoded]:
+        found = run_decode(config, lambda: {test_set: load_test_set()})
         return {method: decoded for (_, method, _, _), decoded in found.items()}
 
-    results = []
     for precision in precisions:
-        decoded = decode(*average_flags, "--precision", precision)
-        packed = exp_dir / "packed" / f"{precision.replace(',', '_')}bit.safetensors"
-        flags = [*where, *average_flags, "--precision", precision, "--output", str(packed)]
-        sizes = run_export(exporter.parse_args(flags), load_train_cuts=lambda: None)
-        check_same_words(packed, decoded, decode("--packed", str(packed)))
+        decoded = run(replace(decode, precision=(precision,)))
+        packed = exp_dir / "packed" / f"{precision_label(precision)}bit.safetensors"
+        sizes = run_export(ExportConfig(decode.choice, precision, packed), load_train_cuts=lambda: None)
+        check_same_words(packed, decoded, run(replace(decode, packed=packed, precision=())))
         results.append(
             Evaluation(
                 precision=precision,

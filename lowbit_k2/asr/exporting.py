@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,15 +15,19 @@ from tqdm import tqdm
 from lowbit_k2 import __version__
 from lowbit_k2.asr.model_io import (
     PRETRAINED,
+    CheckpointChoice,
     LoadedModel,
-    add_checkpoint_arguments,
-    load_chosen,
-    precision_assignment,
+    load_trained,
+    parse_allocation,
+    precision_label,
 )
+from lowbit_k2.core.config import Config, option
+from lowbit_k2.core.features import FeatureConfig
+from lowbit_k2.core.grids import FLOAT_BITS
+from lowbit_k2.data.batch import Batch
 from lowbit_k2.data.datamodule import AsrDataModule, DataConfig
-from lowbit_k2.data.features import FeatureConfig, read_feature_config
+from lowbit_k2.data.features import read_feature_config
 from lowbit_k2.data.filter import FilterConfig, filter_cuts
-from lowbit_k2.data.flags import str2bool
 from lowbit_k2.errors import UserError
 from lowbit_k2.export import export_float, pack_model
 from lowbit_k2.packed import SizeTable, read_packed, size_table
@@ -34,69 +38,55 @@ from lowbit_k2.train.checkpoint import Checkpoint, save_checkpoint
 if TYPE_CHECKING:
     from lhotse import CutSet
 
-FLOAT = 32
 TRAINING_STATE = ("progress", "scaler")  # of a checkpoint's meta, what only a training run has use for
 
 
-def add_export_arguments(parser: argparse.ArgumentParser) -> None:
-    """Flags of export.py; names as icefall's where it has them."""
-    model = parser.add_argument_group("model")
-    add_checkpoint_arguments(model)
-    model.add_argument("--precision", required=True, help="1, 2, 1.5, 1.5r, 32, or one per layer as 1,1,2,2")
+@dataclass(frozen=True)
+class ExportConfig(Config):
+    """What is written, and of which checkpoints."""
 
-    out = parser.add_argument_group("output")
-    out.add_argument(
-        "--output", type=Path, help="the packed file; default: EXP_DIR/pretrained-PRECISIONbit.safetensors"
+    choice: CheckpointChoice = option(CheckpointChoice, flag="")
+    precision: str = option("1", "1, 2, 1.5, 1.5r, 32, one per layer as 1,1,2,2, or a file with an allocation")
+    output: Path | None = option(None, "the packed file; default: EXP_DIR/pretrained-PRECISIONbit.safetensors")
+    save_pretrained: bool = option(
+        False, f"also EXP_DIR/{PRETRAINED}: the averaged latent weights, which --checkpoint takes"
     )
-    out.add_argument(
-        "--save-pretrained",
-        type=str2bool,
-        default=False,
-        help=f"also EXP_DIR/{PRETRAINED}: the averaged latent weights, which --checkpoint takes",
-    )
-    out.add_argument("--float-output", type=Path, help="keep the float32 file that the ratio is measured with")
+    float_output: Path | None = option(None, "keep the float32 file that the ratio is measured with")
+    recalibrate_bn: int = option(0, "BatchNorm statistics anew from N training batches; 0: as trained", low=0)
+    manifest_dir: Path = option(Path("data/fbank"), "training cuts and features, for --recalibrate-bn")
+    max_duration: float = option(200.0, "seconds in such a batch", above=0)
 
-    norm = parser.add_argument_group("BatchNorm")
-    norm.add_argument(
-        "--recalibrate-bn",
-        type=int,
-        default=0,
-        metavar="N",
-        help="statistics anew from N training batches; 0: as trained",
-    )
-    norm.add_argument(
-        "--manifest-dir", type=Path, default=Path("data/fbank"), help="training cuts and features, for that"
-    )
-    norm.add_argument("--max-duration", type=float, default=DataConfig.max_duration, help="seconds in such a batch")
+    @property
+    def output_path(self) -> Path:
+        """Where the packed file goes."""
+        return self.output or self.choice.exp_dir / f"pretrained-{precision_label(self.precision)}bit.safetensors"
 
 
-def run_export(args: argparse.Namespace, load_train_cuts: Callable[[], CutSet]) -> SizeTable:
+def run_export(config: ExportConfig, load_train_cuts: Callable[[], CutSet]) -> SizeTable:
     """Average, quantize, write, measure, print.
 
     Args:
-      args: flags of `add_export_arguments`.
-      load_train_cuts: training cuts; called only for `--recalibrate-bn`.
+      load_train_cuts: training cuts; called only for `recalibrate_bn`.
 
     Returns:
       The measured sizes, with the ratio to the float32 file.
     Raises:
       UserError, PackedFileError: one line each; no file is left half-written.
     """
-    if args.recalibrate_bn < 0:
-        raise UserError(f"--recalibrate-bn {args.recalibrate_bn}: give a number of batches, or 0")
-    loaded, label = load_chosen(args)
-    assignment = precision_assignment(args.precision, loaded)
-    output = args.output or args.exp_dir / f"pretrained-{args.precision.replace(',', '_')}bit.safetensors"
-    origin = describe_origin(args.precision, label, loaded)
-    if args.save_pretrained:
-        save_pretrained(args.exp_dir / PRETRAINED, loaded)
-    with use_precision(loaded.model, assignment):
-        if args.recalibrate_bn:
-            cuts = load_train_cuts()
-            origin["recalibrated_batches"] = recalibrate(loaded.model, calibration_batches(args, loaded, cuts))
+    loaded, label = load_trained(config.choice)
+    allocation = parse_allocation(config.precision, loaded)
+    output = config.output_path
+    origin = describe_origin(config.precision, label, loaded)
+    if config.save_pretrained:
+        save_pretrained(config.choice.exp_dir / PRETRAINED, loaded)
+    with use_precision(loaded.model, allocation):
+        if config.recalibrate_bn:
+            batches = calibration_batches(config, loaded, load_train_cuts())
+            origin["recalibrated_batches"] = recalibrate(loaded.model, batches)
         pack_model(loaded, output, origin)
-    table = measure(loaded, output, args.float_output, {**origin, "precision": "32"}, is_model=assignment == FLOAT)
-    print(f"{output}: {args.precision} bit, from {origin['checkpoint']}")
+    is_model = set(allocation.bits.values()) == {FLOAT_BITS}
+    table = measure(loaded, output, config.float_output, {**origin, "precision": "32"}, is_model)
+    print(f"{output}: {config.precision} bit, from {origin['checkpoint']}")
     print(table)
     return table
 
@@ -118,21 +108,24 @@ def save_pretrained(path: Path, loaded: LoadedModel) -> None:
     print(f"{path}: latent weights, for --checkpoint")
 
 
-def calibration_batches(args: argparse.Namespace, loaded: LoadedModel, cuts: CutSet):
+def calibration_batches(config: ExportConfig, loaded: LoadedModel, cuts: CutSet) -> Iterable[Batch]:
     """The first N batches of a shuffled pass over the training cuts, not augmented."""
     features = FeatureConfig.from_dict(loaded.features)
-    if read_feature_config(args.manifest_dir).stored() != features.stored():
-        raise UserError(f"the features in {args.manifest_dir} are not those that the model was trained on")
-    config = DataConfig(
-        manifest_dir=args.manifest_dir,
-        max_duration=args.max_duration,
+    if read_feature_config(config.manifest_dir).stored() != features.stored():
+        raise UserError(f"the features in {config.manifest_dir} are not those that the model was trained on")
+    data = DataConfig(
+        manifest_dir=config.manifest_dir,
+        max_duration=config.max_duration,
         num_buckets=2,  # mixed lengths in a batch; padding is masked, and a few cuts suffice
         feature_normalize=features.normalize,
     )
-    cuts, report = filter_cuts(cuts, loaded.tokenizer.encode, FilterConfig(features=features))
+    cuts, report = filter_cuts(
+        cuts, loaded.tokenizer.encode, FilterConfig(loaded.model_config.output_lens, features=features)
+    )
     logging.info("recalibration: %s", report)
-    batches = AsrDataModule(config, features).train_batches(cuts, epoch=1)
-    return tqdm(islice(batches, args.recalibrate_bn), desc="BatchNorm", total=args.recalibrate_bn, leave=False)
+    batches = AsrDataModule(data, features).train_batches(cuts, epoch=1)
+    number = config.recalibrate_bn
+    return tqdm(islice(batches, number), desc="BatchNorm", total=number, leave=False, disable=None)
 
 
 def measure(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import base64
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,16 +9,17 @@ from typing import Any
 
 from torch import nn
 
-from lowbit_k2.data.flags import str2bool
+from lowbit_k2.core.config import Config, ConfigError, option
+from lowbit_k2.core.models import check_shapes
 from lowbit_k2.data.tokenizer import Tokenizer, tokenizer_from_bytes
 from lowbit_k2.errors import UserError
 from lowbit_k2.export import load_packed_model
-from lowbit_k2.models import ModelConfig, config_from_dict, make_model
+from lowbit_k2.models import ModelConfig, make_model, model_config_from_dict
 from lowbit_k2.quant import (
+    Allocation,
     QuantConfig,
     QuantReport,
-    layer_assignment,
-    parse_precision,
+    plain_name,
     quantize_model,
     rederive_scales,
 )
@@ -46,14 +46,25 @@ class LoadedModel:
         return (self.quant_config and self.quant_config.switched_precisions) or (32,)
 
 
-def add_checkpoint_arguments(group: argparse._ArgumentGroup) -> None:
-    """Which checkpoints decode.py and export.py take."""
-    group.add_argument("--exp-dir", type=Path, default=Path("exp"), help="the folder that train.py wrote")
-    group.add_argument("--epoch", type=int, default=0, help="epoch-N.pt; 0: the newest")
-    group.add_argument("--iter", type=int, default=0, help="if positive, checkpoint-N.pt instead of an epoch")
-    group.add_argument("--avg", type=int, default=1, help="how many checkpoints to average")
-    group.add_argument("--use-averaged-model", type=str2bool, default=False, help="average over all updates between")
-    group.add_argument("--checkpoint", type=Path, help=f"this file instead of those, such as export.py's {PRETRAINED}")
+@dataclass(frozen=True)
+class CheckpointChoice(Config):
+    """Which checkpoints decode.py and export.py take; latent weights and alphas are averaged, never codes."""
+
+    exp_dir: Path = option(Path("exp"), "the folder that train.py wrote")
+    epoch: int = option(0, "epoch-N.pt; 0: the newest", low=0)
+    iter: int = option(0, "if positive, checkpoint-N.pt instead of an epoch", low=0)
+    avg: int = option(1, "how many checkpoints to average", low=1)
+    use_averaged_model: bool = option(False, "average over all updates between")
+    checkpoint: Path | None = option(None, f"this file instead of those, such as export.py's {PRETRAINED}")
+
+    def check(self) -> None:
+        if self.checkpoint is not None and (self.epoch, self.iter, self.avg, self.use_averaged_model) != (
+            0,
+            0,
+            1,
+            False,
+        ):
+            raise ConfigError("checkpoint", "names one file: leave out epoch, iter, avg and use_averaged_model")
 
 
 def build_model(model_config: ModelConfig, quant_config: QuantConfig) -> tuple[nn.Module, QuantReport]:
@@ -71,24 +82,6 @@ def restore_tokenizer(description: dict[str, str]) -> Tokenizer:
     return tokenizer_from_bytes(description["kind"], base64.b64decode(description["bytes"]))
 
 
-def load_trained(
-    exp_dir: Path, epoch: int = 0, iter_: int = 0, avg: int = 1, use_averaged_model: bool = False
-) -> LoadedModel:
-    """Load (and average) checkpoints; configurations, tokens and feature settings come from the checkpoint.
-
-    Args:
-      exp_dir: the folder that train.py wrote.
-      epoch: `epoch-N.pt`; 0 is the newest.
-      iter_: if positive, `checkpoint-N.pt` instead.
-      avg: how many checkpoints to average; latent weights and alphas are averaged, never codes.
-      use_averaged_model: the mean over all updates between the checkpoints instead of the mean of checkpoints.
-
-    Raises:
-      UserError: no such checkpoint, or one that is damaged or from another version.
-    """
-    return restore(select_checkpoint(Path(exp_dir), epoch, iter_, avg, use_averaged_model), exp_dir)
-
-
 def restore(checkpoint: Checkpoint, source: Path) -> LoadedModel:
     """The model of a checkpoint; `source` is named in errors.
 
@@ -97,12 +90,18 @@ def restore(checkpoint: Checkpoint, source: Path) -> LoadedModel:
     """
     meta = checkpoint.meta
     try:
-        model_config = config_from_dict(meta["model"])
+        model_config = model_config_from_dict(meta["model"])
         quant_config = QuantConfig.from_dict(meta["quant"])
         tokenizer = restore_tokenizer(meta["tokenizer"])
         features = meta["features"]
     except KeyError as error:
         raise UserError(f"{source} lacks {error}: train again") from None
+    shapes = {plain_name(key): tuple(t.shape) for key, t in checkpoint.model.items() if t.is_floating_point()}
+    shapes.pop(None, None)  # scales of quantizers
+    try:
+        check_shapes(model_config, shapes)
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from None
     model, report = build_model(model_config, quant_config)
     load_model_state(model, checkpoint.model, source)
     rederive_scales(model)
@@ -110,20 +109,22 @@ def restore(checkpoint: Checkpoint, source: Path) -> LoadedModel:
     return LoadedModel(model, model_config, quant_config, tokenizer, features, report, meta)
 
 
-def load_chosen(args: argparse.Namespace) -> tuple[LoadedModel, str]:
-    """The model that the flags of `add_checkpoint_arguments` name, and what files and logs call it.
+def load_trained(choice: CheckpointChoice) -> tuple[LoadedModel, str]:
+    """Load (and average) checkpoints; configurations, tokens and feature settings come from the checkpoint.
+
+    Returns:
+      The model, and what files and logs call it.
 
     Raises:
-      UserError: see `load_trained`.
+      UserError: no such checkpoint, or one that is damaged or from another version.
     """
-    if args.checkpoint is not None:
-        if args.epoch or args.iter or args.avg != 1 or args.use_averaged_model:
-            raise UserError("--checkpoint names one file: leave out --epoch, --iter, --avg and --use-averaged-model")
-        return restore(load_checkpoint(args.checkpoint), args.checkpoint), args.checkpoint.stem
-    loaded = load_trained(args.exp_dir, args.epoch, args.iter, args.avg, args.use_averaged_model)
-    name = f"iter-{args.iter}" if args.iter > 0 else f"epoch-{args.epoch or numbered(args.exp_dir, 'epoch')[-1]}"
-    averaged = "-use-averaged-model" if args.use_averaged_model else ""
-    return loaded, f"{name}-avg-{args.avg}{averaged}"
+    if choice.checkpoint is not None:
+        return restore(load_checkpoint(choice.checkpoint), choice.checkpoint), choice.checkpoint.stem
+    folder = choice.exp_dir
+    selected = select_checkpoint(folder, choice.epoch, choice.iter, choice.avg, choice.use_averaged_model)
+    name = f"iter-{choice.iter}" if choice.iter > 0 else f"epoch-{choice.epoch or numbered(folder, 'epoch')[-1]}"
+    averaged = "-use-averaged-model" if choice.use_averaged_model else ""
+    return restore(selected, folder), f"{name}-avg-{choice.avg}{averaged}"
 
 
 def load_packed(path: str | Path) -> LoadedModel:
@@ -143,17 +144,28 @@ def load_packed(path: str | Path) -> LoadedModel:
     )
 
 
-def precision_assignment(text: str, loaded: LoadedModel) -> int | dict[str, int]:
-    """What `--precision TEXT` means for this model; the argument of `use_precision`.
+def parse_allocation(text: str, loaded: LoadedModel) -> Allocation:
+    """What `--precision TEXT` means for this model: bits, a mix by layers, or a file; see `Allocation.parse`.
 
     Raises:
       UserError: not a precision, or one that was never trained (the latent weights alone are no float model).
     """
-    assert loaded.quant_config is not None, "a packed file has its precision"
-    bits = parse_precision(text, loaded.model_config.num_layers)
+    config = loaded.quant_config
+    assert config is not None, "a packed file has its precision"
+    allocation = Allocation.parse(text, loaded.model_config.num_layers, config.layer_prefix)
     trained = loaded.trained_precisions
-    untrained = [b for b in ([bits] if isinstance(bits, int) else bits) if b not in trained]
+    untrained = sorted(set(allocation.bits.values()) - set(trained) - fixed_precisions(config))
     if untrained:
         known = ", ".join(str(b) for b in trained)
-        raise UserError(f"--precision {text}: the model was never trained at {untrained[0]} bits, only at {known}")
-    return bits if isinstance(bits, int) else layer_assignment(loaded.quant_config, bits)
+        raise UserError(f"precision {text}: the model was never trained at {untrained[0]} bits, only at {known}")
+    return allocation
+
+
+def precision_label(text: str) -> str:
+    """`--precision` as it stands in names of files."""
+    return Path(text).stem if "/" in text or text.endswith(".json") else text.replace(",", "_")
+
+
+def fixed_precisions(config: QuantConfig) -> set[int]:
+    """Precisions of the tensors that have only one."""
+    return {scheme.bits[0] for scheme in config.schemes.values() if len(scheme.bits) == 1}

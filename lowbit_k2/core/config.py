@@ -12,6 +12,7 @@ flag (`recipe/flags.py`, which also makes flags of the fields: names, help and d
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import json
 import math
 import types
@@ -167,8 +168,8 @@ def _plain(value: Any) -> Any:
 def _restored(kind: Any, value: Any) -> Any:
     """A value of JSON as its field has it: nested settings, tuples and paths come back."""
     kind, _ = base_type(kind)
-    if value is None:
-        return None
+    if value is None or isinstance(value, Config):
+        return value
     if isinstance(kind, type) and issubclass(kind, Config):
         return kind.from_dict(value)
     if kind is Path and isinstance(value, str):
@@ -176,6 +177,14 @@ def _restored(kind: Any, value: Any) -> Any:
     if (kind is tuple or typing.get_origin(kind) is tuple) and isinstance(value, list):
         return tuple(tuple(inner) if isinstance(inner, list) else inner for inner in value)
     return value
+
+
+def load_named(target: Any) -> Any:
+    """What a "package.module:name" names, imported now; anything else as it is. Keeps torch out of settings."""
+    if not isinstance(target, str):
+        return target
+    module, name = target.split(":")
+    return getattr(importlib.import_module(module), name)
 
 
 def read_config_json(text: str, what: str) -> dict[str, Any]:

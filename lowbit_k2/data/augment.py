@@ -11,30 +11,22 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lowbit_k2.errors import UserError
+from lowbit_k2.core.config import Config, option
 
 
 @dataclass(frozen=True)
-class SpecAugmentConfig:
+class SpecAugmentConfig(Config):
     """Sizes in frames and mel bins. Warp 5, two masks each, F=27, T=40: Conformer recipes' usual policy, with the
     time masks held back in short utterances (commands of a second would lose all their words)."""
 
-    time_warp_factor: int = 5  # frames that a point of the utterance is moved by, at most; 0 turns it off
-    num_freq_masks: int = 2
-    max_freq_width: int = 27
-    num_time_masks: int = 2
-    max_time_width: int = 40
-    max_time_fraction: float = 0.25  # of an utterance, all its time masks together
-    fill: str = "zero"  # "zero", for features with mean 0, or "mean": each utterance's mean by bin
-
-    def __post_init__(self) -> None:
-        for name in ("time_warp_factor", "num_freq_masks", "max_freq_width", "num_time_masks", "max_time_width"):
-            if getattr(self, name) < 0:
-                raise UserError(f"SpecAugment: {name} must not be negative, it is {getattr(self, name)}")
-        if not 0.0 <= self.max_time_fraction <= 1.0:
-            raise UserError(f"SpecAugment: max_time_fraction must lie in 0..1, not {self.max_time_fraction}")
-        if self.fill not in ("zero", "mean"):
-            raise UserError(f"SpecAugment: fill must be zero or mean, not {self.fill!r}")
+    time_warp_factor: int = option(5, "frames that a point is moved by, at most; 0: no time warping", low=0)
+    num_freq_masks: int = option(2, "masks over mel bins", low=0)
+    max_freq_width: int = option(27, "their largest width in bins", low=0)
+    num_time_masks: int = option(2, "masks over frames", low=0)
+    max_time_width: int = option(40, "their largest width in frames", low=0)
+    max_time_fraction: float = option(0.25, "of an utterance, all its time masks together", low=0, high=1)
+    # "zero", for features with mean 0, or "mean": each utterance's mean by bin
+    fill: str = option("zero", flag="", choices=("zero", "mean"))
 
 
 def spec_augment(features: Tensor, lens: Tensor, config: SpecAugmentConfig, generator: torch.Generator) -> Tensor:
@@ -114,8 +106,10 @@ def time_warp(features: Tensor, lens: Tensor, factor: int, draws: Tensor) -> Ten
     return torch.lerp(features[rows, left], features[rows, right], weight)
 
 
-def make_spec_augment(config: SpecAugmentConfig) -> Callable[[Tensor, Tensor, torch.Generator], Tensor]:
-    """`spec_augment` with its settings bound, as the training loop takes it."""
+def make_spec_augment(config: SpecAugmentConfig | None) -> Callable[[Tensor, Tensor, torch.Generator], Tensor] | None:
+    """`spec_augment` with its settings bound, as the training loop takes it; None without settings."""
+    if config is None:
+        return None
 
     def augment(features: Tensor, lens: Tensor, generator: torch.Generator) -> Tensor:
         return spec_augment(features, lens, config, generator)

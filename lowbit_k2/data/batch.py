@@ -1,9 +1,10 @@
-"""What the data part hands to training and decoding: padded features with texts and ids."""
+"""What the data part hands to training and decoding: padded inputs with texts and ids."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,20 +15,29 @@ from torch import Tensor
 class Batch:
     """Some utterances side by side.
 
-    features: (N, T, F) float32, normalised as the `FeatureConfig` says, padded with 0 behind each utterance.
-    feature_lens: (N,) int64, frames of each utterance; T is the largest of them.
+    inputs: what the model takes, padded behind each utterance: here features (N, T, F) float32, normalised as the
+      `FeatureConfig` says and padded with 0; waveforms (N, T) or tokens (N, T) fit as well.
+    input_lens: (N,) int64, valid positions of each; T is the largest of them.
     texts: transcripts, words separated by single spaces.
     ids: names of the cuts.
+    targets: what is to be learnt, as the criterion takes it; None: token ids of `texts`, which the trainer makes.
     """
 
-    features: Tensor
-    feature_lens: Tensor
+    inputs: Tensor
+    input_lens: Tensor
     texts: list[str]
     ids: list[str]
+    targets: Any = None
+
+    def to(self, device: torch.device) -> Batch:
+        """The batch with its tensors on a device."""
+        targets = self.targets.to(device) if isinstance(self.targets, Tensor) else self.targets
+        return replace(self, inputs=self.inputs.to(device), input_lens=self.input_lens.to(device), targets=targets)
 
 
 def collate(features: Sequence[Tensor], texts: Sequence[str], ids: Sequence[str]) -> Batch:
     """Pad utterances (T_n, F) to one batch, in the order given."""
+    assert len(features) == len(texts) == len(ids), (len(features), len(texts), len(ids))
     lens = torch.tensor([len(matrix) for matrix in features], dtype=torch.int64)
     # Copied by numpy, on one thread: on a busy machine torch waits for its threads 20 times as long as this takes.
     padded = np.zeros((len(features), int(lens.max()), features[0].size(1)), dtype=np.float32)  # (N, T, F)

@@ -7,11 +7,10 @@ consumed, without loading it.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import warnings
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,17 +18,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from lowbit_k2.core.config import Config, ConfigError, option
+from lowbit_k2.core.features import NORMALIZATIONS, FeatureConfig
 from lowbit_k2.data.augment import SpecAugmentConfig
 from lowbit_k2.data.batch import Batch, collate
-from lowbit_k2.data.features import (
-    NORMALIZATIONS,
-    FeatureConfig,
-    load_features,
-    make_extractor,
-    read_feature_config,
-)
+from lowbit_k2.data.features import load_features, make_extractor, read_feature_config
 from lowbit_k2.data.filter import cut_text
-from lowbit_k2.data.flags import NOISE_FLAGS, SPEC_AUGMENT_FLAGS, add_data_arguments
 from lowbit_k2.data.manifests import load_noise
 from lowbit_k2.data.noise import NoiseConfig, add_noise
 from lowbit_k2.errors import UserError
@@ -39,54 +33,35 @@ if TYPE_CHECKING:
     from lhotse.cut import Cut
     from lhotse.dataset.sampling.base import CutSampler
 
-__all__ = ["AsrDataModule", "DataConfig", "add_data_arguments"]
-
 
 @dataclass(frozen=True)
-class DataConfig:
-    """How batches are made; the flags of `add_data_arguments` are its command line."""
+class DataConfig(Config):
+    """How batches are made."""
 
-    manifest_dir: Path = Path("data/fbank")
-    max_duration: float = 200.0  # seconds in a batch, padding included
-    num_buckets: int = 30
-    drop_last: bool = False
-    num_workers: int = 0
-    cache_features: bool = False  # float32 in memory, 115 MB per hour of speech
-    on_the_fly_feats: bool = False
-    feature_normalize: str = "utterance"
-    enable_musan: bool = False
-    noise: NoiseConfig = field(default_factory=NoiseConfig)
-    spec_augment: SpecAugmentConfig | None = field(default_factory=SpecAugmentConfig)  # applied by the training loop
-    seed: int = 42
+    manifest_dir: Path = option(Path("data/fbank"), "cut manifests and features")
+    max_duration: float = option(200.0, "seconds of speech in a batch, padding included", above=0)
+    num_buckets: int = option(30, "buckets of similar duration", low=1)
+    drop_last: bool = option(False, "leave out batches that a bucket cannot fill")
+    num_workers: int = option(0, "processes that load batches; 0: the main process", low=0)
+    cache_features: bool = option(False, "keep features in memory (115 MB per hour)")
+    on_the_fly_feats: bool = option(False, "compute features from the audio")
+    feature_normalize: str = option(
+        "utterance",
+        "per utterance: subtract each bin's mean, or also divide by its deviation",
+        choices=NORMALIZATIONS,
+    )
+    enable_musan: bool = option(False, "mix noise into training utterances")
+    noise: NoiseConfig = option(NoiseConfig, flag="")
+    spec_augment: SpecAugmentConfig | None = option(SpecAugmentConfig, flag="")  # applied by the training loop
+    seed: int = option(42, flag="")
 
-    def __post_init__(self) -> None:
-        if not self.max_duration > 0:
-            raise UserError(f"--max-duration must be positive, not {self.max_duration}")
-        if self.num_buckets < 1:
-            raise UserError(f"--num-buckets must be at least 1, not {self.num_buckets}")
-        if self.num_workers < 0:
-            raise UserError(f"--num-workers must not be negative, it is {self.num_workers}")
-        if self.feature_normalize not in NORMALIZATIONS:
-            raise UserError(f"--feature-normalize takes one of {', '.join(NORMALIZATIONS)}")
+    def check(self) -> None:
         if self.cache_features and self.num_workers:
-            raise UserError("--cache-features true needs --num-workers 0: the cache lives in the main process")
+            raise ConfigError("cache_features", "needs 0 num_workers: the cache lives in the main process")
         if self.cache_features and self.enable_musan:
-            raise UserError("--cache-features and --enable-musan exclude each other: noisy features differ every epoch")
-
-    @classmethod
-    def from_args(cls, args: argparse.Namespace) -> DataConfig:
-        """From the flags of `add_data_arguments`, and `--seed` where the script has it."""
-        names = ("manifest_dir", "max_duration", "num_buckets", "drop_last", "num_workers", "cache_features")
-        names += ("on_the_fly_feats", "feature_normalize", "enable_musan")
-        spec_augment = None
-        if args.enable_spec_aug:
-            sizes = {name: getattr(args, "spec_aug_" + name) for name in SPEC_AUGMENT_FLAGS}
-            # Normalised features have mean 0 in every bin, so that zero is the mean.
-            fill = "mean" if args.feature_normalize == "none" else "zero"
-            spec_augment = SpecAugmentConfig(**sizes, fill=fill)
-        values = {name: getattr(args, name) for name in names}
-        noise = NoiseConfig(**{name: getattr(args, "musan_" + name) for name in NOISE_FLAGS})
-        return cls(**values, noise=noise, spec_augment=spec_augment, seed=getattr(args, "seed", cls.seed))
+            raise ConfigError(
+                "cache_features", "and enable_musan exclude each other: noisy features differ every epoch"
+            )
 
 
 class AsrDataModule:
@@ -123,9 +98,18 @@ class AsrDataModule:
         batches = islice(iter(self.train_sampler(cuts, epoch)), skip, None)
         return self._load(batches, epoch if self.config.enable_musan else None)
 
-    def num_train_batches(self, cuts: CutSet, epoch: int) -> int:
-        """How many batches the epoch has; a pass over the manifest, not over the features."""
-        return sum(1 for _ in self.train_sampler(cuts, epoch))
+    def num_train_batches(self, cuts: CutSet, epoch: int) -> int | None:
+        """How many batches the epoch has, by a pass over the manifest; None for a lazy one, which this would read.
+
+        Raises:
+          UserError: none at all.
+        """
+        if cuts.is_lazy:
+            return None
+        number = sum(1 for _ in self.train_sampler(cuts, epoch))
+        if number == 0:
+            raise UserError("the training set gives no batch: switch drop_last off, or use fewer buckets")
+        return number
 
     def largest_batches(self, cuts: CutSet, epoch: int = 1) -> dict[str, Batch]:
         """The batches of an epoch that take most memory, by what makes them large; a pass over the manifest."""

@@ -6,15 +6,14 @@ Training, decoding of cuts and decoding of single files (`--wav`) all go through
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from lowbit_k2.core.features import EXTRACTORS, NORMALIZATIONS, FeatureConfig
 from lowbit_k2.data.sphere import choose_backend
 from lowbit_k2.errors import UserError
 from lowbit_k2.fileio import read_json, write_json
@@ -23,63 +22,9 @@ if TYPE_CHECKING:
     from lhotse.cut import Cut
     from lhotse.features import FeatureExtractor
 
+__all__ = ["EXTRACTORS", "NORMALIZATIONS", "FeatureConfig"]
+
 FEATURES_FILE = "features.json"  # beside the cut manifests: the settings that the stored features were made with
-EXTRACTORS = ("lhotse", "kaldifeat")
-NORMALIZATIONS = ("none", "utterance", "utterance-std")
-
-
-@dataclass(frozen=True)
-class FeatureConfig:
-    """All that defines the features of a model. The defaults are Kaldi's and icefall's 80-dimensional filter banks."""
-
-    type: str = "fbank"
-    num_mel_bins: int = 80
-    sampling_rate: int = 16000  # Hz
-    extractor: str = "lhotse"  # "kaldifeat" gives the same within rounding, on the GPU where wanted
-    frame_length: float = 0.025  # seconds
-    frame_shift: float = 0.01  # seconds
-    low_freq: float = 20.0  # Hz
-    high_freq: float = -400.0  # Hz; zero or less counts from half the sampling rate
-    # "utterance" subtracts each bin's mean over the utterance (channel and level fall out, no statistics to store);
-    # "utterance-std" also divides by each bin's deviation; "none" leaves the logarithms as they are.
-    normalize: str = "utterance"
-
-    def __post_init__(self) -> None:
-        if self.type != "fbank":
-            raise UserError(f"features of type {self.type!r} are not known: only fbank is")
-        if self.extractor not in EXTRACTORS:
-            raise UserError(f"unknown feature extractor {self.extractor!r}: choose one of {', '.join(EXTRACTORS)}")
-        if self.normalize not in NORMALIZATIONS:
-            raise UserError(f"unknown normalisation {self.normalize!r}: choose one of {', '.join(NORMALIZATIONS)}")
-        for name in ("num_mel_bins", "sampling_rate", "frame_length", "frame_shift"):
-            if getattr(self, name) <= 0:
-                raise UserError(f"features: {name} must be positive, not {getattr(self, name)}")
-        nyquist = self.sampling_rate / 2
-        highest = self.high_freq if self.high_freq > 0 else nyquist + self.high_freq
-        if not 0 <= self.low_freq < highest <= nyquist:
-            raise UserError(
-                f"features: no mel bins fit between {self.low_freq:g} and {highest:g} Hz at {self.sampling_rate} Hz: "
-                f"low_freq must be less than high_freq, and that at most {nyquist:g}"
-            )
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, value: Mapping[str, Any]) -> FeatureConfig:
-        """Rebuild from `to_dict`.
-
-        Raises:
-          UserError: a setting that this version does not know.
-        """
-        unknown = sorted(set(value) - {field.name for field in fields(cls)})
-        if unknown:
-            raise UserError(f"unknown feature settings {', '.join(unknown)}: made by another version of lowbit_k2")
-        return cls(**value)
-
-    def stored(self) -> dict[str, Any]:
-        """The settings that stored features depend on: normalisation comes after loading."""
-        return {name: value for name, value in self.to_dict().items() if name != "normalize"}
 
 
 def read_feature_config(manifest_dir: str | Path, normalize: str | None = None) -> FeatureConfig:

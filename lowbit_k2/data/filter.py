@@ -26,17 +26,15 @@ Encode = Callable[[str], list[int]]
 REASONS = ("empty-text", "not-in-lexicon", "sampling-rate", "too-short", "too-long", "non-finite")
 
 
-def subsampled_frames(frames: int) -> int:
-    """Frames behind the models' two convolutions of width 3 and stride 2."""
-    return ((frames - 1) // 2 - 1) // 2
-
-
 @dataclass(frozen=True)
 class FilterConfig:
-    """What is dropped, and how much of it is too much."""
+    """What is dropped, and how much of it is too much.
 
+    output_lens: frames of input -> frames of the network's output, `output_lens` of the model's settings.
+    """
+
+    output_lens: Callable[[int], int]
     features: FeatureConfig = field(default_factory=FeatureConfig)
-    output_frames: Callable[[int], int] = subsampled_frames  # frames of input -> frames of the network's output
     max_seconds: float = float("inf")  # longer utterances are dropped; they may not fit into memory
     max_dropped: float = 0.05  # share of the cuts; more is an error
     # Cut -> features; where given, every matrix is loaded once and looked at.
@@ -89,7 +87,7 @@ def reason_to_drop(cut: Cut, encode: Encode, config: FilterConfig) -> str | None
         return "empty-text"
     if cut.sampling_rate != config.features.sampling_rate:
         return "sampling-rate"
-    if config.output_frames(num_frames(cut, config.features)) < required_frames(ids):
+    if config.output_lens(num_frames(cut, config.features)) < required_frames(ids):
         return "too-short"
     if cut.duration > config.max_seconds:
         return "too-long"
@@ -102,7 +100,7 @@ def _is_kept(cut: Cut, dropped: set[str]) -> bool:
     return cut.id not in dropped
 
 
-def filter_cuts(cuts: CutSet, encode: Encode, config: FilterConfig | None = None) -> tuple[CutSet, FilterReport]:
+def filter_cuts(cuts: CutSet, encode: Encode, config: FilterConfig) -> tuple[CutSet, FilterReport]:
     """Drop the cuts that training cannot use.
 
     Args:
@@ -116,7 +114,6 @@ def filter_cuts(cuts: CutSet, encode: Encode, config: FilterConfig | None = None
     Raises:
       UserError: no cuts at all, or more than `max_dropped` of them are bad.
     """
-    config = config or FilterConfig()
     total, dropped, examples, kept, ids = 0, Counter(), {}, [], set()
     for cut in cuts:
         total += 1

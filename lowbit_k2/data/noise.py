@@ -7,25 +7,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from lowbit_k2.errors import UserError
+from lowbit_k2.core.config import Config, ConfigError, option
 
 if TYPE_CHECKING:
     from lhotse.cut import Cut
 
 
 @dataclass(frozen=True)
-class NoiseConfig:
+class NoiseConfig(Config):
     """icefall's values for MUSAN."""
 
-    probability: float = 0.5  # share of the utterances that get noise
-    min_snr: float = 10.0  # dB
-    max_snr: float = 20.0  # dB
+    probability: float = option(0.5, "share of the utterances that get noise", low=0, high=1)
+    min_snr: float = option(10.0, "dB: the loudest noise")
+    max_snr: float = option(20.0, "dB: the faintest")
 
-    def __post_init__(self) -> None:
-        if not 0.0 <= self.probability <= 1.0:
-            raise UserError(f"noise: the probability must lie in 0..1, not {self.probability}")
+    def check(self) -> None:
         if self.min_snr > self.max_snr:
-            raise UserError(f"noise: min_snr {self.min_snr} is larger than max_snr {self.max_snr}")
+            raise ConfigError("min_snr", f"{self.min_snr} is larger than max_snr {self.max_snr}")
 
 
 def add_noise(cut: Cut, noises: Sequence[Cut], config: NoiseConfig, seed: int, epoch: int) -> Cut:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from lowbit_k2.errors import UserError
+from lowbit_k2.core.config import Config, ConfigError, option
 from lowbit_k2.k2_compat import require_k2
 
 if TYPE_CHECKING:
@@ -23,50 +23,27 @@ RETRY_FACTOR = 4.0  # how much wider the beams are for an utterance that no path
 
 
 @dataclass(frozen=True)
-class SearchConfig:
-    """Beams of the search; defaults are icefall's.
+class SearchConfig(Config):
+    """Beams of the search; defaults are icefall's."""
 
-    Attributes:
-      search_beam: log-probability below the best state of a frame at which states are dropped.
-      output_beam: log-probability below the best path at which arcs are cut from the lattice.
-      min_active_states: states kept per frame whatever the beam says.
-      max_active_states: states kept per frame at most.
-      lm_scale: factor on the graph's scores, 1 being the language model as it is.
-      max_states: transducer lattices: (graph state, context) pairs kept per frame at most.
-      max_contexts: transducer lattices: contexts kept per frame at most, each of which costs a pass of the joiner.
-      num_paths: paths drawn from a lattice for an n-best list, before equal ones are merged.
-      max_arcs: arcs of a lattice at most, where paths are drawn from it or it is rescored (`limit_arcs`).
-      nbest_scale: factor on the lattice's scores while paths are drawn; a smaller one draws more different paths.
-      beam_size: hypotheses kept per utterance in modified beam search.
-      blank_penalty: subtracted from the blank's logit in transducer search; more tokens where a model deletes many.
-    """
+    search_beam: float = option(20.0, "log-probability below a frame's best state at which states are dropped", above=0)
+    output_beam: float = option(8.0, "CTC lattices: log-probability below the best path at which arcs are cut", above=0)
+    min_active_states: int = option(30, "CTC lattices: states kept per frame at least", low=0)
+    max_active_states: int = option(10000, "CTC lattices: states kept per frame at most", low=1)
+    lm_scale: float = option(1.0, flag="", low=0)  # factor on the graph's scores, 1 being the language model as it is
+    max_states: int = option(64, "transducer lattices: (graph state, context) pairs kept per frame at most", low=2)
+    max_contexts: int = option(8, "transducer lattices: contexts kept per frame at most", low=1)
+    num_paths: int = option(200, "paths drawn for an n-best list, before equal ones are merged", low=1)
+    max_arcs: int = option(
+        50000, "arcs of a lattice that is rescored or that paths are drawn from; more are pruned", low=1
+    )
+    nbest_scale: float = option(0.5, "factor on scores while paths are drawn; smaller: more different ones", above=0)
+    beam_size: int = option(4, "hypotheses of modified_beam_search", low=1)
+    blank_penalty: float = option(0.0, "off the blank's logit in transducer search, for models that delete many")
 
-    search_beam: float = 20.0
-    output_beam: float = 8.0
-    min_active_states: int = 30
-    max_active_states: int = 10000
-    lm_scale: float = 1.0
-    max_states: int = 64
-    max_contexts: int = 8
-    num_paths: int = 200
-    max_arcs: int = 50000
-    nbest_scale: float = 0.5
-    beam_size: int = 4
-    blank_penalty: float = 0.0
-
-    def __post_init__(self) -> None:
-        if self.search_beam <= 0 or self.output_beam <= 0:
-            raise UserError("--search-beam and --output-beam must be positive")
-        if not 0 <= self.min_active_states < self.max_active_states:
-            raise UserError("--min-active-states must be at least 0 and less than --max-active-states")
-        if self.lm_scale < 0:
-            raise UserError("--lm-scale must not be negative")
-        lowest = {"max_states": 2, "max_contexts": 1, "num_paths": 1, "max_arcs": 1, "beam_size": 1}
-        for name, least in lowest.items():
-            if getattr(self, name) < least:
-                raise UserError(f"--{name.replace('_', '-')} must be at least {least}")
-        if self.nbest_scale <= 0:
-            raise UserError("--nbest-scale must be positive")
+    def check(self) -> None:
+        if self.min_active_states >= self.max_active_states:
+            raise ConfigError("min_active_states", "must be less than max_active_states")
 
     def widened(self, factor: float = RETRY_FACTOR) -> SearchConfig:
         """The same search with wider beams."""

@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lowbit_k2.losses.co_training import BranchOutput, Posterior
+from lowbit_k2.losses.distillation import Posterior
+from lowbit_k2.losses.output import PassOutput, TrainingBatch
 
 BLANK = 0
 
@@ -16,19 +17,11 @@ BLANK = 0
 class CtcCriterion:
     """One pass of a CTC model: its loss, and the frame posteriors that branches are compared on."""
 
-    def __call__(
-        self,
-        model: nn.Module,
-        features: Tensor,
-        feature_lens: Tensor,
-        targets: Sequence[Sequence[int]],
-        update: int = 0,
-        shared: None = None,
-    ) -> BranchOutput:
-        """features (N, T, F), feature_lens (N,), N token sequences; neither `update` nor `shared` matters here."""
-        log_probs, lens = model(features, feature_lens)
-        loss = ctc_loss(log_probs, lens, targets)
-        return BranchOutput(loss, int(lens.sum()), (Posterior.of_frames(log_probs, lens),))
+    def __call__(self, model: nn.Module, batch: TrainingBatch, update: int = 0, shared: None = None) -> PassOutput:
+        """inputs (N, T, F), input_lens (N,), N token sequences; neither `update` nor `shared` matters here."""
+        log_probs, lens = model(batch.inputs, batch.input_lens)
+        loss = ctc_loss(log_probs, lens, batch.targets)
+        return PassOutput(loss, int(lens.sum()), {"ctc": Posterior.of_frames(log_probs, lens)})
 
 
 def ctc_loss(log_probs: Tensor, lens: Tensor, targets: Sequence[Sequence[int]]) -> Tensor:
@@ -40,6 +33,7 @@ def ctc_loss(log_probs: Tensor, lens: Tensor, targets: Sequence[Sequence[int]]) 
       targets: N token sequences, not empty, each with no more `required_frames` (data/filter.py)
         than lens[n].
     """
+    assert log_probs.dim() == 3 and len(log_probs) == len(lens) == len(targets), (log_probs.shape, lens.shape)
     target_lens = torch.tensor([len(t) for t in targets])
     flat = torch.tensor([token for t in targets for token in t], device=log_probs.device)
     with torch.autocast(log_probs.device.type, enabled=False):

@@ -21,36 +21,30 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lowbit_k2.core.config import Config, option
 from lowbit_k2.errors import UserError
 from lowbit_k2.k2_compat import require_k2
-from lowbit_k2.losses.co_training import BranchOutput, Posterior
 from lowbit_k2.losses.ctc import ctc_loss
+from lowbit_k2.losses.distillation import Posterior
+from lowbit_k2.losses.output import PassOutput, TrainingBatch
 from lowbit_k2.models.masking import valid_frames
-from lowbit_k2.models.transducer import BLANK, ConformerTransducer
+from lowbit_k2.models.transducer import BLANK, Transducer
 
 KINDS = ("pruned", "full")
 
 
 @dataclass(frozen=True)
-class RnntConfig:
+class RnntConfig(Config):
     """Which lattice, and how the parts are weighted; names and defaults as icefall's."""
 
-    loss: str = "pruned"  # "full" needs no k2, and much more memory
-    prune_range: int = 5  # symbols kept at each frame
-    simple_loss_scale: float = 0.5  # after the warm-up, during which it falls from 1
-    lm_scale: float = 0.25  # smoothing of the simple loss with the decoder term alone
-    am_scale: float = 0.0  # and with the encoder term alone
-    warm_step: int = 2000  # updates; the pruned loss rises from 0.1 meanwhile
-    ctc_loss_scale: float = 0.2  # for models with a CTC head
-    delay_penalty: float = 0.0
-
-    def __post_init__(self) -> None:
-        if self.loss not in KINDS:
-            raise UserError(f"--rnnt-loss {self.loss}: choose one of {', '.join(KINDS)}")
-        if self.prune_range < 2:
-            raise UserError(f"--prune-range {self.prune_range}: a lattice needs 2 symbols at each frame at least")
-        if self.warm_step < 1:
-            raise UserError(f"--rnnt-warm-step {self.warm_step}: give a positive number of updates")
+    loss: str = option("pruned", "full needs no k2, but much memory", flag="rnnt-loss", choices=KINDS)
+    prune_range: int = option(5, "symbols kept at each frame", low=2)
+    simple_loss_scale: float = option(0.5, "weight of the simple loss after the warm-up, in which it falls from 1")
+    lm_scale: float = option(0.25, "smoothing of the simple loss with the decoder term alone")
+    am_scale: float = option(0.0, "smoothing of the simple loss with the encoder term alone")
+    warm_step: int = option(2000, "updates in which the pruned loss rises from 0.1", flag="rnnt-warm-step", low=1)
+    ctc_loss_scale: float = option(0.2, "weight of the CTC loss, for ctc-rnnt")
+    delay_penalty: float = option(0.0, "k2's penalty on symbols that come late")
 
     def scales(self, update: int) -> tuple[float, float]:
         """Weights of the simple and of the pruned loss at an update."""
@@ -66,22 +60,20 @@ class RnntCriterion:
 
     def __call__(
         self,
-        model: ConformerTransducer,
-        features: Tensor,
-        feature_lens: Tensor,
-        targets: Sequence[Sequence[int]],
+        model: Transducer,
+        batch: TrainingBatch,
         update: int,
         shared: Tensor | None = None,
-    ) -> BranchOutput:
+    ) -> PassOutput:
         """
         Args:
-          features: (N, T, F); feature_lens (N,).
-          targets: N token sequences, not empty, each no longer than its encoder frames.
+          batch: inputs (N, T, F), input_lens (N,), and N token sequences, not empty, each no longer than its encoder
+            frames.
           update: its number sets the warm-up.
           shared: the teacher's prune ranges (N, T', R), None to find them here.
         """
-        encoder_out, lens = model.encoder(features, feature_lens)  # (N, T', C)
-        symbols, symbol_lens = pad_targets(targets, encoder_out.device)
+        encoder_out, lens = model.encoder(batch.inputs, batch.input_lens)  # (N, T', C)
+        symbols, symbol_lens = pad_targets(batch.targets, encoder_out.device)
         decoder_out = model.decoder(torch.nn.functional.pad(symbols, (1, 0), value=BLANK))  # (N, S + 1, D)
         if self.config.loss == "full":
             loss, parts, posterior, ranges = self.full(model, encoder_out, lens, decoder_out, symbols, symbol_lens)
@@ -89,18 +81,18 @@ class RnntCriterion:
             loss, parts, posterior, ranges = self.pruned(
                 model, encoder_out, lens, decoder_out, symbols, symbol_lens, update, shared
             )
-        posteriors = [posterior]
+        terms = {"lattice": posterior}
         if model.ctc_head is not None:
             log_probs = model.ctc_log_probs(encoder_out)
-            parts["ctc"] = ctc_loss(log_probs, lens, targets)
+            parts["ctc"] = ctc_loss(log_probs, lens, batch.targets)
             loss = loss + self.config.ctc_loss_scale * parts["ctc"]
-            posteriors.append(Posterior.of_frames(log_probs, lens))
+            terms["ctc"] = Posterior.of_frames(log_probs, lens)
         detached = {name: part.detach() for name, part in parts.items()}
-        return BranchOutput(loss, int(lens.sum()), tuple(posteriors), detached, ranges)
+        return PassOutput(loss, int(lens.sum()), terms, detached, ranges)
 
     def pruned(
         self,
-        model: ConformerTransducer,
+        model: Transducer,
         encoder_out: Tensor,
         lens: Tensor,
         decoder_out: Tensor,
@@ -151,7 +143,7 @@ class RnntCriterion:
 
     def full(
         self,
-        model: ConformerTransducer,
+        model: Transducer,
         encoder_out: Tensor,
         lens: Tensor,
         decoder_out: Tensor,

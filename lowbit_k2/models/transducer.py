@@ -1,4 +1,4 @@
-"""Transducer: the Conformer encoder, a stateless prediction network and a joiner (arXiv 1211.3711, 2109.07513).
+"""Transducer: an encoder, a stateless prediction network and a joiner (arXiv 1211.3711, 2109.07513).
 
 The prediction network sees the last `context_size` tokens only (arXiv 2003.07705 calls it stateless): an embedding and
 a convolution. What training needs beside these, two projections for k2's simple loss and an optional CTC head, takes
@@ -7,74 +7,14 @@ no part in transducer search; the projections are left out of packed files.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lowbit_k2.errors import UserError
-from lowbit_k2.models.conformer import ConformerConfig, ConformerEncoder
+from lowbit_k2.core.models import TransducerConfig
+from lowbit_k2.models.encoder import make_encoder
 
 BLANK = 0
-
-
-@dataclass(frozen=True)
-class TransducerConfig:
-    """Everything needed to rebuild the model; stored in checkpoints and packed files."""
-
-    encoder: ConformerConfig = field(default_factory=ConformerConfig)  # its vocab_size is the transducer's
-    decoder_dim: int = 512
-    joiner_dim: int = 512
-    context_size: int = 2  # tokens that the prediction network sees
-    ctc_head: bool = False  # a CTC head on the encoder beside the joiner
-
-    def __post_init__(self) -> None:
-        for name in ("decoder_dim", "joiner_dim", "context_size"):
-            if getattr(self, name) < 1:
-                raise UserError(f"model config: {name} must be positive, got {getattr(self, name)}")
-        if self.decoder_dim % 4:
-            raise UserError(f"model config: decoder_dim {self.decoder_dim} must be a multiple of 4")
-
-    @property
-    def vocab_size(self) -> int:
-        return self.encoder.vocab_size
-
-    @property
-    def num_layers(self) -> int:
-        return self.encoder.num_layers
-
-    @property
-    def d_model(self) -> int:
-        return self.encoder.d_model
-
-    @classmethod
-    def preset(cls, name: str, ctc_head: bool = False, **overrides: Any) -> TransducerConfig:
-        """A named size of the encoder with prediction network and joiner to suit it; single fields replaced.
-
-        Args:
-          name: of the encoder's preset, see `lowbit_k2.models.conformer.PRESETS`.
-          overrides: fields of this class or of ConformerConfig.
-        """
-        own = {key: overrides.pop(key) for key in ("decoder_dim", "joiner_dim", "context_size") if key in overrides}
-        encoder = ConformerConfig.preset(name, **overrides)
-        sizes = {"decoder_dim": DIMS.get(name, 512), "joiner_dim": DIMS.get(name, 512)}
-        return replace(cls(encoder=encoder, ctc_head=ctc_head, **sizes), **own)
-
-    def to_dict(self) -> dict[str, Any]:
-        return {"kind": "transducer", **asdict(self), "encoder": self.encoder.to_dict()}
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> TransducerConfig:
-        """Rebuild from `to_dict`'s output, its `kind` left out; raises UserError on unknown or missing fields."""
-        try:
-            return cls(**{**values, "encoder": ConformerConfig.from_dict(values["encoder"])})
-        except (TypeError, KeyError) as error:
-            raise UserError(f"this is no configuration of our transducer: {error}") from None
-
-
-DIMS = {"demo": 96, "tiny": 144, "small": 256}  # decoder and joiner; 512 beside the larger encoders
 
 
 class StatelessDecoder(nn.Module):
@@ -130,7 +70,7 @@ class SimpleProjections(nn.Module):
         self.lm = nn.Linear(decoder_dim, vocab_size)
 
 
-class ConformerTransducer(nn.Module):
+class Transducer(nn.Module):
     """Encoder, prediction network and joiner; token 0 is the blank."""
 
     training_only = ("simple",)  # modules that packed files leave out
@@ -139,8 +79,8 @@ class ConformerTransducer(nn.Module):
         """With for_training=False the parts that `training_only` names are None."""
         super().__init__()
         self.config = config
-        encoder_dim, vocab_size = config.encoder.d_model, config.vocab_size
-        self.encoder = ConformerEncoder(config.encoder)
+        encoder_dim, vocab_size = config.d_model, config.vocab_size
+        self.encoder = make_encoder(config.encoder)
         self.decoder = StatelessDecoder(vocab_size, config.decoder_dim, config.context_size)
         self.joiner = Joiner(encoder_dim, config.decoder_dim, config.joiner_dim, vocab_size)
         self.simple = SimpleProjections(encoder_dim, config.decoder_dim, vocab_size) if for_training else None
@@ -150,3 +90,9 @@ class ConformerTransducer(nn.Module):
         """(N, T', C) -> (N, T', V), float32, of a model with `ctc_head`."""
         assert self.ctc_head is not None, "this transducer has no CTC head"
         return self.ctc_head(encoder_out).float().log_softmax(dim=-1)
+
+    def network_output(self, inputs: Tensor, input_lens: Tensor) -> dict[str, Tensor]:
+        """What searches read: `lens` (N,), `encoder_out` (N, T', C) and, with a CTC head, `log_probs` (N, T', V)."""
+        encoder_out, lens = self.encoder(inputs, input_lens)
+        output = {"lens": lens, "encoder_out": encoder_out}
+        return output if self.ctc_head is None else {**output, "log_probs": self.ctc_log_probs(encoder_out)}

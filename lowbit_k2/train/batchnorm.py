@@ -22,8 +22,8 @@ def recalibrate(model: nn.Module, batches: Iterable) -> int:
     Dropout stays off: only the BatchNorm modules go into train mode.
 
     Args:
-      model: in eval mode, under `use_precision`.
-      batches: `Batch`es with features and feature_lens, not augmented.
+      model: in eval mode, under `use_precision`; any kind with a `network_output`.
+      batches: `Batch`es with inputs and input_lens, not augmented.
 
     Returns:
       The number of batches used; 0 where the model has no BatchNorm.
@@ -42,7 +42,7 @@ def recalibrate(model: nn.Module, batches: Iterable) -> int:
     count = 0
     try:
         for batch in batches:
-            model(batch.features, batch.feature_lens)
+            model.network_output(batch.inputs, batch.input_lens)
             count += 1
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):

@@ -49,8 +49,8 @@ def save_checkpoint(path: str | Path, checkpoint: Checkpoint) -> None:
         raise UserError(f"{path} cannot be written ({reason}): is the disk full? --resume true goes on later") from None
 
 
-class _Deaf:
-    """A file that keeps its errors to itself until it is asked: one in torch's writer ends the process (1.13)."""
+class _LateErrors:
+    """A file whose errors wait in `error` until they are asked for: one in torch's writer ends the process (1.13)."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.file = file
@@ -75,10 +75,10 @@ def save_tensors(path: Path, content: Any) -> None:
       OSError: the file cannot be written.
     """
     with path.open("wb") as file:
-        deaf = _Deaf(file)
-        torch.save(content, deaf)
-        if deaf.error is not None:
-            raise deaf.error
+        writer = _LateErrors(file)
+        torch.save(content, writer)
+        if writer.error is not None:
+            raise writer.error
 
 
 def load_checkpoint(path: str | Path) -> Checkpoint:

@@ -24,7 +24,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from lowbit_k2.errors import UserError
+from lowbit_k2.core.config import ConfigError
 
 POLL_SECONDS = 0.2
 
@@ -42,7 +42,7 @@ class Ranks:
         """The one that logs, validates and writes."""
         return self.rank == 0
 
-    def sum_(self, tensors: Sequence[Tensor]) -> None:
+    def sum_tensors(self, tensors: Sequence[Tensor]) -> None:
         """Replace each tensor by its sum over all ranks; one message for each type."""
         if self.world_size == 1:
             return
@@ -53,10 +53,10 @@ class Ranks:
             for tensor, part in zip(chosen, message.split([t.numel() for t in chosen]), strict=True):
                 tensor.copy_(part.view_as(tensor))
 
-    def total(self, values: Mapping[str, float], device: torch.device) -> dict[str, float]:
+    def sum_metrics(self, values: Mapping[str, float], device: torch.device) -> dict[str, float]:
         """Sum of each number over all ranks, which must name the same numbers."""
         sums = torch.tensor(list(values.values()), dtype=torch.float64, device=device)
-        self.sum_([sums])
+        self.sum_tensors([sums])
         return dict(zip(values, sums.tolist(), strict=True))
 
 
@@ -69,18 +69,18 @@ def ranks_from_environment() -> Ranks | None:
 
 
 @contextmanager
-def joined(ranks: Ranks) -> Iterator[Ranks]:
+def process_group(ranks: Ranks) -> Iterator[Ranks]:
     """Connect the ranks for the length of the body: NCCL where there are GPUs, Gloo elsewhere.
 
     Raises:
-      UserError: more ranks on this machine than it has GPUs.
+      ConfigError: more ranks on this machine than it has GPUs.
     """
     if ranks.world_size == 1:
         yield ranks
         return
     if torch.cuda.is_available():
         if ranks.local_rank >= torch.cuda.device_count():
-            raise UserError(f"--world-size {ranks.world_size}: this machine has {torch.cuda.device_count()} GPUs")
+            raise ConfigError("world_size", f"{ranks.world_size}: this machine has {torch.cuda.device_count()} GPUs")
         torch.cuda.set_device(ranks.local_rank)
     dist.init_process_group(
         "nccl" if torch.cuda.is_available() else "gloo", rank=ranks.rank, world_size=ranks.world_size
@@ -147,14 +147,14 @@ def stop(processes: Sequence[subprocess.Popen]) -> None:
             process.wait()
 
 
-def run_as_ranks(world_size: int) -> Ranks:
+def launch_ranks(world_size: int) -> Ranks:
     """This process's rank; in the process that the user started, run all ranks and exit with their status.
 
     Raises:
-      UserError: a number of ranks that makes no sense.
+      ConfigError: a number of ranks that makes no sense.
     """
     if world_size < 1:
-        raise UserError(f"--world-size must be at least 1, not {world_size}")
+        raise ConfigError("world_size", f"must be at least 1, not {world_size}")
     ranks = ranks_from_environment()
     if ranks is None and world_size > 1:
         sys.exit(start_ranks(world_size, [sys.executable, *sys.argv]))

@@ -9,8 +9,8 @@ import torch
 
 from lowbit_k2.data.batch import Batch
 from lowbit_k2.errors import UserError
-from lowbit_k2.models.subsampling import subsampled_length
-from lowbit_k2.train.loop import Trainer
+from lowbit_k2.train.trainer import Trainer
+from lowbit_k2.train.update import run_branches
 
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory")  # of CUDA's and of the CPU's allocator in torch's errors
 
@@ -47,17 +47,16 @@ def scan_for_oom(trainer: Trainer, batches: Mapping[str, Batch]) -> None:
 
 def try_batch(trainer: Trainer, reason: str, batch: Batch) -> None:
     """All branches on one batch; gradients add up."""
-    num_frames = int(subsampled_length(batch.feature_lens).sum())
     try:
-        trainer.run_branches(trainer.to_device(batch), 1, num_frames)
+        run_branches(trainer, trainer.with_targets(batch), 1, trainer.normalizer(batch))
     except RuntimeError as error:
         if not any(text in str(error).lower() for text in OUT_OF_MEMORY):
             raise
         raise UserError(
-            f"the batch of the {reason} ({describe_batch(batch)}) does not fit in memory: lower --max-duration, "
+            f"the batch of the {reason} ({describe_batch(batch)}) does not fit in memory: lower max_duration, "
             "or leave longer utterances out"
         ) from None
 
 
 def describe_batch(batch: Batch) -> str:
-    return f"{len(batch.ids)} utterances of up to {int(batch.feature_lens.max())} frames"
+    return f"{len(batch.ids)} utterances of up to {int(batch.input_lens.max())} frames"

@@ -2,34 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
-from lowbit_k2.errors import UserError
-from lowbit_k2.quant import alpha_parameters
+from lowbit_k2.core.config import Config, option
+from lowbit_k2.quant import alpha_parameters, clamp_alphas
 
 
 @dataclass(frozen=True)
-class OptimConfig:
+class OptimConfig(Config):
     """AdamW, Noam and clipping."""
 
-    lr_factor: float = 1.0  # Noam's factor: peak rate = lr_factor / sqrt(d_model * warm_step)
-    warm_step: int = 500  # updates
-    weight_decay: float = 1e-2  # on matrices only
-    betas: tuple[float, float] = (0.9, 0.98)
-    eps: float = 1e-9
-    clip_grad_norm: float = 5.0  # for the weights, and separately for the alphas
-    alpha_lr_scale: float = 1.0  # learning rate of the alphas over that of the weights
-    alpha_floor: float = 0.05  # alphas are held at or above it after every update
-
-    def __post_init__(self) -> None:
-        for name in ("lr_factor", "warm_step", "clip_grad_norm", "alpha_lr_scale", "alpha_floor"):
-            if not 0 < getattr(self, name) < float("inf"):  # nan, too, compares false
-                raise UserError(f"--{name.replace('_', '-')} must be positive, not {getattr(self, name)}")
-        if not 0 <= self.weight_decay < float("inf"):
-            raise UserError(f"--weight-decay must not be negative, it is {self.weight_decay}")
+    lr_factor: float = option(1.0, "Noam's factor: peak rate = lr_factor / sqrt(d_model * warm_step)", above=0)
+    warm_step: int = option(500, "updates of rising rate", above=0)
+    weight_decay: float = option(1e-2, "on matrices only", low=0)
+    betas: tuple[float, float] = option((0.9, 0.98), flag="")
+    eps: float = option(1e-9, flag="")
+    clip_grad_norm: float = option(5.0, "for the weights, and separately for the alphas", above=0)
+    alpha_lr_scale: float = option(1.0, "learning rate of the alphas over that of the weights", above=0)
+    alpha_floor: float = option(0.05, "alphas are held at or above it after every update", above=0)
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
@@ -51,7 +45,7 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
 
 
 def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
-    """AdamW whose rate is set at each update by `noam_rate`."""
+    """AdamW whose rate is set at each update (`set_rate`)."""
     groups = parameter_groups(model, config.weight_decay)
     for group in groups:
         group["rate_scale"] = config.alpha_lr_scale if group["name"] == "alphas" else 1.0
@@ -60,9 +54,16 @@ def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, lr=0.0, betas=config.betas, eps=config.eps)
 
 
-def noam_rate(update: int, d_model: int, config: OptimConfig) -> float:
-    """lr = factor * d_model^-0.5 * min(update^-0.5, update * warm_step^-1.5); updates count from 1 (1706.03762)."""
-    return config.lr_factor * d_model**-0.5 * min(update**-0.5, update * config.warm_step**-1.5)
+def noam(config: OptimConfig, d_model: int) -> Callable[[int], float]:
+    """Rates by the number of the update, from 1 (arXiv 1706.03762):
+
+    lr = factor * d_model^-0.5 * min(update^-0.5, update * warm_step^-1.5)
+    """
+
+    def rate(update: int) -> float:
+        return config.lr_factor * d_model**-0.5 * min(update**-0.5, update * config.warm_step**-1.5)
+
+    return rate
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
@@ -96,23 +97,15 @@ def clip_gradients(optimizer: torch.optim.Optimizer, max_norm: float, may_overfl
     return norms
 
 
-@torch.no_grad()
-def hold_alphas(optimizer: torch.optim.Optimizer, floor: float) -> dict[str, float]:
-    """Raise alphas that an update took below `floor`.
-
-    An alpha at zero switches its tensor off, and a negative one turns every code round while the straight-through
-    gradients stay: neither comes back by itself. It happens early in training, when alphas fall from 1 to about 0.4
-    (the L2-optimal step of a Gaussian tensor) with momentum.
+def floor_of_alphas(floor: float) -> Callable[[nn.Module, int], dict[str, float]]:
+    """A hook behind updates that raises alphas below `floor`; see `lowbit_k2.quant.clamp_alphas` for why.
 
     Returns:
-      `alphas_held`, how many were raised; nothing for a model without alphas.
+      A function whose result is `alphas_held`, how many were raised; nothing for a model without alphas.
     """
-    alphas = [p for g in optimizer.param_groups if g["name"] == "alphas" for p in g["params"]]
-    if not alphas:
-        return {}
-    low = torch.stack(alphas) < floor
-    held = int(low.sum())  # one synchronisation with a GPU
-    if held:
-        for alpha in alphas:
-            alpha.clamp_(min=floor)
-    return {"alphas_held": float(held)}
+
+    def hook(model: nn.Module, update: int) -> dict[str, float]:
+        held = clamp_alphas(model, floor)
+        return {} if held is None else {"alphas_held": float(held)}
+
+    return hook

@@ -45,7 +45,7 @@ def machine() -> str:
 def losses_of(exp_dir: Path) -> dict[str, float]:
     """The means of the last epoch and of its validation, as the log has them."""
     [log] = (exp_dir / "log").glob("log-train-*")
-    lines = re.findall(r"epoch 2, (\w+)[^:]*: (loss.*)", log.read_text())
+    lines = re.findall(r"epoch 2, (valid|\d+ updates)[^:]*: (loss.*)", log.read_text())
     return {
         f"{'valid' if kind == 'valid' else 'train'} {name}": float(value)
         for kind, metrics in lines

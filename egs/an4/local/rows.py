@@ -30,17 +30,22 @@ use_project_interpreter()
 import torch
 from tqdm import tqdm
 from train import make_parser as make_training_parser
+from train import make_trainer
 
 from lowbit_k2.asr.evaluation import GREEDY, HLG, Evaluation, evaluate
-from lowbit_k2.asr.training import make_trainer
-from lowbit_k2.data.datamodule import AsrDataModule, DataConfig
+from lowbit_k2.asr.model_io import CheckpointChoice
+from lowbit_k2.asr.recognizer import DecodeConfig
+from lowbit_k2.asr.training import Run, set_up_device
+from lowbit_k2.data.datamodule import AsrDataModule
 from lowbit_k2.data.manifests import load_cuts
 from lowbit_k2.data.tokenizer import load_tokenizer
 from lowbit_k2.errors import UserError, run_main
 from lowbit_k2.fileio import read_json, write_json
 from lowbit_k2.recipe.flags import make_parser
+from lowbit_k2.recipe.training_flags import read_training_flags
 from lowbit_k2.train.checkpoint import load_checkpoint, numbered
 from lowbit_k2.train.distributed import Ranks
+from lowbit_k2.train.update import update
 
 RESULTS = RECIPE / "results"
 TIMING = RECIPE / "timing.json"
@@ -127,17 +132,15 @@ def evaluate_rows(rows: list[Row], exp_root: Path) -> None:
         exp_dir, target = exp_root / r.key, RESULTS / f"{r.key}.json"
         if target.is_file() or EPOCHS not in numbered(exp_dir, "epoch"):
             continue
-        evaluations = evaluate(
-            exp_dir,
-            r.precisions,
-            "test",
-            lambda: load_cuts(RECIPE / "data/fbank", "an4", "test"),
-            decode_flags=[
-                *("--manifest-dir", str(RECIPE / "data/fbank"), "--lang-dir", str(RECIPE / "data/lang_char")),
-                *("--decoding-method", ",".join(r.methods), "--lm-scale", str(LM_SCALES[r.methods]), "--quiet"),
-            ],
-            average_flags=["--epoch", str(EPOCHS), "--avg", str(AVERAGED), "--use-averaged-model", "true"],
+        decode = DecodeConfig(
+            CheckpointChoice(exp_dir, epoch=EPOCHS, avg=AVERAGED, use_averaged_model=True),
+            decoding_method=",".join(r.methods),
+            lang_dir=RECIPE / "data/lang_char",
+            lm_scale=(LM_SCALES[r.methods],),
+            manifest_dir=RECIPE / "data/fbank",
+            quiet=True,
         )
+        evaluations = evaluate(decode, r.precisions, "test", lambda: load_cuts(RECIPE / "data/fbank", "an4", "test"))
         meta = load_checkpoint(exp_dir / f"epoch-{EPOCHS}.pt").meta
         progress = meta["progress"]
         write_json(
@@ -166,16 +169,17 @@ def time_rows(rows: list[Row], rounds: int, further: list[str]) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         for name, r in sorted(kinds.items(), key=lambda item: ROWS.index(item[1])):
             flags = [*r.flags, "--seed", str(r.seed), "--exp-dir", f"{folder}/{name}", "--tensorboard", "false"]
-            args = make_training_parser().parse_args([*flags, *further])
-            data = AsrDataModule(DataConfig.from_args(args))
-            trainers[name] = make_trainer(args, load_tokenizer(args.lang_dir), data, Ranks())
+            config = read_training_flags(make_training_parser().parse_args([*flags, *further]))
+            data = AsrDataModule(config.data)
+            run = Run(config, Ranks(), set_up_device(config.run.num_threads, config.loop, Ranks()), None)
+            trainers[name] = make_trainer(config, run, load_tokenizer(config.run.tokens), data)
             trainers[name].model.train()
         seconds: dict[str, list[float]] = {name: [] for name in trainers}
-        batches = islice(data.train_batches(load_cuts(args.manifest_dir, "an4", "train"), epoch=1), rounds + 1)
+        batches = islice(data.train_batches(load_cuts(config.data.manifest_dir, "an4", "train"), epoch=1), rounds + 1)
         for batch in tqdm(batches, total=rounds + 1, desc="rounds"):
             for name, trainer in trainers.items():
                 before = trainer.progress.seconds
-                trainer.update([batch])
+                update(trainer, [batch])
                 seconds[name].append(trainer.progress.seconds - before)
     measured = {name: values[1:] for name, values in seconds.items()}  # the first is the warm-up
     return {
@@ -189,7 +193,7 @@ def time_rows(rows: list[Row], rounds: int, further: list[str]) -> dict:
             name: statistics.median(a / b for a, b in zip(values, measured[kinds[name].base], strict=True))
             for name, values in measured.items()
         },
-        "passes": {name: len(trainers[name].objective.branches(1)) for name in trainers},
+        "passes": {name: len(trainers[name].co_training.branches(1)) for name in trainers},
     }
 
 

@@ -1,0 +1,174 @@
+"""Encoders as settings: sizes, frames out for frames in, and the shape of every parameter, without torch.
+
+`ENCODERS` names the kinds; `register_encoder` adds one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, TypeVar
+
+from lowbit_k2.core.config import Config, ConfigError, option
+from lowbit_k2.errors import UserError
+
+Shapes = Iterator[tuple[str, tuple[int, ...]]]  # of parameters and float buffers, by name, lazily
+E = TypeVar("E", bound="EncoderConfig")
+
+
+class EncoderConfig(Config):
+    """What every encoder's settings offer; a subclass is a frozen dataclass with these fields and more."""
+
+    kind: ClassVar[str]
+    build: ClassVar[str | Callable[..., Any]]  # settings -> torch module; "package.module:name" is imported when needed
+    presets: ClassVar[dict[str, EncoderConfig]]  # named sizes
+    num_features: int
+    d_model: int  # width of the output
+    num_layers: int
+
+    def output_lens(self, lens: Any) -> Any:
+        """Output frames for `lens` input frames: a number, or an integer array or tensor of them."""
+        raise NotImplementedError
+
+    def shapes(self) -> Shapes:
+        """Name and shape of every parameter and float buffer, in the order of the module's state."""
+        raise NotImplementedError
+
+    @property
+    def frames_per_output(self) -> int:
+        """Input frames per output frame, in long utterances."""
+        return round(10_000 / self.output_lens(10_000))
+
+    @property
+    def min_frames(self) -> int:
+        """Input frames that give one output frame; fewer give none."""
+        return next(t for t in range(1, 10_000) if self.output_lens(t) > 0)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"kind": self.kind, **super().to_dict()}
+
+    @classmethod
+    def preset(cls: type[E], name: str, **overrides: Any) -> E:
+        """A named size with single fields replaced.
+
+        Raises:
+          UserError: no such preset, or a wrong value.
+        """
+        if name not in cls.presets:
+            raise UserError(f"unknown model preset '{name}': choose one of {', '.join(cls.presets)}")
+        return replace(cls.presets[name], **overrides)
+
+
+ENCODERS: dict[str, type[EncoderConfig]] = {}
+
+
+def register_encoder(cls: type[E]) -> type[E]:
+    """Make an encoder's settings known by their `kind`; also a decorator."""
+    ENCODERS[cls.kind] = cls
+    return cls
+
+
+def encoder_from_dict(values: Mapping[str, Any]) -> EncoderConfig:
+    """Inverse of `EncoderConfig.to_dict`.
+
+    Raises:
+      UserError: unknown kind, or unknown or wrong fields.
+    """
+    if not isinstance(values, Mapping):
+        raise UserError(f"the encoder's settings {values!r} are no object")
+    fields = dict(values)
+    kind = fields.pop("kind", "conformer")
+    if kind not in ENCODERS:
+        raise UserError(f"encoder kind {kind!r} is unknown, this version has {', '.join(ENCODERS)}")
+    return ENCODERS[kind].from_dict(fields)
+
+
+@register_encoder
+@dataclass(frozen=True)
+class ConformerConfig(EncoderConfig):
+    """A Conformer (arXiv 2005.08100) at a quarter of the input's frame rate."""
+
+    kind: ClassVar[str] = "conformer"
+    build: ClassVar[str] = "lowbit_k2.models.conformer:ConformerEncoder"
+
+    num_features: int = option(80, flag="", low=1)
+    d_model: int = option(256, "width", low=1)
+    num_layers: int = option(12, "blocks", low=1)
+    num_heads: int = option(4, "of attention", low=1)
+    ffn_dim: int = option(2048, "hidden units of the feed-forward modules", low=1)
+    conv_kernel: int = option(31, "frames of 40 ms, odd", low=1)
+    subsampling_channels: int = option(256, "of the convolutions that come first", low=1)
+    dropout: float = option(0.1, "on the output of every module of a block", low=0, high=0.9)
+    ffn_dropout: float = option(0.1, "on the hidden units of the feed-forward modules", low=0, high=0.9)
+    attention_dropout: float = option(0.0, "on the attention weights", low=0, high=0.9)
+    conv_norm: str = option("batch", "norm of the convolution module", choices=("batch", "layer"))
+
+    def check(self) -> None:
+        if self.d_model % (2 * self.num_heads):
+            raise ConfigError("d_model", f"{self.d_model} must be a multiple of 2 x num_heads {self.num_heads}")
+        if self.conv_kernel % 2 == 0:
+            raise ConfigError("conv_kernel", f"must be odd, it is {self.conv_kernel}")
+        if self.output_lens(self.num_features) < 1:
+            raise ConfigError("num_features", f"{self.num_features} is too small, need at least 7")
+
+    def output_lens(self, lens: Any) -> Any:
+        """Two convolutions of width 3 and stride 2 without padding."""
+        return ((lens - 1) // 2 - 1) // 2
+
+    def shapes(self) -> Shapes:
+        d, channels = self.d_model, self.subsampling_channels
+        yield from _affine("subsampling.conv1", (channels, 1, 3, 3))
+        yield from _affine("subsampling.conv2", (channels, channels, 3, 3))
+        yield from _affine("subsampling.out", (d, channels * self.output_lens(self.num_features)))
+        for i in range(self.num_layers):
+            for name, shape in self._layer_shapes():
+                yield f"layers.{i}.{name}", shape
+        yield from _affine("norm", (d,))
+
+    def _layer_shapes(self) -> Shapes:
+        d, head = self.d_model, (self.num_heads, self.d_model // self.num_heads)
+        for i in (1, 2):
+            yield from _affine(f"norm_ff{i}", (d,))
+            yield from _affine(f"ff{i}.w1", (self.ffn_dim, d))
+            yield from _affine(f"ff{i}.w2", (d, self.ffn_dim))
+        yield from _affine("norm_attention", (d,))
+        yield "attention.pos_bias_u", head
+        yield "attention.pos_bias_v", head
+        for name in ("query", "key", "value", "out"):
+            yield from _affine(f"attention.{name}", (d, d))
+        yield "attention.pos.weight", (d, d)
+        yield from _affine("norm_conv", (d,))
+        yield from _affine("conv.pointwise1", (2 * d, d))
+        yield from _affine("conv.depthwise", (d, 1, self.conv_kernel))
+        yield from _affine("conv.norm", (d,))
+        if self.conv_norm == "batch":
+            yield "conv.norm.running_mean", (d,)
+            yield "conv.norm.running_var", (d,)
+        yield from _affine("conv.pointwise2", (d, d))
+        yield from _affine("norm_out", (d,))
+
+
+def _affine(name: str, weight: tuple[int, ...]) -> Shapes:
+    """A weight and a bias of its first dimension."""
+    yield f"{name}.weight", weight
+    yield f"{name}.bias", weight[:1]
+
+
+ConformerConfig.presets = {
+    # about 1 M parameters: the embedded demo corpus on two CPU cores
+    "demo": ConformerConfig(
+        d_model=96, num_layers=4, ffn_dim=384, subsampling_channels=32, conv_kernel=15, ffn_dropout=0.0
+    ),
+    # about 2.1 M: AN4 on two CPU cores
+    "tiny": ConformerConfig(
+        d_model=144, num_layers=4, ffn_dim=576, subsampling_channels=32, conv_kernel=15, ffn_dropout=0.0
+    ),
+    # about 9 M, the size of Conformer-S
+    "small": ConformerConfig(d_model=144, num_layers=16, ffn_dim=576, subsampling_channels=144),
+    # about 29 M; 30 M as a transducer: the width of Conformer-M
+    "medium": ConformerConfig(num_layers=17, ffn_dim=1024),
+    # 34.03 M with 2000 pieces: the encoder of arXiv 2505.21245 with a CTC head
+    "paper": ConformerConfig(),
+    # about 118 M, the size of Conformer-L
+    "large": ConformerConfig(d_model=512, num_layers=17, num_heads=8, ffn_dim=2048, subsampling_channels=512),
+}

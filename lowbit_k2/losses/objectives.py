@@ -1,0 +1,60 @@
+"""What can be trained, by name: a kind of model with its criterion. `register_objective` adds one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from lowbit_k2.core.config import Config
+from lowbit_k2.core.models import CtcConfig, ModelConfig, TransducerConfig
+from lowbit_k2.errors import UserError
+from lowbit_k2.losses.ctc import CtcCriterion
+from lowbit_k2.losses.output import Criterion
+from lowbit_k2.losses.rnnt import RnntConfig, RnntCriterion
+
+
+@dataclass(frozen=True)
+class NoSettings(Config):
+    """Of a criterion that has nothing to set."""
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A criterion, and the kind of model that it trains.
+
+    Attributes:
+      model: settings of the model.
+      make: settings of the criterion -> the criterion.
+      settings: their class, whose fields are flags of train.py.
+      model_fields: fields of the model that the objective decides.
+    """
+
+    model: type[ModelConfig]
+    make: Callable[[Any], Criterion]
+    settings: type[Config] = NoSettings
+    model_fields: Mapping[str, Any] = field(default_factory=dict)
+
+
+OBJECTIVES: dict[str, Objective] = {
+    "ctc": Objective(CtcConfig, lambda settings: CtcCriterion()),
+    "rnnt": Objective(TransducerConfig, RnntCriterion, RnntConfig),
+    "ctc-rnnt": Objective(TransducerConfig, RnntCriterion, RnntConfig, {"ctc_head": True}),
+}
+
+
+def register_objective(name: str, objective: Objective) -> None:
+    """Make an objective known to `train.py --objective`."""
+    OBJECTIVES[name] = objective
+
+
+def make_criterion(name: str, settings: Config | None = None) -> Criterion:
+    """The criterion of an objective.
+
+    Raises:
+      UserError: no such objective, or k2 is missing where its loss needs it.
+    """
+    if name not in OBJECTIVES:
+        raise UserError(f"objective {name!r} is unknown: choose one of {', '.join(OBJECTIVES)}")
+    objective = OBJECTIVES[name]
+    return objective.make(settings or objective.settings())

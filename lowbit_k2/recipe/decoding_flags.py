@@ -1,0 +1,86 @@
+"""The flags of decode.py, export.py and evaluate.py, from the settings of `lowbit_k2.asr`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from lowbit_k2.asr.exporting import ExportConfig
+from lowbit_k2.asr.model_io import CheckpointChoice
+from lowbit_k2.asr.recognizer import DecodeConfig
+from lowbit_k2.decode.lattice import SearchConfig
+from lowbit_k2.recipe.flags import add_flags, add_plugin_argument, errors_name_flags, read_flags
+
+PRECISIONS = "1, 2, 1.5, 1.5r, 32, one per layer as 1,1,2,2, or a file with an allocation"
+
+
+def add_decoding_flags(parser: argparse.ArgumentParser, precisions: bool = True) -> None:
+    """Flags that `read_decoding_flags` reads; names as icefall's where it has them.
+
+    Args:
+      precisions: with `--packed` and `--precision`.
+    """
+    model = parser.add_argument_group("model")
+    add_plugin_argument(model)
+    add_flags(model, CheckpointChoice)
+    if precisions:
+        add_flags(model, DecodeConfig, only=("packed",))
+        text = f"{PRECISIONS}; several are decoded in turn; default: the first trained"
+        model.add_argument("--precision", nargs="+", default=[], help=text)
+    search = parser.add_argument_group("search")
+    add_flags(search, DecodeConfig, only=("decoding_method", "lang_dir", "lm_dir", "lm_scale"))
+    add_flags(search, SearchConfig)
+    data = parser.add_argument_group("data")
+    add_flags(data, DecodeConfig, only=("manifest_dir", "max_duration", "num_workers", "on_the_fly_feats"))
+    data.add_argument("--wav", type=Path, nargs="+", metavar="FILE", help="transcribe audio files: FILE<tab>words")
+    data.add_argument("-j", "--num-jobs", type=int, default=1, help="processes that share a test set, one GPU each")
+    data.add_argument("--quiet", action="store_true", help="no progress bar")
+    add_flags(data, DecodeConfig, only=("num_threads",))
+
+
+def read_decoding_flags(args: argparse.Namespace) -> DecodeConfig:
+    """Which model is run at which precisions, and what is searched how.
+
+    Raises:
+      UserError: a value that a field cannot take; the line names the flag.
+    """
+    return read_flags(
+        DecodeConfig,
+        args,
+        choice=read_flags(CheckpointChoice, args),
+        search=read_flags(SearchConfig, args),
+        **_present(args, precision=tuple, num_jobs=int, quiet=bool),
+        plugins=tuple(args.plugin),
+    )
+
+
+def _present(args: argparse.Namespace, **kinds: Any) -> dict[str, Any]:
+    """Values of flags that are made by hand above."""
+    return {name: kind(getattr(args, name)) for name, kind in kinds.items() if hasattr(args, name)}
+
+
+def add_export_flags(parser: argparse.ArgumentParser) -> None:
+    """Flags that `read_export_flags` reads; names as icefall's where it has them."""
+    model = parser.add_argument_group("model")
+    add_plugin_argument(model)
+    add_flags(model, CheckpointChoice)
+    model.add_argument("--precision", required=True, help=PRECISIONS)
+    add_flags(parser.add_argument_group("output"), ExportConfig, only=("output", "save_pretrained", "float_output"))
+    add_flags(
+        parser.add_argument_group("BatchNorm"), ExportConfig, only=("recalibrate_bn", "manifest_dir", "max_duration")
+    )
+
+
+def read_export_flags(args: argparse.Namespace) -> ExportConfig:
+    """What is written, and of which checkpoints.
+
+    Raises:
+      UserError: a value that a field cannot take; the line names the flag.
+    """
+    return read_flags(ExportConfig, args, choice=read_flags(CheckpointChoice, args))
+
+
+def decoding_errors() -> Any:
+    """Context in which errors about fields of decoding and export settings name their flags."""
+    return errors_name_flags([(cls, "") for cls in (DecodeConfig, CheckpointChoice, SearchConfig, ExportConfig)])

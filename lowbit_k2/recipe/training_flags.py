@@ -1,0 +1,129 @@
+"""The flags of train.py, from the settings of `lowbit_k2.asr.training`; names as icefall's where it has them."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from lowbit_k2.asr.training import QuantOptions, RunConfig, TrainingConfig
+from lowbit_k2.core.config import Config
+from lowbit_k2.core.encoders import ENCODERS
+from lowbit_k2.core.models import MODEL_KINDS
+from lowbit_k2.data.augment import SpecAugmentConfig
+from lowbit_k2.data.datamodule import DataConfig
+from lowbit_k2.data.noise import NoiseConfig
+from lowbit_k2.errors import UserError
+from lowbit_k2.losses.co_training import CoTrainingConfig
+from lowbit_k2.losses.objectives import OBJECTIVES
+from lowbit_k2.recipe.flags import (
+    add_flags,
+    add_plugin_argument,
+    errors_name_flags,
+    given,
+    make_parser,
+    read_flags,
+    str2bool,
+)
+from lowbit_k2.train.optim import OptimConfig
+from lowbit_k2.train.trainer import LoopConfig
+
+NOISE, SPEC_AUGMENT = "musan-", "spec-aug-"
+
+
+def training_parser(description: str | None, **defaults: Any) -> argparse.ArgumentParser:
+    """All flags on training and data, with a recipe's defaults; the recipe may add its own."""
+    parser = make_parser(description)
+    run = parser.add_argument_group("run")
+    add_plugin_argument(run)
+    add_flags(run, RunConfig, LoopConfig)
+    run.add_argument("--use-fp16", type=str2bool, default=False, help="mixed precision in float16 (GPU)")
+    run.add_argument("--use-bf16", type=str2bool, default=False, help="mixed precision in bfloat16 (CPU or GPU)")
+    run.add_argument(
+        "--dry-run",
+        type=str2bool,
+        nargs="?",
+        const=True,
+        default=False,
+        help="print parameters, memory and the sizes of packed files by quantization, and stop; needs no data",
+    )
+    model = parser.add_argument_group("model and objective")
+    model.add_argument("--objective", default="ctc", choices=list(OBJECTIVES), help="the model and its loss")
+    model.add_argument("--model", default="tiny", choices=presets(), help="size preset")
+    add_flags(model, *model_configs(), optional=True)
+    add_flags(model, *dict.fromkeys(objective.settings for objective in OBJECTIVES.values()))
+    add_flags(parser.add_argument_group("quantization"), QuantOptions, CoTrainingConfig)
+    add_flags(parser.add_argument_group("optimiser"), OptimConfig)
+    add_data_flags(parser)
+    parser.set_defaults(**defaults)
+    return parser
+
+
+def add_data_flags(parser: argparse.ArgumentParser) -> None:
+    """Flags that `read_data_flags` reads; `--seed` is the run's own flag."""
+    data = parser.add_argument_group("data")
+    add_flags(data, DataConfig)
+    add_flags(data, NoiseConfig, prefix=NOISE)
+    data.add_argument("--enable-spec-aug", type=str2bool, default=True, help="SpecAugment")
+    add_flags(data, SpecAugmentConfig, prefix=SPEC_AUGMENT)
+
+
+def read_data_flags(args: argparse.Namespace) -> DataConfig:
+    """How batches are made.
+
+    Raises:
+      UserError: values that contradict each other.
+    """
+    spec_augment = None
+    if args.enable_spec_aug:
+        # Normalised features have mean 0 in every bin, so that zero is the mean.
+        fill = "mean" if args.feature_normalize == "none" else "zero"
+        spec_augment = read_flags(SpecAugmentConfig, args, SPEC_AUGMENT, fill=fill)
+    noise = read_flags(NoiseConfig, args, NOISE)
+    return read_flags(DataConfig, args, noise=noise, spec_augment=spec_augment, seed=getattr(args, "seed", 42))
+
+
+def read_training_flags(args: argparse.Namespace) -> TrainingConfig:
+    """The settings of a run.
+
+    Raises:
+      UserError: values that a field cannot take, or that contradict each other; the line names the flag.
+    """
+    if args.use_fp16 and args.use_bf16:
+        raise UserError("--use-fp16 and --use-bf16 exclude each other")
+    amp = "float16" if args.use_fp16 else "bfloat16" if args.use_bf16 else "float32"
+    objective = OBJECTIVES[args.objective]
+    model_fields = {name: value for cls in model_configs() for name, value in given(args, cls).items()}
+    known = {name for cls in (objective.model, *ENCODERS.values()) for name in given(args, cls)}
+    config = TrainingConfig(
+        run=read_flags(RunConfig, args),
+        data=read_data_flags(args),
+        objective=args.objective,
+        preset=args.model,
+        model_fields={name: value for name, value in model_fields.items() if name in known and value is not None},
+        criterion=read_flags(objective.settings, args),
+        quant=read_flags(QuantOptions, args),
+        co_training=read_flags(CoTrainingConfig, args),
+        optim=read_flags(OptimConfig, args),
+        loop=read_flags(LoopConfig, args, amp=amp),
+    )
+    with training_errors():  # what only all of them together tell, now and not after minutes of preparation
+        config.model_config(config.run.vocab_size, 80)
+        config.quant_config()
+    return config
+
+
+def training_errors() -> Any:
+    """Context in which errors about fields of a run's settings name their flags."""
+    plain = (*model_configs(), QuantOptions, CoTrainingConfig, OptimConfig, LoopConfig, RunConfig, DataConfig)
+    return errors_name_flags([*((cls, "") for cls in plain), (NoiseConfig, NOISE), (SpecAugmentConfig, SPEC_AUGMENT)])
+
+
+def model_configs() -> list[type[Config]]:
+    """Settings of all kinds of models and encoders, those of users' files included."""
+    return [*ENCODERS.values(), *MODEL_KINDS.values()]
+
+
+def presets() -> list[str]:
+    """Names of sizes of any kind."""
+    named = [name for cls in model_configs() for name in getattr(cls, "presets", {})]
+    return list(dict.fromkeys(named))

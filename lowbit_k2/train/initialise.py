@@ -1,0 +1,96 @@
+"""Start from another checkpoint: a float model, other precisions, another vocabulary, frozen parts."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from lowbit_k2.errors import UserError
+from lowbit_k2.quant import plain_name
+from lowbit_k2.train.checkpoint import load_checkpoint
+
+# What has a row per token: made anew where the vocabulary is another one.
+VOCABULARY = ("ctc_head.", "joiner.output.", "decoder.embedding.", "simple.am.", "simple.lm.")
+
+
+class InitialState:
+    """The weights of a checkpoint by their plain names, and the scales of its quantizers."""
+
+    def __init__(self, path: Path) -> None:
+        """
+        Raises:
+          UserError: the file is missing, damaged or no checkpoint.
+        """
+        self.path = path
+        state = load_checkpoint(path).model
+        self.weights = {plain: tensor for key, tensor in state.items() if (plain := plain_name(key)) is not None}
+        self.scales = {key: tensor for key, tensor in state.items() if plain_name(key) is None}
+
+    @torch.no_grad()
+    def copy_weights(self, model: nn.Module) -> None:
+        """Into a plain model, before it is quantized, so that statistics are those of these weights.
+
+        Tensors of another vocabulary, and those that the checkpoint lacks, keep their fresh values; both are logged.
+
+        Raises:
+          UserError: no tensor fits, or one has another shape for another reason than the vocabulary.
+        """
+        fresh: list[str] = []
+        copied = 0
+        for name, tensor in model.state_dict(keep_vars=True).items():
+            found = self.weights.get(name)
+            if found is not None and found.shape == tensor.shape:
+                tensor.copy_(found)
+                copied += 1
+            elif found is None or name.startswith(VOCABULARY):
+                fresh.append(name)
+            else:
+                raise UserError(
+                    f"{self.path} has {name} as {tuple(found.shape)}, the model wants {tuple(tensor.shape)}: "
+                    "give the sizes that it was trained with"
+                )
+        if not copied:
+            raise UserError(f"{self.path} holds none of the model's tensors: give a checkpoint of the same kind")
+        logging.info("%d tensors from %s, %s made anew", copied, self.path, _some(fresh))
+
+    @torch.no_grad()
+    def copy_scales(self, model: nn.Module) -> None:
+        """Into a quantized model, where it has the precisions of the checkpoint."""
+        state = model.state_dict(keep_vars=True)
+        known = {k: t for k, t in self.scales.items() if k in state and state[k].shape == t.shape}
+        for key, tensor in known.items():
+            state[key].copy_(tensor)
+        if known:
+            logging.info("%d scales from %s", len(known), self.path)
+
+
+def freeze(model: nn.Module, prefixes: Sequence[str]) -> int:
+    """Hold the parameters of some modules as they are; call it before `quantize_model`, whose scales then hold, too.
+
+    Args:
+      prefixes: module names, as "encoder.layers.0".
+
+    Returns:
+      How many parameters are held.
+
+    Raises:
+      UserError: a prefix that no parameter has.
+    """
+    held = 0
+    for prefix in prefixes:
+        chosen: list[Tensor] = [p for n, p in model.named_parameters() if n.startswith(f"{prefix}.") or n == prefix]
+        if not chosen:
+            raise UserError(f"freeze {prefix}: no parameter has a name that begins so")
+        for parameter in chosen:
+            parameter.requires_grad_(False)
+            held += parameter.numel()
+    return held
+
+
+def _some(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:3])
+    return f"{len(names)} ({shown}{', ...' if len(names) > 3 else ''})" if names else "none"

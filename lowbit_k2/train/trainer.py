@@ -1,0 +1,255 @@
+"""What an update touches, and checkpoints that continue exactly where they stopped.
+
+A run needs counters only to be continued: what is random is drawn from (seed, update), and the order of batches from
+(seed, epoch).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lowbit_k2.core.config import Config, ConfigError, option
+from lowbit_k2.data.batch import Batch
+from lowbit_k2.errors import UserError
+from lowbit_k2.losses.co_training import CoTraining
+from lowbit_k2.losses.output import Criterion
+from lowbit_k2.quant import generator_seed, quant_statistics
+from lowbit_k2.train.checkpoint import (
+    Checkpoint,
+    RunningAverage,
+    load_checkpoint,
+    load_model_state,
+    load_optimizer_tensors,
+    numbered,
+    optimizer_tensors,
+    save_checkpoint,
+)
+from lowbit_k2.train.distributed import Ranks
+from lowbit_k2.train.metrics import Board, FrameMeans, describe
+
+Augment = Callable[[Tensor, Tensor, torch.Generator], Tensor]
+Schedule = Callable[[int], float]  # number of the update, from 1 -> learning rate
+Normalizer = Callable[[Batch], float]  # what the losses of a batch are divided by
+Hook = Callable[[nn.Module, int], Mapping[str, float]]  # after an update: model, its number -> metrics
+
+
+@dataclass(frozen=True)
+class LoopConfig(Config):
+    """How long, how often, in which arithmetic."""
+
+    num_epochs: int = option(30, "last epoch, counted from 1", low=1)
+    seed: int = option(42, low=0, high=2**31 - 1)
+    amp: str = option("float32", flag="", choices=("float32", "bfloat16", "float16"))
+    average_period: int = option(20, "updates between two steps of the running average of the model", low=1)
+    save_every_n: int = option(2000, "updates between two checkpoint-N.pt", low=1)
+    keep_last_k: int = option(2, "checkpoint-N.pt that are kept; epoch-N.pt are never removed", low=1)
+    log_interval: int = option(20, "updates between two lines of the log and two points of the curves", low=1)
+    valid_interval: int = option(0, "updates between two validations within an epoch; 0: at its end only", low=0)
+    tensorboard: bool = option(True, "curves under EXP_DIR/tensorboard")
+    accum_grad: int = option(1, "batches per update", low=1)
+
+    def check(self) -> None:
+        if self.amp == "float16" and not torch.cuda.is_available():
+            raise ConfigError("amp", "float16 needs a GPU: use bfloat16 on a CPU")
+
+
+@dataclass
+class Progress:
+    """Counters; all that a resumed run needs beside the tensors."""
+
+    epoch: int = 1  # the epoch in progress
+    batch: int = 0  # batches of it that were consumed
+    update: int = 0  # updates since the start
+    best_valid_loss: float = float("inf")
+    seconds: float = 0.0  # spent in updates
+
+
+class Trainer:
+    """Model, objective, optimiser and counters of a run. `update.py` and `epochs.py` hold the verbs."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        criterion: Criterion,
+        co_training: CoTraining,
+        optimizer: torch.optim.Optimizer,
+        schedule: Schedule,
+        normalizer: Normalizer,
+        config: LoopConfig,
+        exp_dir: Path,
+        description: Mapping[str, Any],
+        clip_grad_norm: float = 5.0,
+        after_update: Sequence[Hook] = (),
+        encode: Callable[[str], list[int]] | None = None,
+        augment: Augment | None = None,
+        ranks: Ranks | None = None,
+    ) -> None:
+        """
+        Args:
+          schedule: learning rate by the number of the update.
+          normalizer: what a batch adds to the number that losses are divided by.
+          description: plain data for the checkpoints' JSON: from it decode.py and export.py rebuild everything.
+          after_update: called in turn behind each update; what they return is logged.
+          encode: transcript -> token ids, for batches that come without targets.
+          augment: (inputs, lengths, generator) -> inputs.
+        """
+        self.model, self.criterion, self.co_training = model, criterion, co_training
+        self.optimizer, self.schedule, self.normalizer = optimizer, schedule, normalizer
+        self.config, self.exp_dir, self.description = config, exp_dir, dict(description)
+        self.clip_grad_norm, self.after_update = clip_grad_norm, tuple(after_update)
+        self.encode, self.augment, self.ranks = encode, augment, ranks or Ranks()
+        self.device = next(model.parameters()).device
+        self.progress = Progress()
+        self.average = RunningAverage(model, config.average_period)
+        self.scaler = make_scaler(enabled=config.amp == "float16")
+        self.board = Board(exp_dir, config.tensorboard and self.ranks.is_main)
+
+    # --- batches ----------------------------------------------------------------------------------------------
+
+    def prepare(self, batch: Batch, number: int, index: int = 0) -> Batch:
+        """Batch `index` of update `number` with its targets, augmented, on the model's device: all branches see it."""
+        if self.augment is not None:
+            draw = self.rank_number(number * self.config.accum_grad + index)
+            generator = torch.Generator().manual_seed(generator_seed("spec-augment", self.config.seed, draw))
+            batch = replace(batch, inputs=self.augment(batch.inputs, batch.input_lens, generator))
+        return self.with_targets(batch)
+
+    def with_targets(self, batch: Batch) -> Batch:
+        """The batch on the model's device, its transcripts as token ids."""
+        if batch.targets is None and self.encode is not None:
+            batch = replace(batch, targets=[self.encode(text) for text in batch.texts])
+        return batch.to(self.device)
+
+    def rank_number(self, number: int) -> int:
+        """A number of its own for every rank, from one that all ranks have."""
+        return number * self.ranks.world_size + self.ranks.rank
+
+    def all_ranks_size(self, batches: Sequence[Batch]) -> float:
+        """The normaliser of an update, over all its batches and ranks."""
+        own = float(sum(self.normalizer(batch) for batch in batches))
+        return self.ranks.sum_metrics({"size": own}, self.device)["size"]
+
+    @torch.no_grad()
+    def all_reduce_gradients(self) -> None:
+        """Sum the gradients over the ranks, and take the mean of BatchNorm's running statistics."""
+        if self.ranks.world_size == 1:
+            return
+        buffers = [b for b in self.model.buffers() if b.is_floating_point()]
+        self.ranks.sum_tensors([*(p.grad for p in self.model.parameters() if p.grad is not None), *buffers])
+        for buffer in buffers:
+            buffer.div_(self.ranks.world_size)
+
+    def report(self, metrics: Mapping[str, float], totals: FrameMeans) -> None:
+        """A line of the log and points of the curves, every `log_interval` updates."""
+        number = self.progress.update
+        if number % self.config.log_interval:
+            return
+        if self.ranks.is_main:
+            logging.info("epoch %d, update %d: %s", self.progress.epoch, number, describe(metrics))
+        self.board.write("train/current_", metrics, number)
+        self.board.write("train/tot_", totals.means(), number)
+        self.board.write("quant/", quant_statistics(self.model), number)
+
+    # --- checkpoints ------------------------------------------------------------------------------------------
+
+    def save(self, name: str) -> None:
+        """Write a checkpoint; all ranks hold the same one."""
+        if self.ranks.is_main:
+            self.write(name)
+
+    def write(self, name: str) -> None:
+        meta = {**self.description, "progress": asdict(self.progress), "update": self.progress.update}
+        meta["average_period"] = self.config.average_period
+        meta["scaler"] = self.scaler.state_dict()  # plain numbers; empty where there is no float16
+        checkpoint = Checkpoint(
+            model=self.model.state_dict(),
+            meta=meta,
+            optimizer=optimizer_tensors(self.optimizer),
+            model_avg=self.average.mean,
+        )
+        save_checkpoint(self.exp_dir / name, checkpoint)
+
+    def save_numbered(self) -> None:
+        """`checkpoint-<update>.pt`, of which the last `keep_last_k` are kept."""
+        self.save(f"checkpoint-{self.progress.update}.pt")
+        if not self.ranks.is_main:
+            return
+        for number in numbered(self.exp_dir, "checkpoint")[: -self.config.keep_last_k]:
+            (self.exp_dir / f"checkpoint-{number}.pt").unlink()
+
+    def resume(self, path: Path) -> None:
+        """Continue from a checkpoint of the same configuration.
+
+        Raises:
+          UserError: the checkpoint was written with another model, quantization, units or features.
+        """
+        checkpoint = load_checkpoint(path)
+        check_same_run(checkpoint.meta, self.description, path)
+        load_model_state(self.model, checkpoint.model, path)
+        load_optimizer_tensors(self.optimizer, checkpoint.optimizer)
+        self.average.mean = checkpoint.model_avg
+        if self.scaler.is_enabled() and checkpoint.meta.get("scaler"):
+            self.scaler.load_state_dict(checkpoint.meta["scaler"])
+        self.progress = Progress(**checkpoint.meta["progress"])
+        logging.info("continuing from %s: epoch %d", path, self.progress.epoch)
+
+
+IDENTITY = ("model", "quant", "co_training", "tokenizer", "features")  # sections that one run has alike throughout
+FREE = {"num_epochs", "save_every_n", "keep_last_k", "tensorboard", "log_interval", "valid_interval"}
+FREE |= {"num_workers", "cache_features", "manifest_dir"}  # may change without changing what is trained
+
+
+def check_same_run(before: Mapping[str, Any], now: Mapping[str, Any], path: Path) -> None:
+    """Compare the description in a checkpoint with that of the run which is to continue it.
+
+    Settings that decide what is trained must be equal; of other differences a warning tells.
+
+    Raises:
+      UserError: the fields that differ.
+    """
+    for section in IDENTITY:
+        changed = changes(before.get(section), now.get(section), section)
+        if changed:
+            raise UserError(
+                f"{path} was trained with another {section} configuration ({'; '.join(changed[:3])}): "
+                "give the settings that it was made with, or start a new run"
+            )
+    others = [changes(before["settings"].get(s), now["settings"].get(s), s) for s in before.get("settings", {})]
+    changed = [line for lines in others for line in lines if line.split()[0].split(".")[-1] not in FREE]
+    if changed:
+        logging.warning("continuing with other settings than before: %s", "; ".join(changed))
+
+
+def changes(before: Any, now: Any, name: str) -> list[str]:
+    """`section.field old -> new` for every leaf that differs."""
+    if isinstance(before, Mapping) and isinstance(now, Mapping):
+        keys = dict.fromkeys([*before, *now])
+        return [line for key in keys for line in changes(before.get(key), now.get(key), f"{name}.{key}")]
+    return [] if before == now else [f"{name} {_short(before)} -> {_short(now)}"]
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 40 else text[:40] + "..."
+
+
+def newest_checkpoint(exp_dir: Path) -> Path | None:
+    """The checkpoint with the most updates, or None where there is none yet."""
+    paths = [exp_dir / f"{name}-{n}.pt" for name in ("epoch", "checkpoint") for n in numbered(exp_dir, name)[-1:]]
+    if not paths:
+        return None
+    return max(paths, key=lambda path: load_checkpoint(path).meta["update"])
+
+
+def make_scaler(enabled: bool) -> Any:
+    """Gradient scaler for float16; torch 2 moved it."""
+    if hasattr(torch.amp, "GradScaler"):
+        return torch.amp.GradScaler("cuda", enabled=enabled)
+    return torch.cuda.amp.GradScaler(enabled=enabled)
