@@ -45,4 +45,3 @@ __all__ = [
     "sp_probabilities",
     "use_precision",
 ]
-from lowbit_k2.quant._shim import DEFAULT_RULES, PRESETS, Allocation, clamp_alphas, plain_name

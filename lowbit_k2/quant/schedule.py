@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Sequence
 
 import torch
 
@@ -75,12 +76,11 @@ def sp_probabilities(
     return [math.log(low + (high - low) * depth) for depth in depths]
 
 
-def draw_sp(probabilities, generator, precisions=(2, 1)):
+def draw_sp(probabilities: Sequence[float], generator: torch.Generator, low: int = 1, high: int = 2) -> list[int]:
     """One independent draw per layer: `low` bits with its probability, else `high` bits.
 
     The generator is the caller's own and on the CPU, so that all ranks draw alike and a resumed run continues it.
     """
-    high, low = precisions[0], precisions[-1]
     uniform = torch.rand(len(probabilities), generator=generator, dtype=torch.float64).tolist()
     return [low if u < p else high for u, p in zip(uniform, probabilities, strict=True)]
 

@@ -118,12 +118,12 @@ def test_files_of_a_test_set(speller: Recognizer, tmp_path: Path, capsys: pytest
     folder = tmp_path / "ctc-greedy-search"
     assert sorted(p.name for p in folder.iterdir()) == [f"errs-{name}", f"recogs-{name}", f"wer-summary-{name}"]
     assert (folder / f"wer-summary-{name}").read_text() == "settings\tWER\nctc-greedy-search\t40.00\n"
-    assert outcome.timing.audio == pytest.approx(0.01 * sum(int(b.feature_lens.sum()) for b in batches))
+    assert outcome.timing.audio == pytest.approx(0.01 * sum(int(b.input_lens.sum()) for b in batches))
 
 
 def test_audio_too_short_for_the_encoder_gives_no_words(speller: Recognizer) -> None:
     full = spelled_batch(["YES"], ["YES"])
-    short = Batch(full.features[:, :2], torch.tensor([2]), ["YES"], ["short"])
+    short = Batch(full.inputs[:, :2], torch.tensor([2]), ["YES"], ["short"])
     outcome = decode_set(speller, [short], 0.01)
     assert outcome.found["ctc-greedy-search", ""] == [("short", ["YES"], [])]
 

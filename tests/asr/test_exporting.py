@@ -117,7 +117,7 @@ def test_recalibrated_statistics_are_those_of_the_exported_precision(
     exp_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     features, lens = toy_batch()
-    batch = Batch(features=features, feature_lens=lens, texts=[""] * 3, ids=list("abc"))
+    batch = Batch(inputs=features, input_lens=lens, texts=[""] * 3, ids=list("abc"))
     monkeypatch.setattr(exporting, "calibration_batches", lambda args, loaded, cuts: [batch] * args.recalibrate_bn)
     means = {}
     for precision in ("1", "2"):

@@ -31,8 +31,8 @@ def ids(batches) -> list[list[str]]:
 
 
 def equal(one: Batch, other: Batch) -> bool:
-    same = one.ids == other.ids and one.texts == other.texts and torch.equal(one.feature_lens, other.feature_lens)
-    return same and torch.equal(one.features, other.features)
+    same = one.ids == other.ids and one.texts == other.texts and torch.equal(one.input_lens, other.input_lens)
+    return same and torch.equal(one.inputs, other.features)
 
 
 def test_every_cut_comes_once_per_epoch(toy_corpus: ToyCorpus) -> None:
@@ -42,10 +42,10 @@ def test_every_cut_comes_once_per_epoch(toy_corpus: ToyCorpus) -> None:
         assert sorted(name for batch in batches for name in batch.ids) == sorted(toy_corpus.cuts.ids)
         assert len(batches) == module.num_train_batches(toy_corpus.cuts, epoch)
         for batch in batches:
-            assert batch.features.shape[:2] == (len(batch.ids), int(batch.feature_lens.max()))
+            assert batch.inputs.shape[:2] == (len(batch.ids), int(batch.input_lens.max()))
             # lhotse stops when one more of the longest so far would be too much: the last may be a little longer.
-            assert (batch.features.size(0) - 1) * batch.features.size(1) <= 800
-            for matrix, length in zip(batch.features, batch.feature_lens.tolist(), strict=True):
+            assert (batch.inputs.size(0) - 1) * batch.inputs.size(1) <= 800
+            for matrix, length in zip(batch.inputs, batch.input_lens.tolist(), strict=True):
                 torch.testing.assert_close(matrix[:length].mean(dim=0), torch.zeros(80), atol=1e-4, rtol=0)
                 assert bool((matrix[length:] == 0).all())
 
@@ -125,7 +125,7 @@ def test_on_the_fly_features(toy_corpus: ToyCorpus) -> None:
     fresh = list(make(toy_corpus, on_the_fly_feats=True).valid_batches(toy_corpus.cuts.drop_features().to_eager()))
     for one, other in zip(stored, fresh, strict=True):
         assert one.ids == other.ids
-        torch.testing.assert_close(one.features, other.features, atol=0.15, rtol=0)  # lilcom rounds
+        torch.testing.assert_close(one.inputs, other.features, atol=0.15, rtol=0)  # lilcom rounds
 
 
 def test_the_largest_batches_of_an_epoch(toy_corpus: ToyCorpus) -> None:
@@ -136,8 +136,8 @@ def test_the_largest_batches_of_an_epoch(toy_corpus: ToyCorpus) -> None:
     assert all(ids in [sorted(batch.ids) for batch in batches] for ids in found)
     assert len({tuple(ids) for ids in found}) == len(found) >= 1, "each once"
     assert max(len(batch.ids) for batch in largest.values()) == max(len(batch.ids) for batch in batches)
-    assert max(int(batch.feature_lens.max()) for batch in largest.values()) == max(
-        int(batch.feature_lens.max()) for batch in batches
+    assert max(int(batch.input_lens.max()) for batch in largest.values()) == max(
+        int(batch.input_lens.max()) for batch in batches
     )
     assert all(reason.replace(" ", "").isalpha() for reason in largest)
     assert make(toy_corpus, max_duration=600.0, drop_last=True).largest_batches(toy_corpus.cuts) == {}
@@ -235,5 +235,5 @@ def test_real_speech(data_dir: Path, tmp_path: Path) -> None:
     module = AsrDataModule(DataConfig(tmp_path, max_duration=20.0, num_buckets=4, on_the_fly_feats=True))
     batches = list(module.train_batches(lhotse.CutSet.from_cuts(cuts), 1))
     assert sum(len(batch.ids) for batch in batches) == 48
-    frames = sum(int(batch.feature_lens.sum()) for batch in batches)
+    frames = sum(int(batch.input_lens.sum()) for batch in batches)
     assert frames == pytest.approx(100 * sum(cut.duration for cut in cuts), rel=0.01)

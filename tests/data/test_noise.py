@@ -94,11 +94,11 @@ def test_training_batches_with_noise(toy_corpus: ToyCorpus, noises: list, tmp_pa
     rest = list(AsrDataModule(config).train_batches(toy_corpus.cuts, epoch=2, skip=3))
     assert len(rest) == len(whole) - 3 > 0
     for one, other in zip(whole[3:], rest, strict=True):
-        assert one.ids == other.ids and bool((one.features == other.features).all())
+        assert one.ids == other.ids and bool((one.inputs == other.features).all())
     untouched = 0
     for noisy, plain in zip(whole, clean.train_batches(toy_corpus.cuts, epoch=2), strict=True):
-        assert noisy.ids == plain.ids and noisy.feature_lens.tolist() == plain.feature_lens.tolist()
+        assert noisy.ids == plain.ids and noisy.input_lens.tolist() == plain.input_lens.tolist()
         untouched += sum(bool((a == b).all()) for a, b in zip(noisy.features, plain.features, strict=True))
     assert 5 < untouched < 25
     pairs = zip(module.valid_batches(toy_corpus.cuts), clean.valid_batches(toy_corpus.cuts), strict=True)
-    assert all(bool((a.features == b.features).all()) for a, b in pairs)
+    assert all(bool((a.features == b.inputs).all()) for a, b in pairs)

@@ -217,8 +217,8 @@ def test_the_packed_file_gives_the_same_logits_and_words(
     data = AsrDataModule(DataConfig(manifest_dir=an4_data / "fbank", max_duration=8.0))
     with torch.no_grad(), use_precision(loaded.model, precision_assignment(precision, loaded)):
         for batch in data.test_batches(load_cuts(an4_data / "fbank", "an4", "test")):
-            expected, lens = loaded.model(batch.features, batch.feature_lens)
-            found, found_lens = packed.model(batch.features, batch.feature_lens)
+            expected, lens = loaded.model(batch.inputs, batch.input_lens)
+            found, found_lens = packed.model(batch.inputs, batch.input_lens)
             assert torch.equal(found, expected) and torch.equal(found_lens, lens)
             assert expected.isfinite().all()
 

@@ -11,7 +11,7 @@ import torch
 from lowbit_k2.errors import UserError
 from lowbit_k2.losses.co_training import CoTraining, CoTrainingConfig, kl_divergence
 from lowbit_k2.losses.rnnt import RnntConfig, RnntCriterion, node_weights, pad_targets, torchaudio_rnnt_loss
-from lowbit_k2.models.transducer import ConformerTransducer, TransducerConfig
+from lowbit_k2.models.transducer import Transducer, TransducerConfig
 from lowbit_k2.quant import QuantConfig, quantize_model, use_precision
 
 FEATURES = torch.randn(2, 60, 20, generator=torch.Generator().manual_seed(3))
@@ -23,16 +23,16 @@ needs_torchaudio = pytest.mark.skipif(
 )
 
 
-def make_model(ctc_head: bool = False) -> ConformerTransducer:
+def make_model(ctc_head: bool = False) -> Transducer:
     torch.manual_seed(0)
     config = TransducerConfig.preset(
         "demo", ctc_head=ctc_head, num_features=20, vocab_size=7, d_model=16, num_layers=3, ffn_dim=32, conv_kernel=5,
         subsampling_channels=4, dropout=0.0, ffn_dropout=0.0, decoder_dim=12, joiner_dim=10,
     )  # fmt: skip
-    return ConformerTransducer(config)
+    return Transducer(config)
 
 
-def run(model: ConformerTransducer, update: int = 5000, shared=None, **config):
+def run(model: Transducer, update: int = 5000, shared=None, **config):
     return RnntCriterion(RnntConfig(**config))(model, FEATURES, LENS, TARGETS, update, shared)
 
 

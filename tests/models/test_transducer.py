@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lowbit_k2.errors import UserError
-from lowbit_k2.models import ConformerCtc, ConformerTransducer, TransducerConfig, config_from_dict, make_model
+from lowbit_k2.models import ConformerCtc, Transducer, TransducerConfig, model_config_from_dict, make_model
 from lowbit_k2.models.transducer import Joiner, StatelessDecoder
 from lowbit_k2.quant import QuantConfig, quantize_model
 
@@ -45,9 +45,9 @@ def test_the_joiner_broadcasts_and_takes_projected_input() -> None:
 def test_the_configuration_survives_json() -> None:
     config = TransducerConfig.preset("tiny", ctc_head=True, vocab_size=60, context_size=1, dropout=0.05)
     assert (config.vocab_size, config.decoder_dim, config.encoder.dropout) == (60, 144, 0.05)
-    assert config_from_dict(json.loads(json.dumps(config.to_dict()))) == config
-    assert config_from_dict(json.loads(json.dumps(config.encoder.to_dict()))) == config.encoder
-    assert isinstance(make_model(config), ConformerTransducer) and isinstance(make_model(config.encoder), ConformerCtc)
+    assert model_config_from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    assert model_config_from_dict(json.loads(json.dumps(config.encoder.to_dict()))) == config.encoder
+    assert isinstance(make_model(config), Transducer) and isinstance(make_model(config.encoder), ConformerCtc)
 
 
 @pytest.mark.parametrize(
@@ -63,12 +63,12 @@ def test_the_configuration_survives_json() -> None:
 )
 def test_wrong_configurations(values: dict) -> None:
     with pytest.raises(UserError):
-        config_from_dict({**TransducerConfig.preset("tiny").to_dict(), **values})
+        model_config_from_dict({**TransducerConfig.preset("tiny").to_dict(), **values})
 
 
 def test_every_matrix_of_a_transducer_gets_its_bits() -> None:
     """With `all-low` nothing but the projections of the simple loss, which are not stored, stays float."""
-    model = ConformerTransducer(TransducerConfig.preset("demo", vocab_size=30, ctc_head=True))
+    model = Transducer(TransducerConfig.preset("demo", vocab_size=30, ctc_head=True))
     report = quantize_model(model, QuantConfig.preset("all-low"))
     roles = {row.name: (row.role, row.bits) for row in report.rows}
     assert len(roles) == len(report.rows)
@@ -76,7 +76,7 @@ def test_every_matrix_of_a_transducer_gets_its_bits() -> None:
     assert roles["decoder.conv.weight"] == ("decoder", (4,))
     assert roles["joiner.encoder_proj.weight"] == roles["joiner.output.weight"] == ("joiner", (4,))
     floats = {name for name, (_, bits) in roles.items() if bits == (32,)}
-    assert {name.split(".")[0] for name in floats} <= set(ConformerTransducer.training_only)
+    assert {name.split(".")[0] for name in floats} <= set(Transducer.training_only)
 
 
 def test_what_only_training_needs_can_be_left_out() -> None:
@@ -90,5 +90,5 @@ def test_what_only_training_needs_can_be_left_out() -> None:
 @pytest.mark.parametrize(("name", "millions"), [("small", 10.0), ("medium", 30.0), ("large", 118.0)])
 def test_preset_sizes(name: str, millions: float) -> None:
     """The sizes for 960 hours, without what training alone needs."""
-    model = ConformerTransducer(TransducerConfig.preset(name), for_training=False)
+    model = Transducer(TransducerConfig.preset(name), for_training=False)
     assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(millions, rel=0.1)

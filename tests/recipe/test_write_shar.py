@@ -64,7 +64,7 @@ def test_training_reads_shards(fbank: Path, tmp_path: Path) -> None:
         batches.append(epochs[0] + epochs[1])
     assert [batch.ids for batch in batches[0]] == [batch.ids for batch in batches[1]]
     for one, other in zip(*batches, strict=True):
-        np.testing.assert_allclose(one.features, other.features, atol=0.1)
+        np.testing.assert_allclose(one.inputs, other.features, atol=0.1)
 
 
 def test_audio(fbank: Path, tmp_path: Path) -> None:
@@ -73,7 +73,7 @@ def test_audio(fbank: Path, tmp_path: Path) -> None:
         path.unlink()
     data = AsrDataModule(DataConfig(manifest_dir=tmp_path / "shar", max_duration=2.0, on_the_fly_feats=True))
     batches = list(data.valid_batches(load_cuts(tmp_path / "shar", "toy", "train")))
-    assert sum(len(batch.ids) for batch in batches) == 10 and batches[0].features.shape[1:] == (50, 80)
+    assert sum(len(batch.ids) for batch in batches) == 10 and batches[0].inputs.shape[1:] == (50, 80)
 
 
 def test_the_second_run_does_nothing(fbank: Path, tmp_path: Path) -> None:

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import torch
 
-from lowbit_k2.train.distributed import Ranks, joined, ranks_from_environment
-from lowbit_k2.train.loop import LoopConfig, Trainer
+from lowbit_k2.train.distributed import Ranks, process_group, ranks_from_environment
+from lowbit_k2.train.trainer import LoopConfig, Trainer
+from lowbit_k2.train.update import update
 from tests.train.toy import run_epochs, toy_batches, toy_trainer
 
 LOOP = LoopConfig(num_epochs=2, average_period=2, save_every_n=2, tensorboard=False)
@@ -18,7 +19,7 @@ LOOP = LoopConfig(num_epochs=2, average_period=2, save_every_n=2, tensorboard=Fa
 def split(batch, rank: int):
     """The utterance of a batch of two that a rank gets."""
     part = slice(rank, rank + 1)
-    return replace(batch, features=batch.features[part], feature_lens=batch.feature_lens[part], texts=batch.texts[part])
+    return replace(batch, inputs=batch.inputs[part], input_lens=batch.input_lens[part], texts=batch.texts[part])
 
 
 def one_update(ranks: Ranks, exp_dir: Path, precisions: tuple[str, ...]) -> Trainer:
@@ -27,7 +28,7 @@ def one_update(ranks: Ranks, exp_dir: Path, precisions: tuple[str, ...]) -> Trai
     trainer.model.eval()
     [batch] = toy_batches(1, count=1)
     batches = [split(batch, ranks.rank)] if ranks.world_size > 1 else [batch]
-    metrics = trainer.update(batches)
+    metrics = update(trainer, batches)
     result = {name: p.grad for name, p in trainer.model.named_parameters() if p.grad is not None}
     torch.save({"grads": result, "metrics": metrics}, exp_dir / f"update-{ranks.rank}-of-{ranks.world_size}.pt")
     return trainer
@@ -47,11 +48,11 @@ def main() -> None:
     if task == "fail" and ranks.rank == 1:
         print("rank 1 gives up", file=sys.stderr)
         sys.exit(7)
-    with joined(ranks):
+    with process_group(ranks):
         if task == "train":
             train(ranks, folder)
         elif task == "fail":
-            ranks.sum_([torch.ones(1)])  # waits for the rank that has left
+            ranks.sum_tensors([torch.ones(1)])  # waits for the rank that has left
         else:
             one_update(ranks, folder, tuple(task.split(",")))
 

@@ -7,10 +7,9 @@ import torch
 
 from lowbit_k2.errors import UserError
 from lowbit_k2.models.masking import MaskedBatchNorm, valid_frames
-from lowbit_k2.models.subsampling import subsampled_length
 from lowbit_k2.quant import use_precision
 from lowbit_k2.train.batchnorm import recalibrate
-from tests.train.toy import toy_batches, toy_trainer
+from tests.train.toy import CONFIG, toy_batches, toy_trainer
 
 
 def test_first_norm_gets_the_mean_of_its_inputs(tmp_path):
@@ -23,8 +22,7 @@ def test_first_norm_gets_the_mean_of_its_inputs(tmp_path):
         assert recalibrate(model, batches) == len(batches)
     hook.remove()
     means = [
-        x[valid_frames(subsampled_length(b.feature_lens), x.size(1))].mean(0)
-        for x, b in zip(seen, batches, strict=True)
+        x[valid_frames(CONFIG.output_lens(b.input_lens), x.size(1))].mean(0) for x, b in zip(seen, batches, strict=True)
     ]
     torch.testing.assert_close(norm.running_mean, torch.stack(means).mean(0), rtol=1e-4, atol=1e-5)
     assert all(not m.training and m.momentum == 0.1 for m in model.modules() if isinstance(m, MaskedBatchNorm))

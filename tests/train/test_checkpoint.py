@@ -16,6 +16,7 @@ from lowbit_k2.train.checkpoint import (
     save_checkpoint,
     select_checkpoint,
 )
+from lowbit_k2.train.epochs import train_epoch
 from tests.train.toy import run_epochs, toy_batches, toy_trainer
 
 
@@ -62,7 +63,7 @@ def test_running_average_between_two_epochs_is_the_mean_over_their_updates(tmp_p
     states = {}
     for epoch in (1, 2):
         for batch in toy_batches(epoch, count=6):
-            trainer.train_epoch([batch])
+            train_epoch(trainer, [batch])
             states[trainer.progress.update] = {n: v.double().clone() for n, v in trainer.model.state_dict().items()}
         trainer.progress.epoch = epoch
         trainer.finish_epoch({}, {})
@@ -82,7 +83,7 @@ def test_average_between_two_epochs(tmp_path):
     states = []
     for epoch in (1, 2, 3):
         for batch in toy_batches(epoch, count=3):
-            trainer.train_epoch([batch])
+            train_epoch(trainer, [batch])
             states.append(trainer.model.ctc_head.bias.detach().double().clone())
         trainer.finish_epoch({}, {})
     chosen = select_checkpoint(tmp_path, 3, 0, 2, use_averaged_model=True)

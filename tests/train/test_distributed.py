@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from lowbit_k2.errors import UserError
-from lowbit_k2.train.distributed import Ranks, ranks_from_environment, run_as_ranks, start_ranks
+from lowbit_k2.train.distributed import Ranks, launch_ranks, ranks_from_environment, start_ranks
 from tests.train.ranks import one_update
 
 RANKS = 2
@@ -50,17 +50,17 @@ def test_one_failure_ends_all_and_says_why(tmp_path: Path, capsys: pytest.Captur
 
 
 def test_ranks_of_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert ranks_from_environment() is None and run_as_ranks(1) == Ranks()
+    assert ranks_from_environment() is None and launch_ranks(1) == Ranks()
     monkeypatch.setenv("RANK", "9")
     monkeypatch.setenv("WORLD_SIZE", "16")
     monkeypatch.setenv("LOCAL_RANK", "1")
-    assert run_as_ranks(8) == Ranks(rank=9, world_size=16, local_rank=1)
-    assert not run_as_ranks(8).is_main
+    assert launch_ranks(8) == Ranks(rank=9, world_size=16, local_rank=1)
+    assert not launch_ranks(8).is_main
 
 
 def test_senseless_number_of_ranks() -> None:
-    with pytest.raises(UserError, match="--world-size must be at least 1"):
-        run_as_ranks(0)
+    with pytest.raises(UserError, match="world_size must be at least 1"):
+        launch_ranks(0)
 
 
 def test_draws_differ_between_ranks(tmp_path: Path) -> None:
@@ -68,7 +68,7 @@ def test_draws_differ_between_ranks(tmp_path: Path) -> None:
 
     [batch] = toy_batches(1, count=1)
     trainers = [toy_trainer(tmp_path, ranks=Ranks(rank, 2)) for rank in range(2)]
-    draws = [trainer.draw(number) for number in range(5) for trainer in trainers]
+    draws = [trainer.rank_number(number) for number in range(5) for trainer in trainers]
     assert len(set(draws)) == len(draws)
-    masked = [trainer.augmented(batch, trainer.draw(3)).features for trainer in trainers]
+    masked = [trainer.prepare(batch, 3).inputs for trainer in trainers]
     assert not torch.equal(*masked)

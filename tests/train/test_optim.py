@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lowbit_k2.quant import alpha_parameters
-from lowbit_k2.train.optim import OptimConfig, clip_gradients, hold_alphas, make_optimizer, noam_rate, set_rate
+from lowbit_k2.train.optim import OptimConfig, clip_gradients, floor_of_alphas, make_optimizer, noam, set_rate
 from tests.train.toy import toy_trainer
 
 
@@ -25,7 +25,7 @@ def test_each_parameter_is_in_one_group_and_alphas_do_not_decay(tmp_path):
 
 def test_noam_peaks_at_the_end_of_the_warm_up():
     config = OptimConfig(lr_factor=5.0, warm_step=100)
-    rates = [noam_rate(n, 256, config) for n in range(1, 400)]
+    rates = [noam(config, 256)(n) for n in range(1, 400)]
     assert max(rates) == rates[99] == pytest.approx(5.0 / (256 * 100) ** 0.5)
     assert rates[24] == pytest.approx(rates[99] / 4)
     assert rates[398] == pytest.approx(rates[99] * (100 / 399) ** 0.5)
@@ -55,8 +55,8 @@ def test_alphas_have_their_own_rate_and_stay_positive(tmp_path):
     with torch.no_grad():
         alphas[0].fill_(-0.3)
         alphas[1].fill_(0.02)
-    assert hold_alphas(optimizer, 0.05) == {"alphas_held": 2.0}
+    hold = floor_of_alphas(0.05)
+    assert hold(model, 1) == {"alphas_held": 2.0}
     assert [float(a.detach()) for a in alphas[:3]] == pytest.approx([0.05, 0.05, 1.0])
-    assert hold_alphas(optimizer, 0.05) == {"alphas_held": 0.0}
-    plain = toy_trainer(tmp_path, ("32",))
-    assert hold_alphas(plain.optimizer, 0.05) == {}
+    assert hold(model, 2) == {"alphas_held": 0.0}
+    assert floor_of_alphas(0.05)(toy_trainer(tmp_path, ("32",)).model, 1) == {}

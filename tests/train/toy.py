@@ -6,14 +6,15 @@ import torch
 
 from lowbit_k2.data.batch import Batch
 from lowbit_k2.losses.co_training import CoTraining, CoTrainingConfig
-from lowbit_k2.models import ConformerConfig, ConformerCtc
+from lowbit_k2.losses.ctc import CtcCriterion
+from lowbit_k2.models import ConformerConfig, CtcConfig, make_model
 from lowbit_k2.quant import QuantConfig, quantize_model
-from lowbit_k2.train.loop import LoopConfig, Trainer
-from lowbit_k2.train.optim import OptimConfig, make_optimizer
+from lowbit_k2.train.epochs import save_epoch, train_epoch, validate
+from lowbit_k2.train.optim import OptimConfig, floor_of_alphas, make_optimizer, noam
+from lowbit_k2.train.trainer import LoopConfig, Trainer
 
-CONFIG = ConformerConfig(
-    num_features=20, vocab_size=6, d_model=16, num_layers=2, ffn_dim=32, conv_kernel=5, subsampling_channels=4
-)
+ENCODER = ConformerConfig(num_features=20, d_model=16, num_layers=2, ffn_dim=32, conv_kernel=5, subsampling_channels=4)
+CONFIG = CtcConfig(ENCODER, vocab_size=6)
 
 
 def encode(text: str) -> list[int]:
@@ -26,9 +27,7 @@ def toy_batches(epoch: int, skip: int = 0, count: int = 5) -> list[Batch]:
     for index in range(count):
         lens = torch.tensor([40 + index, 31])
         features = torch.randn(2, 40 + index, 20, generator=generator)
-        batches.append(
-            Batch(features=features, feature_lens=lens, texts=["abca", "ee"], ids=[f"{index}a", f"{index}b"])
-        )
+        batches.append(Batch(inputs=features, input_lens=lens, texts=["abca", "ee"], ids=[f"{index}a", f"{index}b"]))
     return batches[skip:]
 
 
@@ -44,24 +43,28 @@ def toy_trainer(
     co_training = CoTrainingConfig(precisions=precisions)
     bits = co_training.trained_precisions
     config = QuantConfig.preset("float") if bits == (32,) else QuantConfig.preset(quant, precisions=bits)
-    model = ConformerCtc(CONFIG)
+    model = make_model(CONFIG)
     quantize_model(model, config)
     optim = OptimConfig(lr_factor=0.5, warm_step=10)
     return Trainer(
         model=model,
-        objective=CoTraining(co_training, config, CONFIG.num_layers, seed=1),
+        criterion=CtcCriterion(),
+        co_training=CoTraining(co_training, CONFIG.num_layers, config.layer_prefix, seed=1),
         optimizer=make_optimizer(model, optim),
-        optim_config=optim,
+        schedule=noam(optim, CONFIG.d_model),
+        normalizer=lambda batch: float(CONFIG.output_lens(batch.input_lens).sum()),
         config=loop or LoopConfig(num_epochs=2, average_period=2, tensorboard=False),
+        exp_dir=exp_dir,
+        description={"model": CONFIG.to_dict(), "quant": config.to_dict(), "co_training": co_training.to_dict()},
+        clip_grad_norm=optim.clip_grad_norm,
+        after_update=[floor_of_alphas(optim.alpha_floor)],
         encode=encode,
         augment=augment,
-        exp_dir=exp_dir,
         ranks=ranks,
-        meta={"model": CONFIG.to_dict(), "quant": config.to_dict(), "co_training": co_training.to_dict()},
     )
 
 
 def run_epochs(trainer: Trainer, last: int) -> None:
     for epoch in range(trainer.progress.epoch, last + 1):
-        train = trainer.train_epoch(toy_batches(epoch, skip=trainer.progress.batch))
-        trainer.finish_epoch(train, trainer.validate(toy_batches(99, count=1)))
+        train = train_epoch(trainer, toy_batches(epoch, skip=trainer.progress.batch))
+        save_epoch(trainer, train, validate(trainer, toy_batches(99, count=1)))
