@@ -174,7 +174,7 @@ class CoTraining:
         if STOCHASTIC in self.config.precisions:
             generator = torch.Generator().manual_seed(generator_seed("sp", self.seed, update))
             quantized = [bits for bits in self.config.bits if bits < FLOAT]
-            draw = draw_sp(self.probabilities, generator, low=quantized[-1], high=quantized[0])
+            draw = draw_sp(self.probabilities, generator, (quantized[0], quantized[-1]))
             result.append(Branch(STOCHASTIC, layer_assignment(self.quant_config, draw)))
         return result
 

@@ -130,11 +130,14 @@ def test_why_tensors_stay_float(make_model) -> None:
     model.normed = nn.utils.parametrizations.spectral_norm(normed)
     config = QuantConfig.preset("paper", schemes={"output": TensorScheme((32,))})
     reasons = {row.name: row.reason for row in quantize_model(model, config).rows}
-    assert reasons["extra.weight"] == "no rule names it"
+    model_of_its_own = nn.Module()
+    model_of_its_own.matrix = nn.Parameter(torch.zeros(3, 3))
+    assert quantize_model(model_of_its_own, config).rows[0].reason == "no rule names it"
+    assert reasons["extra.weight"] is None
     assert reasons["encoder.norm.weight"] == "paper leaves it float"
     assert reasons["ctc_head.weight"] == "32 bits asked for"
     assert reasons["encoder.layers.0.ff1.w1.weight"] is None
-    assert reasons["normed.parametrizations.weight.original"] == "no rule names it"
+    assert reasons["normed.parametrizations.weight.original"] == "under another parametrization"
 
 
 def test_refusals(make_model) -> None:
