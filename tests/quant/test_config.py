@@ -97,7 +97,7 @@ BAD = [
     (lambda: QuantConfig("x", {"bias": TensorScheme((8,))}), "role bias"),
     (lambda: QuantConfig("x", {"output": TensorScheme((2, 1))}), "switched_roles"),
     (
-        lambda: QuantConfig("x", {"encoder_linear": TensorScheme((1, 3)), "attention": TensorScheme((4, 2))}),
+        lambda: QuantConfig("x", {"linear": TensorScheme((1, 3)), "attention": TensorScheme((4, 2))}),
         "in common",
     ),
     (lambda: QuantConfig("x", rules=("*", "role")), "rules are pairs"),
@@ -120,7 +120,8 @@ BAD = [
     (lambda: QuantConfig.from_json("{"), "JSON"),
     (lambda: QuantConfig.from_dict({"name": "x", "colour": "red"}), "colour"),
     (lambda: QuantConfig.from_dict({}), "name"),
-    (lambda: QuantConfig.from_dict({"name": "x", "schemes": {"bias": {"bits": 3}}}), "config"),
+    (lambda: QuantConfig.from_dict({"name": "x", "schemes": {"bias": {"bits": 3}}}), "give a tuple"),
+    (lambda: QuantConfig.from_dict({"name": "x", "schemes": {"bias": {"size": 3}}}), "config"),
 ]
 
 
