@@ -168,7 +168,7 @@ def test_presets_reach_any_model(preset: str) -> None:
         {
             "embed": nn.Embedding(9, 8),
             "front": nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU()),
-            "trunk": nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16), 2),
+            "trunk": nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 2),
             "head": nn.Linear(8, 9),
         }
     )
