@@ -23,6 +23,7 @@ from lowbit_k2.quant.parameters import alpha_parameters, clamp_alphas, parameter
 from lowbit_k2.quant.quantizer import QUANTIZERS, WeightQuantizer, register_quantizer
 from lowbit_k2.quant.report import QuantReport, ReportRow
 from lowbit_k2.quant.rules import DEFAULT_RULES
+from lowbit_k2.quant.scales import STATISTICS, register_statistic
 from lowbit_k2.quant.schedule import draw_sp, generator_seed, sp_probabilities
 from lowbit_k2.quant.statistics import quant_statistics
 from lowbit_k2.quant.switching import current_assignment, layer_assignment, layer_names, use_precision
@@ -32,6 +33,7 @@ __all__ = [
     "DEFAULT_RULES",
     "PRECISIONS",
     "QUANTIZERS",
+    "STATISTICS",
     "Allocation",
     "CodebookQuantizer",
     "ExportTensor",
@@ -60,6 +62,7 @@ __all__ = [
     "quantizer_parameters",
     "rederive_scales",
     "register_quantizer",
+    "register_statistic",
     "round_to_half",
     "sp_probabilities",
     "use_precision",

@@ -16,7 +16,7 @@ from lowbit_k2.quant.config import TensorScheme, low_bits
 from lowbit_k2.quant.fake_quant import DEFAULT_RULE, GradientRule, Spec, fake_quantize_all
 from lowbit_k2.quant.projection import project, spread
 from lowbit_k2.quant.quantizer import WeightQuantizer, register_quantizer
-from lowbit_k2.quant.scales import RUNNING_MOMENTUM, STORED_STATISTICS, measure, measure_tensors, scale_from_statistic
+from lowbit_k2.quant.scales import RUNNING_MOMENTUM, STATISTICS, measure, measure_tensors, scale_from_statistic
 
 
 class LinearQuantizer(WeightQuantizer):
@@ -41,8 +41,13 @@ class LinearQuantizer(WeightQuantizer):
         one = torch.ones((), dtype=weight.dtype, device=weight.device)
         alphas = {str(b): nn.Parameter(one.clone(), requires_grad=not frozen) for b in low_bits(self.bits)}
         self.alphas = nn.ParameterDict(alphas)
-        stored = bool(self.alphas) and scheme.scale in STORED_STATISTICS
+        stored = bool(self.alphas) and STATISTICS[scheme.scale].is_stored
         self.register_buffer("statistic", measure(weight, scheme.scale, scheme.granularity) if stored else None)
+
+    @property
+    def follows(self) -> bool:
+        """Whether the statistic is a running one."""
+        return STATISTICS[self.scheme.scale].updates == "running"
 
     def quantize(self, weight: Tensor, bits: int) -> Tensor:
         spec = Spec(bits, self.scheme.granularity, self.rule)
@@ -82,7 +87,7 @@ class LinearQuantizer(WeightQuantizer):
     @torch.no_grad()
     def rederive(self, weight: Tensor) -> None:
         """Set a running statistic to that of the present weights; those set once at the start stay."""
-        if self.statistic is not None and self.scheme.scale == "running-absmax":
+        if self.statistic is not None and self.follows:
             self.statistic.copy_(measure(weight, self.scheme.scale, self.scheme.granularity))
 
     @torch.no_grad()
@@ -98,8 +103,7 @@ class LinearQuantizer(WeightQuantizer):
         """One node of the autograd graph for all, see `fake_quantize_all`."""
         low = [q.active_bits != HALF_BITS for q in quantizers]
         for quantizer, weight, is_low in zip(quantizers, weights, low, strict=True):
-            moves = quantizer.training and not quantizer.frozen and quantizer.scheme.scale == "running-absmax"
-            if is_low and moves:
+            if is_low and quantizer.follows and quantizer.training and not quantizer.frozen:
                 quantizer.follow(weight)
         alphas = [q.alphas[str(q.active_bits)] if is_low else None for q, is_low in zip(quantizers, low, strict=True)]
         specs = [Spec(q.active_bits, q.scheme.granularity, q.rule) for q in quantizers]
@@ -127,7 +131,7 @@ def steps_together(quantizers: Sequence[LinearQuantizer], weights: Sequence[Tens
         else:
             steps[i] = quantizer.step(weight, quantizer.active_bits)
     for (scale, bits, *_), members in groups.items():
-        if scale in STORED_STATISTICS:
+        if STATISTICS[scale].is_stored:
             statistics = torch.stack([quantizers[i].statistic for i in members])
         else:
             statistics = measure_tensors([weights[i] for i in members], scale)
