@@ -23,7 +23,7 @@ from lowbit_k2.data.tokenizer import load_tokenizer
 from lowbit_k2.export import pack_model
 from lowbit_k2.losses.objectives import make_criterion
 from lowbit_k2.models import ModelConfig
-from lowbit_k2.quant import PRESETS, QuantConfig, layer_assignment, parse_precision, use_precision
+from lowbit_k2.quant import PRESETS, Allocation, QuantConfig, use_precision
 from lowbit_k2.train.update import arithmetic
 
 UTTERANCE = 15.0  # seconds: a long one of LibriSpeech; attention takes memory by the square of it
@@ -105,9 +105,8 @@ def measure_sizes(config: ModelConfig, presets: dict[str, QuantConfig]) -> list[
             model, _ = build_model(config, quant)
             loaded = LoadedModel(model.eval(), config, quant, NoTokens(), FEATURES.to_dict())
             for precision in precisions_of(quant):
-                bits = parse_precision(precision, config.num_layers)
                 path = Path(folder) / "packed"
-                with use_precision(model, bits if isinstance(bits, int) else layer_assignment(quant, bits)):
+                with use_precision(model, Allocation.parse(precision, config.num_layers, quant.layer_prefix)):
                     pack_model(loaded, path)
                 found.append((name, precision, path.stat().st_size))
     return found

@@ -69,7 +69,7 @@ class RunConfig(Config):
 class QuantOptions(Config):
     """A preset of the quantization, and what may be changed in it."""
 
-    preset: str = option("lossless16", "bits by role", flag="quant-config", choices=tuple(PRESETS))
+    preset: str = option("lossless16", "bits by role", flag="quant-config", choices=PRESETS)
     scale: str = option("2std-clipped", "statistic of the switched tensors", choices=STATISTICS)
     granularity: str = option("tensor", "weights that share a step, in the switched tensors", choices=GRANULARITIES)
     alpha_grad: str = option(

@@ -17,7 +17,7 @@ import json
 import math
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,7 @@ def option(
     default: Any,
     help: str = "",
     *,
-    choices: Sequence[str] = (),
+    choices: Collection[str] = (),
     low: float | None = None,
     above: float | None = None,
     high: float | None = None,
@@ -55,12 +55,12 @@ def option(
     Args:
       default: its value; a list, dict or function gives a fresh value for each object.
       help: for the command line.
-      choices: the only values allowed.
+      choices: the only values allowed; a registry may be given, which grows.
       low, above, high: a number is at least `low`, more than `above`, at most `high`; never NaN or infinite.
       flag: name of the flag where it is not the field's own; "" for a field that no flag sets.
       parse: function from the flag's text to the value, where the type of the field does not say it.
     """
-    metadata = {"help": help, "choices": tuple(choices), "low": low, "above": above, "high": high}
+    metadata = {"help": help, "choices": choices, "low": low, "above": above, "high": high}
     metadata |= {"flag": flag, "parse": parse}
     if callable(default):
         return dataclasses.field(default_factory=default, metadata=metadata)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import nn
 
 from lowbit_k2.core.models import check_shapes
 from lowbit_k2.errors import UserError
+from lowbit_k2.export.own_model import attach_packed_inputs, packed_state
 from lowbit_k2.models import ModelConfig, make_model, model_config_from_dict
 from lowbit_k2.packed import PackedModel, read_packed
 
@@ -41,17 +41,13 @@ def load_packed_model(path: str | Path) -> LoadedPackedModel:
         )
     try:
         config = model_config_from_dict(packed.model_config)
-        check_shapes(config, {tensor.name: tensor.shape for tensor in packed.tensors}, for_training=False)
+        shapes = {name: tensor.shape for tensor in packed.tensors for name in (tensor.name, *tensor.aliases)}
+        check_shapes(config, shapes, for_training=False)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     model = make_model(config, for_training=False)
-    _fill(model, packed)
-    return LoadedPackedModel(model.eval(), config, packed)
-
-
-def _fill(model: nn.Module, packed: PackedModel) -> None:
-    """Its shapes have been compared with those of the configuration; counters of training batches are not stored."""
-    state = {tensor.name: torch.from_numpy(tensor.dequantize()) for tensor in packed.tensors}
-    missing, unexpected = model.load_state_dict(state, strict=False)
-    missing = [name for name in missing if not name.endswith(".num_batches_tracked")]
+    missing, unexpected = model.load_state_dict(packed_state(packed), strict=False)
+    missing = [name for name in missing if not name.endswith(".num_batches_tracked")]  # not stored
     assert not missing and not unexpected, (missing, unexpected)
+    attach_packed_inputs(model, packed)
+    return LoadedPackedModel(model.eval(), config, packed)

@@ -3,30 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from lowbit_k2.core.encodings import encoding_of
+from lowbit_k2.core.grids import PRECISIONS
 from lowbit_k2.errors import UserError
 from lowbit_k2.packed import PackedModel, PackedTensor, write_packed
 from lowbit_k2.quant import ExportTensor, export_tensors, plain_state_dict, use_precision
 from lowbit_k2.quant.walker import NO_ROLE, quant_config_of
 
-# Precision -> encoding. The grids of 3 and 5 to 7 bits have no encoding of their own yet and take the next wider one.
-ENCODING_OF_BITS = {
-    1: "binary",
-    2: "ternary",
-    3: "int4",
-    4: "int4",
-    5: "int8",
-    6: "int8",
-    7: "int8",
-    8: "int8",
-    16: "float16",
-    32: "float32",
-}
+# Precision -> encoding of the linear grids.
+ENCODING_OF_BITS = {bits: encoding_of(bits).name for bits in PRECISIONS}
 
 
 class _Config(Protocol):
@@ -86,8 +78,9 @@ def packed_tensors(model: nn.Module) -> list[PackedTensor]:
     What the model's class names in `training_only` is left out.
     """
     unused = tuple(f"{module}." for module in getattr(model, "training_only", ()))
-    tensors = [_pack(tensor) for tensor in export_tensors(model) if not tensor.name.startswith(unused)]
-    names = {tensor.name for tensor in tensors}
+    exported = export_tensors(model)
+    tensors = [_pack(tensor) for tensor in exported if not tensor.name.startswith(unused)]
+    names = {name for tensor in exported for name in (tensor.name, *tensor.aliases)}
     config = quant_config_of(model)
     for name, value in plain_state_dict(model).items():
         if name in names or name.startswith(unused):
@@ -96,19 +89,31 @@ def packed_tensors(model: nn.Module) -> list[PackedTensor]:
             continue
         if not torch.isfinite(value).all():
             raise UserError(f"{name} holds numbers that are not finite: the training diverged")
-        role = config.role_of(name, value.dim()) or NO_ROLE
+        owner = type(model.get_submodule(name.rpartition(".")[0]))
+        role = config.role_of(name, value.dim(), owner) or NO_ROLE
         tensors.append(PackedTensor.from_values(name, role, "float32", to_numpy(value)))
     return tensors
 
 
 def _pack(tensor: ExportTensor) -> PackedTensor:
-    encoding = ENCODING_OF_BITS[tensor.bits]
+    packed = _without_notes(tensor)
+    if tensor.aliases:
+        packed = replace(packed, aliases=tensor.aliases)
+    if tensor.input_bits:
+        packed = replace(packed, input_bits=tensor.input_bits)
+    return packed
+
+
+def _without_notes(tensor: ExportTensor) -> PackedTensor:
+    """The numbers alone."""
+    encoding = encoding_of(tensor.bits, is_index=tensor.table is not None).name
     if tensor.codes is None:
         return PackedTensor.from_values(tensor.name, tensor.role, encoding, to_numpy(tensor.values))
     if not (tensor.step > 0).all():  # the statistic is never negative, so this is alpha or an underflow
         raise UserError(f"{tensor.name}: its step at {tensor.bits} bits is not positive: look at its alpha")
     codes, step = to_numpy(tensor.codes), to_numpy(tensor.step)
-    return PackedTensor.from_codes(tensor.name, tensor.role, encoding, codes, step, tensor.granularity)
+    table = {} if tensor.table is None else {"table": to_numpy(tensor.table)}
+    return PackedTensor.from_codes(tensor.name, tensor.role, encoding, codes, step, tensor.granularity, **table)
 
 
 def to_numpy(tensor: Tensor):

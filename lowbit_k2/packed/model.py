@@ -53,6 +53,8 @@ class PackedTensor:
     granularity: str = "tensor"
     table: tuple[float, ...] | None = None
     zero_point: int = 0
+    aliases: tuple[str, ...] = ()
+    input_bits: int = 0
 
     def __post_init__(self) -> None:
         if self.is_float:

@@ -6,28 +6,48 @@
     with use_precision(model, 1):
         loss(model(batch)).backward()
 
-Reading order: projection (codes), scales (s), fake_quant (gradients), config and presets, quantizer, walker, switching,
-report, export, statistics, schedule. `docs/adding-a-quantizer.md` says where a new one goes.
+Reading order: projection (codes), scales (s), fake_quant (gradients), rules, config and presets, quantizer, linear,
+codebook, inputs, walker, allocation, switching, report, export, parameters, statistics, schedule. `docs/own-model.md`
+takes a model of your own from float to packed file, `docs/adding-a-quantizer.md` says where a new quantizer goes.
 """
 
 from lowbit_k2.core.grids import PRECISIONS, max_code
+from lowbit_k2.quant.allocation import Allocation, parse_precision
+from lowbit_k2.quant.codebook import CodebookQuantizer
 from lowbit_k2.quant.config import QuantConfig, TensorScheme
-from lowbit_k2.quant.export import ExportTensor, export_tensors, plain_state_dict, rederive_scales
+from lowbit_k2.quant.export import ExportTensor, export_tensors, plain_name, plain_state_dict, rederive_scales
 from lowbit_k2.quant.fake_quant import fake_quantize, round_to_half
+from lowbit_k2.quant.inputs import attach_input_quantizers
+from lowbit_k2.quant.linear import LinearQuantizer
+from lowbit_k2.quant.parameters import alpha_parameters, clamp_alphas, parameter_groups, quantizer_parameters
+from lowbit_k2.quant.presets import PRESETS
+from lowbit_k2.quant.quantizer import QUANTIZERS, WeightQuantizer, register_quantizer
 from lowbit_k2.quant.report import QuantReport, ReportRow
-from lowbit_k2.quant.schedule import draw_sp, generator_seed, parse_precision, sp_probabilities
-from lowbit_k2.quant.statistics import alpha_parameters, quant_statistics
+from lowbit_k2.quant.rules import DEFAULT_RULES
+from lowbit_k2.quant.scales import STATISTICS, register_statistic
+from lowbit_k2.quant.schedule import draw_sp, generator_seed, sp_probabilities
+from lowbit_k2.quant.statistics import quant_statistics
 from lowbit_k2.quant.switching import current_assignment, layer_assignment, layer_names, use_precision
 from lowbit_k2.quant.walker import quantize_model
 
 __all__ = [
+    "DEFAULT_RULES",
     "PRECISIONS",
+    "PRESETS",
+    "QUANTIZERS",
+    "STATISTICS",
+    "Allocation",
+    "CodebookQuantizer",
     "ExportTensor",
+    "LinearQuantizer",
     "QuantConfig",
     "QuantReport",
     "ReportRow",
     "TensorScheme",
+    "WeightQuantizer",
     "alpha_parameters",
+    "attach_input_quantizers",
+    "clamp_alphas",
     "current_assignment",
     "draw_sp",
     "export_tensors",
@@ -36,11 +56,16 @@ __all__ = [
     "layer_assignment",
     "layer_names",
     "max_code",
+    "parameter_groups",
     "parse_precision",
+    "plain_name",
     "plain_state_dict",
     "quant_statistics",
     "quantize_model",
+    "quantizer_parameters",
     "rederive_scales",
+    "register_quantizer",
+    "register_statistic",
     "round_to_half",
     "sp_probabilities",
     "use_precision",

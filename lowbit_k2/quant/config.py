@@ -1,7 +1,7 @@
 """QuantConfig: which tensors take which precisions, by role, as plain validated data that a checkpoint can store.
 
-A *role* is what a tensor does in the model (a feed-forward matrix, a norm). `rules` turn parameter names into roles,
-`schemes` give each role its precisions; a role without a scheme stays float32.
+A *role* is a label for what a tensor does in the model (a feed-forward matrix, a norm). `rules` turn parameters into
+roles (see rules.py), `schemes` give each role its quantizer and precisions; a role without a scheme stays float32.
 """
 
 from __future__ import annotations
@@ -9,43 +9,20 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from fnmatch import fnmatchcase
 from typing import Any
 
-from lowbit_k2.core.grids import FLOAT_BITS, GRANULARITIES, HALF_BITS, LOW_BITS, PRECISIONS
+from lowbit_k2.core.grids import FLOAT_BITS, GRANULARITIES, LOW_BITS, PRECISIONS
 from lowbit_k2.errors import UserError
 from lowbit_k2.quant.fake_quant import ALPHA_GRAD_SCALES, ALPHA_GRADS, WEIGHT_GRADS, GradientRule
+from lowbit_k2.quant.rules import DEFAULT_RULES, checked_rules, match_role
 from lowbit_k2.quant.scales import STATISTICS
 
-MATRIX_ROLES = (
-    "encoder_linear",  # feed-forward matrices
-    "attention",  # query, key, value, out and position projections
-    "convolution",  # the convolution module: pointwise and depthwise
-    "subsampling",
-    "embedding",
-    "decoder",
-    "joiner",
-    "output",  # CTC head
-)
-VECTOR_ROLES = ("norm", "bias")
-ROLES = (*MATRIX_ROLES, *VECTOR_ROLES)
+BIAS = "bias"  # where vectors go
 
-# (glob on the parameter's name, role): the first match wins. `*` matches dots, too.
-DEFAULT_RULES: tuple[tuple[str, str], ...] = (
-    ("*.norm.*", "norm"),
-    ("*.norm_*", "norm"),
-    ("norm.*", "norm"),
-    ("*bias", "bias"),
-    ("*.pos_bias_[uv]", "bias"),
-    ("*.attention.*", "attention"),
-    ("encoder.layers.*.conv.*", "convolution"),
-    ("encoder.layers.*", "encoder_linear"),
-    ("*subsampling.*", "subsampling"),
-    ("*embedding.*", "embedding"),
-    ("decoder.*", "decoder"),
-    ("joiner.*", "joiner"),
-    ("ctc_head.*", "output"),
-)
+# Roles of this project's models that the paper leaves float. Without a scheme they stay so, and nobody is warned.
+FLOAT_ROLES = ("subsampling", "embedding", "decoder", "joiner", "output", "norm", "bias", "training_only")
+SWITCHED_ROLES = ("encoder_linear", "attention", "linear")
+INPUT_BITS = (0, 2, 3, 4, 5, 6, 7, 8, 16)
 
 
 @dataclass(frozen=True)
@@ -55,19 +32,31 @@ class TensorScheme:
     bits: one precision (fixed) or several (switched at run time; the first is the default).
     scale: statistic s of `step = alpha * s`, see scales.py; not used at 16 and 32 bits.
     granularity: how many weights share an s: "tensor", "channel" or "block64" (alpha is always one per tensor).
+    quantizer: name of its class: "linear", "codebook", or one of your own (`register_quantizer`).
+    input_bits: 2 to 8 or 16 quantizes what goes into the Linear or convolution that owns the tensor, see inputs.py;
+      0 leaves it float.
     """
 
     bits: tuple[int, ...]
     scale: str = "2std-clipped"
     granularity: str = "tensor"
+    quantizer: str = "linear"
+    input_bits: int = 0
 
     def __post_init__(self) -> None:
+        if isinstance(self.bits, (str, int)):
+            raise UserError(f"bits {self.bits!r}: give a tuple of precisions, as (2, 1)")
         object.__setattr__(self, "bits", tuple(self.bits))
         unknown = [b for b in self.bits if b not in PRECISIONS]
         if unknown or not self.bits or len(set(self.bits)) != len(self.bits):
             raise UserError(f"bits {self.bits}: give one or more different precisions out of {_spell(PRECISIONS)}")
         _check("scale statistic", self.scale, STATISTICS)
         _check("granularity", self.granularity, GRANULARITIES)
+        if self.input_bits not in INPUT_BITS:
+            raise UserError(f"input_bits {self.input_bits!r}: choose one of {_spell(INPUT_BITS)}")
+        if self.input_bits and self.bits == (FLOAT_BITS,):
+            raise UserError("input_bits goes with quantized weights, it cannot stand beside bits (32,)")
+        _check_quantizer(self)
         if self.scale == "absmean" and any(2 < b <= 8 for b in self.bits):
             raise UserError(f"scale absmean is defined at 1 and 2 bits, not at {self.bits}: take lsq or running-absmax")
 
@@ -78,8 +67,10 @@ class QuantConfig:
 
     name: of the preset, or your own; it appears in reports and error lines.
     schemes: role -> TensorScheme; a role not named stays float32.
-    rules: (glob on the plain parameter name, role), first match wins; the default fits the models of this project.
+    rules: (pattern, role), first match wins; the default knows the names of this project's models, and then goes by
+      the kind of module: `linear`, `convolution`, `embedding`, `attention`, `norm`, `recurrent`.
     switched_roles: roles that follow `use_precision`; the others keep their one precision.
+    float_roles: roles that stay float on purpose where they have no scheme; `quantize_model` warns of all others.
     layer_prefix: layer i is the module f"{layer_prefix}.{i}".
     alpha_grad: "chain" (d step / d alpha = s) or "authors" (the factor s dropped).
     weight_grad: "identity" (the paper) or "clipped" (zero outside the clipping range, LSQ).
@@ -89,24 +80,30 @@ class QuantConfig:
     name: str
     schemes: Mapping[str, TensorScheme] = field(default_factory=dict)
     rules: tuple[tuple[str, str], ...] = DEFAULT_RULES
-    switched_roles: tuple[str, ...] = ("encoder_linear", "attention")
+    switched_roles: tuple[str, ...] = SWITCHED_ROLES
+    float_roles: tuple[str, ...] = FLOAT_ROLES
     layer_prefix: str = "encoder.layers"
     alpha_grad: str = "chain"
     weight_grad: str = "identity"
     alpha_grad_scale: str = "none"
 
     def __post_init__(self) -> None:
+        if not isinstance(self.schemes, Mapping):
+            raise UserError(f"schemes map roles to TensorScheme, they are not {self.schemes!r}")
         object.__setattr__(self, "schemes", dict(self.schemes))
-        object.__setattr__(self, "rules", tuple((glob, role) for glob, role in self.rules))
-        object.__setattr__(self, "switched_roles", tuple(self.switched_roles))
+        object.__setattr__(self, "rules", checked_rules(self.rules))
+        for name in ("switched_roles", "float_roles"):
+            if isinstance(getattr(self, name), str):
+                raise UserError(f"{name} {getattr(self, name)!r}: give a tuple of roles")
+            object.__setattr__(self, name, tuple(getattr(self, name)))
         _check("alpha_grad", self.alpha_grad, ALPHA_GRADS)
         _check("weight_grad", self.weight_grad, WEIGHT_GRADS)
         _check("alpha_grad_scale", self.alpha_grad_scale, ALPHA_GRAD_SCALES)
-        for role in (*self.schemes, *self.switched_roles, *(role for _, role in self.rules)):
-            _check("role", role, ROLES)
         for role, scheme in self.schemes.items():
-            if role in VECTOR_ROLES and not set(scheme.bits) <= {HALF_BITS, FLOAT_BITS}:
-                raise UserError(f"role {role} holds vectors, which take 16 or 32 bits, not {_spell(scheme.bits)}")
+            if not isinstance(role, str) or not isinstance(scheme, TensorScheme):
+                raise UserError(f"the scheme of role {role!r} is no TensorScheme but {scheme!r}")
+            if role == BIAS and low_bits(scheme.bits):
+                raise UserError(f"role bias holds vectors, which take 16 or 32 bits, not {_spell(scheme.bits)}")
             if len(scheme.bits) > 1 and role not in self.switched_roles:
                 raise UserError(f"role {role} has several precisions: name it in switched_roles as well")
         if len(self._switched_bits()) > 1 and not self.switched_precisions:
@@ -130,25 +127,27 @@ class QuantConfig:
 
     @property
     def switched_precisions(self) -> tuple[int, ...]:
-        """Precisions that every switched role has, in the order of the first such role; (32,) where none has any."""
+        """Precisions for the whole model, in order: those of the switched roles that each of them has, or that has one
+        precision only, which it keeps; (32,) where nothing is switched."""
         switched = self._switched_bits()
         if not switched:
             return (FLOAT_BITS,)
-        return tuple(b for b in switched[0] if all(b in bits for bits in switched))
+        every = dict.fromkeys(b for bits in switched for b in bits)
+        return tuple(b for b in every if all(b in bits or len(bits) == 1 for bits in switched))
 
     @property
     def gradient_rule(self) -> GradientRule:
         return GradientRule(self.alpha_grad, self.weight_grad, self.alpha_grad_scale)
 
-    def role_of(self, name: str, num_dims: int) -> str | None:
-        """Role of a parameter by its plain name; None where no rule matches.
+    def role_of(self, name: str, num_dims: int, owner: type | None = None) -> str | None:
+        """Role of a parameter by its plain name and the class of the module that owns it; None where no rule matches.
 
-        Vectors are never matrices, whatever the rules say: a 1-D tensor that a rule sends to a matrix role is a bias.
+        Vectors take no low precisions: one that a rule sends to a role with some below 16 is a bias.
         """
-        for glob, role in self.rules:
-            if fnmatchcase(name, glob):
-                return "bias" if num_dims < 2 and role in MATRIX_ROLES else role
-        return None
+        role = match_role(self.rules, name, owner)
+        if num_dims < 2 and role in self.schemes and low_bits(self.schemes[role].bits):
+            return BIAS
+        return role
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON; `from_dict` reads it back."""
@@ -188,6 +187,12 @@ class QuantConfig:
 def _check(what: str, value: str, allowed: Sequence[str]) -> None:
     if value not in allowed:
         raise UserError(f"{what} {value!r} is unknown: choose one of {_spell(allowed)}")
+
+
+def _check_quantizer(scheme: TensorScheme) -> None:
+    from lowbit_k2.quant.quantizer import quantizer_class  # the classes need this module
+
+    quantizer_class(scheme.quantizer).check_scheme(scheme)
 
 
 def _spell(values: Sequence[object]) -> str:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from lowbit_k2.core.grids import FLOAT_BITS, HALF_BITS
 from lowbit_k2.errors import UserError
+from lowbit_k2.quant.inputs import input_quantizers
 from lowbit_k2.quant.projection import spread
 from lowbit_k2.quant.quantizer import WeightQuantizer
-from lowbit_k2.quant.switching import latent_weights
+from lowbit_k2.quant.switching import find_quantizers, latent_weights
 from lowbit_k2.quant.walker import NO_ROLE, PlainParameter, effective_weight, plain_parameters, quant_config_of
 
 
@@ -21,11 +22,14 @@ class ExportTensor:
 
     name, role: as in the report.
     bits: active precision.
-    codes: int8, true shape; None at 16 and 32 bits.
+    codes: int8, or uint8 where there is a table, true shape; None at 16 and 32 bits.
     step: float32, shape () for "tensor", (rows,) for "channel", (rows, blocks of 64 columns) for "block64"; None at 16
       and 32 bits. rows = dimension 0.
     values: fp16 or float32 tensor at 16 and 32 bits; None otherwise.
     granularity: "tensor", "channel" or "block64".
+    table: float32 (2^bits,), what each code stands for; None where codes are multiples of the step.
+    input_bits: of the input of the modules that own the tensor; 0 for float inputs.
+    aliases: further names of the same tensor in the state_dict, of tied weights.
     """
 
     name: str
@@ -35,11 +39,16 @@ class ExportTensor:
     step: Tensor | None = None
     values: Tensor | None = None
     granularity: str = "tensor"
+    table: Tensor | None = None
+    input_bits: int = 0
+    aliases: tuple[str, ...] = ()
 
     def dequantize(self) -> Tensor:
         """The float32 weight, bitwise the one that the quantized model computes with."""
         if self.codes is None:
             return self.values.float()
+        if self.table is not None:
+            return self.table[self.codes.long()]
         return self.codes.float() * spread(self.step, self.codes.shape, self.granularity)
 
 
@@ -47,23 +56,26 @@ class ExportTensor:
 def export_tensors(model: nn.Module) -> list[ExportTensor]:
     """All parameters of the plain model under the current assignment, in the order of its modules.
 
-    `codes * step` equals bitwise the weight that the model uses in eval mode under the same assignment.
+    `codes * step`, or `table[codes]`, equals bitwise the weight that the model uses in eval mode under the same
+    assignment.
 
     Raises:
       UserError: an alpha of an active precision is not positive (a training script of your own must hold them above
         zero: look at `quant_statistics`), a weight is not finite, or a weight is not float32.
     """
     config = quant_config_of(model)
+    aliases = _aliases(model)
     exported = []
     for parameter in plain_parameters(model):
-        if not torch.isfinite(parameter.latent).all():
-            raise UserError(f"{parameter.name} holds numbers that are not finite: the training diverged")
+        name, latent = parameter.name, parameter.latent
+        if not torch.isfinite(latent).all():
+            raise UserError(f"{name} holds numbers that are not finite: the training diverged")
         if parameter.quantizer is None:
-            role = config.role_of(parameter.name, parameter.latent.dim()) or NO_ROLE
-            values = parameter.latent.detach().clone()
-            exported.append(ExportTensor(parameter.name, role, FLOAT_BITS, values=values))
+            role = config.role_of(name, latent.dim(), type(parameter.module)) or NO_ROLE
+            tensor = ExportTensor(name, role, FLOAT_BITS, values=latent.detach().clone())
         else:
-            exported.append(_export(parameter, parameter.quantizer))
+            tensor = _export(parameter, parameter.quantizer)
+        exported.append(replace(tensor, input_bits=_input_bits(parameter), aliases=aliases.get(name, ())))
     return exported
 
 
@@ -76,11 +88,28 @@ def _export(parameter: PlainParameter, quantizer: WeightQuantizer) -> ExportTens
         if not torch.isfinite(values).all():
             raise UserError(f"{name} has numbers beyond the range of fp16: give its role 32 bits")
         return ExportTensor(name, quantizer.role, bits, values=values)
-    alpha = quantizer.alphas[str(bits)].item()
-    if not alpha > 0.0:
-        raise UserError(f"{name}: its alpha at {bits} bits is {alpha}, not positive: lower the learning rate of alphas")
-    codes, step = quantizer.codes(latent, bits), quantizer.step(latent, bits)
-    return ExportTensor(name, quantizer.role, bits, codes, step, granularity=quantizer.scheme.granularity)
+    quantizer.check_export(bits)
+    codes, step, table = quantizer.codes(latent, bits), quantizer.step(latent, bits), quantizer.table(bits)
+    table = None if table is None else table.clone()
+    return ExportTensor(name, quantizer.role, bits, codes, step, granularity=quantizer.scheme.granularity, table=table)
+
+
+def _input_bits(parameter: PlainParameter) -> int:
+    """Bits of the inputs under the present assignment."""
+    if parameter.quantizer is not None and parameter.quantizer.active_bits == FLOAT_BITS:
+        return 0
+    return max((hook.bits for module in parameter.hooked() for hook in input_quantizers(module)), default=0)
+
+
+def _aliases(model: nn.Module) -> dict[str, tuple[str, ...]]:
+    """{name of a tensor: its further names in the state_dict}."""
+    names = {id(p.latent): p for p in plain_parameters(model)}
+    found: dict[str, tuple[str, ...]] = {}
+    for key, tensor in model.state_dict(keep_vars=True).items():
+        parameter = names.get(id(tensor))
+        if parameter is not None and (plain := _plain_name(key, parameter)) != parameter.name:
+            found[parameter.name] = (*found.get(parameter.name, ()), plain)
+    return found
 
 
 @torch.no_grad()
@@ -89,22 +118,24 @@ def plain_state_dict(model: nn.Module) -> dict[str, Tensor]:
 
     Parameters and buffers, the statistics of the quantizers left out. No tensor is shared with the model.
     """
-    was_training = [(module, module.training) for module in latent_weights(model)]
-    for module, _ in was_training:
-        module.training = False  # reading weights must not move a running statistic
+    quantizers = find_quantizers(model)
+    was_training = [(quantizer, quantizer.training) for quantizer in quantizers]
+    for quantizer in quantizers:
+        quantizer.training = False  # reading weights must not move a running statistic
     try:
         names = {id(p.latent): p for p in plain_parameters(model)}
+        own = {id(t) for q in quantizers for t in (*q.parameters(), *q.buffers())}
         plain = {}
         for key, tensor in model.state_dict(keep_vars=True).items():
             parameter = names.get(id(tensor))
             if parameter is not None:
-                plain[_plain_name(key)] = effective_weight(parameter).detach().clone()
-            elif not _inside_quantizer(key):
+                plain[_plain_name(key, parameter)] = effective_weight(parameter).detach().clone()
+            elif id(tensor) not in own:
                 plain[key] = tensor.detach().clone()
         return plain
     finally:
-        for module, training in was_training:
-            module.training = training
+        for quantizer, training in was_training:
+            quantizer.training = training
 
 
 @torch.no_grad()
@@ -117,15 +148,21 @@ def rederive_scales(model: nn.Module) -> None:
         quantizer.rederive(latent.detach())
 
 
-def _plain_name(key: str) -> str:
-    """`a.parametrizations.weight.original` -> `a.weight`; other names as they are."""
+def plain_name(key: str) -> str | None:
+    """Name in the plain model of an entry of a quantized model's state_dict; None for what a quantizer holds."""
     parts = key.split(".")
-    if parts[-1] == "original" and len(parts) >= 3 and parts[-3] == "parametrizations":
+    if "parametrizations" not in parts:
+        return key
+    if parts[-1] == "original" and parts[-3] == "parametrizations":
+        return ".".join([*parts[:-3], parts[-2]])
+    place = parts.index("parametrizations")
+    return None if parts[place + 2 : place + 3] == ["0"] else key  # else: another parametrization's own tensors
+
+
+def _plain_name(key: str, parameter: PlainParameter) -> str:
+    """`a.parametrizations.weight.original` -> `a.weight` where our own quantizer stands; other names as they are."""
+    parts = key.split(".")
+    if parameter.quantizer is not None:
+        assert parts[-1] == "original" and parts[-3] == "parametrizations", key
         parts = [*parts[:-3], parts[-2]]
     return ".".join(parts)
-
-
-def _inside_quantizer(key: str) -> bool:
-    """Alphas and statistics: `a.parametrizations.weight.0.alphas.1`, `a.parametrizations.weight.0.statistic`."""
-    parts = key.split(".")
-    return "parametrizations" in parts and ("alphas" in parts or parts[-1] == "statistic")

@@ -5,6 +5,9 @@ paper       as the code of arXiv 2505.21245: feed-forward and attention matrices
             4 bits with a running absmax, all else float32. The float leftovers keep the whole model large (9x).
 lossless16  the same, with subsampling and output layer at 8 bits and norms and biases in fp16: about 17x.
 all-low     every matrix at 4 bits or fewer, norms and biases in fp16: about 20x.
+
+In other models the rules by kind of module do the same: every Linear is switched, convolutions take 4 bits, embeddings
+are leftovers.
 """
 
 from __future__ import annotations
@@ -13,9 +16,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from lowbit_k2.errors import UserError
-from lowbit_k2.quant.config import QuantConfig, TensorScheme
+from lowbit_k2.quant.config import SWITCHED_ROLES, QuantConfig, TensorScheme
 
-SWITCHED_ROLES = ("encoder_linear", "attention")
+PRESETS = ("float", "paper", "lossless16", "all-low")
 LEFTOVER_MATRICES = ("subsampling", "embedding", "decoder", "joiner", "output")
 
 
@@ -44,5 +47,5 @@ def _schemes(name: str, switched: TensorScheme) -> dict[str, TensorScheme]:
         "all-low": {**paper, **dict.fromkeys(LEFTOVER_MATRICES, TensorScheme((4,), "running-absmax")), **half},
     }
     if name not in presets:
-        raise UserError(f"quantization preset {name!r} is unknown: choose one of {', '.join(presets)}")
+        raise UserError(f"quantization preset {name!r} is unknown: choose one of {', '.join(PRESETS)}")
     return presets[name]

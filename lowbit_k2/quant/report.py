@@ -13,7 +13,13 @@ from lowbit_k2.core.grids import FLOAT_BITS
 
 @dataclass(frozen=True)
 class ReportRow:
-    """One parameter tensor. `reason` says why it stays float32; it is None for quantized tensors."""
+    """One parameter tensor.
+
+    scale: statistic, or the quantizer's name where it is not linear.
+    reason: why it stays float32; None for quantized tensors.
+    input_bits: of the input of its module; 0 for float inputs.
+    is_index: codes are places in a table of 2^bits entries.
+    """
 
     name: str
     role: str
@@ -23,20 +29,24 @@ class ReportRow:
     scale: str | None = None
     granularity: str = "tensor"
     reason: str | None = None
+    input_bits: int = 0
+    is_index: bool = False
 
     @property
     def num_weights(self) -> int:
         return math.prod(self.shape)
 
     def bits_at(self, precision: int) -> int:
-        """Bits of this tensor when the model runs at `precision`: switched tensors follow, the others do not."""
+        """Bits of this tensor when the model runs at `precision`: switched tensors follow where they have it."""
         if precision == FLOAT_BITS:
             return FLOAT_BITS
         return precision if self.switched and precision in self.bits else self.bits[0]
 
     def bytes_at(self, precision: int) -> int:
         """Estimated bytes on disk, steps included: rows = dimension 0, each padded to whole bytes."""
-        return tensor_bytes(self.shape, encoding_of(self.bits_at(precision)), self.granularity)
+        bits = self.bits_at(precision)
+        encoding = encoding_of(bits, self.is_index)
+        return tensor_bytes(self.shape, encoding, self.granularity, 2**bits if encoding.is_index else 0)
 
 
 @dataclass(frozen=True)
@@ -87,6 +97,7 @@ class QuantReport:
                     "bits": list(row.bits),
                     "estimated_bytes": {str(p): row.bytes_at(p) for p in self.columns},
                     "reason": row.reason,
+                    "input_bits": row.input_bits,
                 }
                 for row in self.rows
             ],
@@ -108,10 +119,15 @@ class QuantReport:
 
     def _role_line(self, role: str) -> list[str]:
         rows = [row for row in self.rows if row.role == role]
-        bits = _join("/".join(str(b) for b in row.bits) for row in rows)
+        bits = _join("/".join(str(b) for b in row.bits) + _input_note(row) for row in rows)
         sizes = [f"{self.bytes_at(p, role) / 1000:.1f}" for p in self.columns]
         reasons = _join(row.reason for row in rows if row.reason)
         return [role, str(len(rows)), str(sum(row.num_weights for row in rows)), bits, *sizes, reasons]
+
+
+def _input_note(row: ReportRow) -> str:
+    """Behind the bits of the weights: " in8" for inputs of 8 bits."""
+    return f" in{row.input_bits}" if row.input_bits else ""
 
 
 def _join(values: Iterable[str]) -> str:

@@ -11,62 +11,109 @@
 
 "Set once" means when `quantize_model` is called: from then on alpha alone moves the step. The buffers hold mean|W| or
 max|W|; what depends on the precision (Qp) is applied on the way out, so one buffer serves all precisions of a tensor.
+`register_statistic` adds others.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from lowbit_k2.core.grids import BLOCK, max_code
+from lowbit_k2.errors import UserError
 
-STATISTICS = ("2std-clipped", "absmean", "lsq", "running-absmax")
-STORED_STATISTICS = ("absmean", "lsq", "running-absmax")
+UPDATES = ("always", "once", "running")
 RUNNING_MOMENTUM = 0.9
 SMALLEST_SCALE = 1e-8  # an all-zero group still has a step, so that 0 / step is 0 and not NaN
 
 
+@dataclass(frozen=True)
+class Statistic:
+    """One way to find s.
+
+    measure: (weight, granularity) -> what does not depend on the precision, shape
+      `group_shape(weight.shape, granularity)`, type of `weight`; see `grouped`.
+    scale: (what `measure` gave, bits) -> s, same shape.
+    updates: "always", measured at every forward; "once", when the model is quantized; "running", a moving average of
+      the forwards in train mode. The last two are kept in the quantizer's buffer `statistic`.
+    """
+
+    measure: Callable[[Tensor, str], Tensor]
+    scale: Callable[[Tensor, int], Tensor]
+    updates: str = "always"
+
+    @property
+    def is_stored(self) -> bool:
+        return self.updates != "always"
+
+
+STATISTICS: dict[str, Statistic] = {}
+
+
+def register_statistic(
+    name: str,
+    measure: Callable[[Tensor, str], Tensor],
+    scale: Callable[[Tensor, int], Tensor],
+    updates: str = "always",
+) -> None:
+    """Make a statistic known as `TensorScheme(scale=name)`, in every process that reads such a config.
+
+    Raises:
+      UserError: the name is taken, or `updates` is unknown; see `Statistic`.
+    """
+    if name in STATISTICS:
+        raise UserError(f"scale statistic {name!r} is there already: choose another name")
+    if updates not in UPDATES:
+        raise UserError(f"scale statistic {name!r}: updates {updates!r}: choose one of {', '.join(UPDATES)}")
+    STATISTICS[name] = Statistic(measure, scale, updates)
+
+
 def scale_from_statistic(statistic: Tensor, name: str, bits: int) -> Tensor:
     """s of each group from the statistic `measure` returned (or a buffer of it). Shape kept."""
-    top = max_code(bits)
-    if name == "2std-clipped":
-        scale = statistic.clamp(max=1.0) / top
-    elif name == "absmean":
-        scale = statistic
-    elif name == "lsq":
-        scale = 2.0 * statistic / math.sqrt(top)
-    else:
-        assert name == "running-absmax", name
-        scale = statistic / top
-    return scale.clamp(min=SMALLEST_SCALE)
+    return STATISTICS[name].scale(statistic, bits).clamp(min=SMALLEST_SCALE)
 
 
 @torch.no_grad()
 def measure(weight: Tensor, name: str, granularity: str) -> Tensor:
-    """The part of statistic `name` that is independent of the precision, per group: 2 std, mean|W| or max|W|.
+    """The part of statistic `name` that is independent of the precision, per group.
 
     Each row is reduced in the weight's own type by one thread and the rows are combined in float64, so that the
     result does not depend on the number of threads (a step that did would make exported codes irreproducible).
 
     Returns: shape `group_shape(weight.shape, granularity)`, type of `weight`.
     """
-    values, counts = _grouped(weight, granularity)  # (*groups, n); for "tensor" the groups are rows, merged below
-    whole = granularity == "tensor"
-    if name == "running-absmax":
-        low, high = torch.aminmax(values) if whole else torch.aminmax(values, dim=-1)
-        return torch.maximum(high, -low)
-    if name == "2std-clipped":
-        if whole:
-            return _two_deviations([values])[0]
-        squares = torch.linalg.vector_norm(values, dim=-1).double().square()
-        return (2.0 * _deviation(values.sum(-1).double(), squares, counts)).to(weight.dtype)
-    assert name in ("absmean", "lsq"), name
+    return STATISTICS[name].measure(weight, granularity)
+
+
+def _two_std(weight: Tensor, granularity: str) -> Tensor:
+    values, counts = grouped(weight, granularity)
+    if granularity == "tensor":
+        return _two_deviations([values])[0]
+    squares = torch.linalg.vector_norm(values, dim=-1).double().square()
+    return (2.0 * _deviation(values.sum(-1).double(), squares, counts)).to(weight.dtype)
+
+
+def _mean_magnitude(weight: Tensor, granularity: str) -> Tensor:
+    values, counts = grouped(weight, granularity)
     sums = values.abs().sum(-1).double()
-    return ((sums.sum() if whole else sums) / counts).to(weight.dtype)
+    return ((sums.sum() if granularity == "tensor" else sums) / counts).to(weight.dtype)
+
+
+def _largest_magnitude(weight: Tensor, granularity: str) -> Tensor:
+    values, _ = grouped(weight, granularity)
+    low, high = torch.aminmax(values) if granularity == "tensor" else torch.aminmax(values, dim=-1)
+    return torch.maximum(high, -low)
+
+
+register_statistic("2std-clipped", _two_std, lambda value, bits: value.clamp(max=1.0) / max_code(bits))
+register_statistic("absmean", _mean_magnitude, lambda value, bits: value, "once")
+register_statistic("lsq", _mean_magnitude, lambda value, bits: 2.0 * value / math.sqrt(max_code(bits)), "once")
+register_statistic("running-absmax", _largest_magnitude, lambda value, bits: value / max_code(bits), "running")
 
 
 @torch.no_grad()
@@ -76,7 +123,7 @@ def measure_tensors(weights: Sequence[Tensor], name: str) -> Tensor:
     The numbers after the sums are worked out for all tensors at once, for the sake of small models.
     """
     if name == "2std-clipped":
-        return _two_deviations([_grouped(weight, "tensor")[0] for weight in weights])
+        return _two_deviations([grouped(weight, "tensor")[0] for weight in weights])
     return torch.stack([measure(weight, name, "tensor") for weight in weights])
 
 
@@ -101,10 +148,11 @@ def _deviation(sums: Tensor, squares: Tensor, counts: Tensor | int) -> Tensor:
     return (centred.clamp(min=0.0) / (counts - several)).sqrt()
 
 
-def _grouped(weight: Tensor, granularity: str) -> tuple[Tensor, Tensor | int]:
+def grouped(weight: Tensor, granularity: str) -> tuple[Tensor, Tensor | int]:
     """Values with the weights of a group on the last axis, and the number of true weights in each group.
 
-    tensor, channel: (rows, cols); block64: (rows, blocks, 64), zero-padded, which no sum or maximum notices.
+    tensor: (rows, cols), of which all rows are one group; channel: (rows, cols); block64: (rows, blocks, 64),
+    zero-padded, which no sum or maximum notices, and the numbers of shape (blocks,).
     """
     rows = weight.detach().reshape(len(weight), -1)  # (rows, cols)
     num_cols = rows.shape[1]

@@ -1,4 +1,4 @@
-"""Precisions as users write them, and stochastic precision: which layers draw 1 bit."""
+"""Stochastic precision: which layers draw how many bits."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from collections.abc import Sequence
 
 import torch
 
-from lowbit_k2.core.grids import PRECISIONS
 from lowbit_k2.errors import UserError
 
 SP_SCHEDULES = ("log", "linear", "constant")
@@ -16,32 +15,6 @@ SP_SCHEDULES = ("log", "linear", "constant")
 # P(1 bit) at the first and the last layer. "log": the authors' code writes ln(linspace(e^0.2, e^0.8, L) / 0.9), which
 # is ln(linspace(e^a, e^b, L)) with a = 0.2 - ln 0.9 and b = 0.8 - ln 0.9. "linear": the range that the paper reports.
 _ENDPOINTS = {"log": (0.2 - math.log(0.9), 0.8 - math.log(0.9)), "linear": (0.2, 0.9), "constant": (0.5, 0.5)}
-
-
-def parse_precision(text: str, num_layers: int) -> int | list[int]:
-    """Read `--precision`.
-
-    "1", "2", "4", "16", "32"   one precision, returned as an int
-    "1.5"                       the first floor(L/2) layers at 1 bit, the others at 2
-    "1.5r"                      the same list reversed: the last floor(L/2) layers at 1 bit
-    "1,1,2,2"                   one precision per layer
-
-    Raises:
-      UserError: anything else, or a list whose length is not the number of layers.
-    """
-    text = text.strip()
-    if text in ("1.5", "1.5r"):
-        bits = [1] * (num_layers // 2) + [2] * (num_layers - num_layers // 2)
-        return bits if text == "1.5" else bits[::-1]
-    parts = [part.strip() for part in text.split(",")]
-    if not all(part.isascii() and part.isdigit() and int(part) in PRECISIONS for part in parts):
-        known = ", ".join(str(bits) for bits in PRECISIONS)
-        raise UserError(f"precision {text!r}: give one of {known}, 1.5, 1.5r, or one of them per layer, as 1,1,2,2")
-    if len(parts) == 1:
-        return int(parts[0])
-    if len(parts) != num_layers:
-        raise UserError(f"precision {text!r} names {len(parts)} layers, the model has {num_layers}")
-    return [int(part) for part in parts]
 
 
 def sp_probabilities(
@@ -76,13 +49,26 @@ def sp_probabilities(
     return [math.log(low + (high - low) * depth) for depth in depths]
 
 
-def draw_sp(probabilities: Sequence[float], generator: torch.Generator, low: int = 1, high: int = 2) -> list[int]:
-    """One independent draw per layer: `low` bits with its probability, else `high` bits.
+def draw_sp(
+    probabilities: Sequence[float], generator: torch.Generator, precisions: Sequence[int] = (2, 1)
+) -> list[int]:
+    """One independent draw per layer out of `precisions`, from high to low.
 
-    The generator is the caller's own and on the CPU, so that all ranks draw alike and a resumed run continues it.
+    Of k + 1 precisions a layer takes the one whose place is the number of successes in k draws with its probability:
+    for two of them, the lower one with that probability. The generator is the caller's own and on the CPU, so that all
+    ranks draw alike and a resumed run continues it; it gives one number per draw and layer, draw by draw.
+
+    Raises:
+      UserError: no precision, or an order that is not from high to low.
     """
-    uniform = torch.rand(len(probabilities), generator=generator, dtype=torch.float64).tolist()
-    return [low if u < p else high for u, p in zip(uniform, probabilities, strict=True)]
+    precisions = list(precisions)
+    if not precisions or precisions != sorted(set(precisions), reverse=True):
+        raise UserError(f"stochastic precision takes different precisions from high to low, not {precisions}")
+    places = [0] * len(probabilities)
+    for _ in precisions[1:]:
+        uniform = torch.rand(len(probabilities), generator=generator, dtype=torch.float64).tolist()
+        places = [place + (u < p) for place, u, p in zip(places, uniform, probabilities, strict=True)]
+    return [precisions[place] for place in places]
 
 
 def generator_seed(purpose: str, seed: int, number: int) -> int:

@@ -10,10 +10,11 @@ from torch.nn.utils.parametrize import ParametrizationList
 
 from lowbit_k2.core.grids import FLOAT_BITS
 from lowbit_k2.errors import UserError
+from lowbit_k2.quant.allocation import Allocation
 from lowbit_k2.quant.config import QuantConfig
 from lowbit_k2.quant.quantizer import PassCache, WeightQuantizer
 
-Assignment = int | Mapping[str, int]
+Assignment = int | Allocation | Mapping[str, int]
 
 
 @contextmanager
@@ -28,13 +29,13 @@ def use_precision(model: nn.Module, assignment: Assignment) -> Iterator[None]:
     backwards inside one context are safe, only slower.
 
     Args:
-      assignment: a precision for all switched tensors, or {module-name prefix: precision}, where the longest prefix
-        wins (by whole components: "encoder.layers.1" is not a prefix of "encoder.layers.10") and what no prefix
-        covers stays as it is ({} changes nothing and only lends the cache). 32 bypasses every quantizer that it
-        covers, fixed ones and fp16 too; any other precision leaves the fixed ones at theirs. Whether the latents were
-        ever trained as a float model is not known here: decoding asks the training config before it offers 32.
+      assignment: a precision for all switched tensors, or an Allocation (or its {pattern: precision}); what no
+        pattern covers stays as it is ({} changes nothing and only lends the cache). 32 bypasses every quantizer that
+        it covers, fixed ones and fp16 too; with any other precision, tensors of one precision keep theirs. Whether
+        the latents were ever trained as a float model is not known here: decoding asks the training config before it
+        offers 32.
     Raises:
-      UserError: a precision that a covered tensor does not have, or a prefix without quantized tensors.
+      UserError: a precision that a covered tensor does not have, or a pattern without quantized tensors.
 
     On exit the previous assignment is restored. Outside any context each tensor is at the first of its precisions.
     """
@@ -54,7 +55,7 @@ def use_precision(model: nn.Module, assignment: Assignment) -> Iterator[None]:
 
 
 def current_assignment(model: nn.Module) -> dict[str, int]:
-    """Active precision of every quantized tensor, by plain parameter name."""
+    """Active precision of every quantized tensor, by plain parameter name: the `bits` of an Allocation."""
     return {quantizer.name: quantizer.active_bits for quantizer in find_quantizers(model)}
 
 
@@ -83,35 +84,51 @@ def layer_names(model: nn.Module, config: QuantConfig) -> list[str]:
     try:
         layers = model.get_submodule(config.layer_prefix)
     except AttributeError:
-        raise UserError(f"the model has no module {config.layer_prefix!r}: set layer_prefix of the config") from None
+        raise UserError(
+            f"the model has no module {config.layer_prefix!r}: set layer_prefix of the config, as "
+            'QuantConfig(..., layer_prefix="blocks") where blocks.0 is the first layer'
+        ) from None
     return [f"{config.layer_prefix}.{name}" for name, _ in layers.named_children()]
 
 
 def layer_assignment(config: QuantConfig, bits_per_layer: Sequence[int]) -> dict[str, int]:
-    """Assignment for `use_precision` from one precision per layer."""
-    return {f"{config.layer_prefix}.{i}": bits for i, bits in enumerate(bits_per_layer)}
+    """Patterns of an Allocation from one precision per layer."""
+    return dict(Allocation.by_layer(config.layer_prefix, bits_per_layer).bits)
 
 
 def _resolve(quantizers: list[WeightQuantizer], assignment: Assignment) -> dict[WeightQuantizer, int]:
     """Precision of every quantizer that the assignment covers."""
     if isinstance(assignment, int):
         return _cover(quantizers, assignment, "the model")
+    allocation = assignment if isinstance(assignment, Allocation) else Allocation(assignment)
+    if not quantizers and "" in allocation.bits:
+        return _cover(quantizers, allocation.bits[""], "the model")
+    winners = allocation.winners(q.name for q in quantizers)
+    covered: dict[str, list[WeightQuantizer]] = {}
+    for quantizer in quantizers:
+        if quantizer.name in winners:
+            covered.setdefault(winners[quantizer.name], []).append(quantizer)
     wanted: dict[WeightQuantizer, int] = {}
-    for prefix in sorted(assignment, key=lambda prefix: prefix.count(".") if prefix else -1):  # longest last
-        covered = [q for q in quantizers if not prefix or f"{q.name}.".startswith(f"{prefix}.")]
-        if not covered:
-            raise UserError(f"no quantized tensor has a name that starts with {prefix!r}")
-        wanted.update(_cover(covered, assignment[prefix], prefix or "the model"))
+    for pattern, members in covered.items():
+        wanted.update(_cover(members, allocation.bits[pattern], pattern or "the model"))
     return wanted
 
 
 def _cover(quantizers: list[WeightQuantizer], bits: int, where: str) -> dict[WeightQuantizer, int]:
     if bits == FLOAT_BITS:
         return dict.fromkeys(quantizers, FLOAT_BITS)
-    switched = [q for q in quantizers if q.switched]
-    lacking = [q for q in switched if bits not in q.bits]
-    if lacking or not switched:
-        common = [b for b in (switched[0].bits if switched else ()) if all(b in q.bits for q in switched)]
-        available = ", ".join(str(b) for b in dict.fromkeys([*common, FLOAT_BITS]))
-        raise UserError(f"precision {bits} is not available in {where}: choose one of {available}")
-    return {q: bits if q.switched else q.bits[0] for q in quantizers}
+    if not _is_available(quantizers, bits):
+        every = dict.fromkeys(b for q in quantizers for b in q.bits)
+        available = [b for b in every if b != FLOAT_BITS and _is_available(quantizers, b)]
+        hint = (
+            "" if quantizers else ", for none of its weights is quantized: look at the rules and schemes of the config"
+        )
+        choice = ", ".join(str(b) for b in [*available, FLOAT_BITS])
+        raise UserError(f"precision {bits} is not available in {where}: choose one of {choice}{hint}")
+    return {q: bits if bits in q.bits else q.bits[0] for q in quantizers}
+
+
+def _is_available(quantizers: list[WeightQuantizer], bits: int) -> bool:
+    """Tensors of one precision keep it, all others must have `bits`; and one must have it, a switched one if any is."""
+    deciding = [q for q in quantizers if q.switched] or quantizers
+    return any(bits in q.bits for q in deciding) and all(bits in q.bits or len(q.bits) == 1 for q in deciding)

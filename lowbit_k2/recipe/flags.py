@@ -76,7 +76,7 @@ def add_flags(
             default = argparse.SUPPRESS if optional else _default(field)
             text = field.metadata.get("help", "") or ("replaces the preset's value" if optional else " ")
             text = text.replace("%", "%%")
-            choices = field.metadata.get("choices") or None
+            choices = list(field.metadata.get("choices") or ()) or None
             kind = _parser_of(field, field_types(cls)[field.name])
             group.add_argument(name, type=kind, default=default, choices=choices, help=text)
 

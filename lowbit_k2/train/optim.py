@@ -9,7 +9,9 @@ import torch
 from torch import nn
 
 from lowbit_k2.core.config import Config, option
-from lowbit_k2.quant import alpha_parameters, clamp_alphas
+from lowbit_k2.quant import alpha_parameters, clamp_alphas, parameter_groups
+
+LEARNED_SCALES = ("alphas", "tables")  # groups of what quantizers learn: their gradients are sums over tensors
 
 
 @dataclass(frozen=True)
@@ -26,29 +28,11 @@ class OptimConfig(Config):
     alpha_floor: float = option(0.05, "alphas are held at or above it after every update", above=0)
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
-    """Three groups: matrices (decayed), norms and biases (not), alphas (not; clipped on their own).
-
-    Decay would pull an alpha to zero, which is no prior that anybody holds.
-    """
-    alphas = alpha_parameters(model)
-    known = {id(p) for p in alphas}
-    rest = [(name, p) for name, p in model.named_parameters() if id(p) not in known]
-    matrices = [p for name, p in rest if p.dim() > 1 and "bias" not in name]  # pos_bias_u is a bias of two dimensions
-    vectors = [p for name, p in rest if p.dim() <= 1 or "bias" in name]
-    groups = [
-        {"name": "matrices", "params": matrices, "weight_decay": weight_decay},
-        {"name": "vectors", "params": vectors, "weight_decay": 0.0},
-        {"name": "alphas", "params": alphas, "weight_decay": 0.0},
-    ]
-    return [group for group in groups if group["params"]]
-
-
 def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
     """AdamW whose rate is set at each update (`set_rate`)."""
     groups = parameter_groups(model, config.weight_decay)
     for group in groups:
-        group["rate_scale"] = config.alpha_lr_scale if group["name"] == "alphas" else 1.0
+        group["rate_scale"] = config.alpha_lr_scale if group["name"] in LEARNED_SCALES else 1.0
         # hundreds of small tensors: their time is in the dispatch, which the multi-tensor form saves, bit for bit
         group["foreach"] = None if group["name"] == "matrices" else True
     return torch.optim.AdamW(groups, lr=0.0, betas=config.betas, eps=config.eps)
@@ -86,8 +70,8 @@ def clip_gradients(optimizer: torch.optim.Optimizer, max_norm: float, may_overfl
     Raises:
       FloatingPointError: a gradient is not finite, unless it `may_overflow`.
     """
-    weights = [p for g in optimizer.param_groups if g["name"] != "alphas" for p in g["params"]]
-    alphas = [p for g in optimizer.param_groups if g["name"] == "alphas" for p in g["params"]]
+    weights = [p for g in optimizer.param_groups if g["name"] not in LEARNED_SCALES for p in g["params"]]
+    alphas = [p for g in optimizer.param_groups if g["name"] in LEARNED_SCALES for p in g["params"]]
     norms = {"grad_norm": float(nn.utils.clip_grad_norm_(weights, max_norm))}
     if alphas:
         norms["grad_norm_alpha"] = float(nn.utils.clip_grad_norm_(alphas, max_norm))
@@ -105,7 +89,6 @@ def floor_of_alphas(floor: float) -> Callable[[nn.Module, int], dict[str, float]
     """
 
     def hook(model: nn.Module, update: int) -> dict[str, float]:
-        held = clamp_alphas(model, floor)
-        return {} if held is None else {"alphas_held": float(held)}
+        return {"alphas_held": float(clamp_alphas(model, floor))} if alpha_parameters(model) else {}
 
     return hook

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import signal
 import subprocess
@@ -14,9 +13,9 @@ import soundfile
 import torch
 
 from lowbit_k2.asr import decoding
-from lowbit_k2.asr.decoding import add_decoding_arguments, decode_set, report, run_decode, shard
-from lowbit_k2.asr.model_io import LoadedModel, build_model, describe_tokenizer, load_trained
-from lowbit_k2.asr.recognizer import MIN_FRAMES, Recognizer
+from lowbit_k2.asr.decoding import decode_set, report, shard
+from lowbit_k2.asr.model_io import CheckpointChoice, LoadedModel, build_model, describe_tokenizer, load_trained
+from lowbit_k2.asr.recognizer import Recognizer
 from lowbit_k2.data.batch import Batch
 from lowbit_k2.data.features import FeatureConfig, extract_wav
 from lowbit_k2.data.tokenizer import SentencePieceTokenizer
@@ -24,26 +23,28 @@ from lowbit_k2.decode.greedy import ctc_greedy_search
 from lowbit_k2.decode.methods import load_resources
 from lowbit_k2.errors import UserError
 from lowbit_k2.k2_compat import has_k2
-from lowbit_k2.models import ConformerConfig
-from lowbit_k2.quant import QuantConfig, layer_assignment, use_precision
+from lowbit_k2.models import ConformerConfig, CtcConfig
+from lowbit_k2.quant import Allocation, QuantConfig, use_precision
 from lowbit_k2.recipe.compile_hlg import compile_lang
 from lowbit_k2.recipe.make_lm import make_lm
 from lowbit_k2.recipe.prepare_lang import prepare_lang
 from lowbit_k2.recipe.train_bpe import train_sentencepiece
 from lowbit_k2.train.checkpoint import Checkpoint, save_checkpoint
+from tests.asr.running import decode
 
 TOKENIZER = SentencePieceTokenizer(train_sentencepiece(["YES NO", "GO"], "char", 0))
-TINY = ConformerConfig(
-    vocab_size=TOKENIZER.vocab_size, d_model=16, num_layers=2, num_heads=2, ffn_dim=16, conv_kernel=3,
-    subsampling_channels=4,
-)  # fmt: skip
+TINY = CtcConfig(
+    ConformerConfig(d_model=16, num_layers=2, num_heads=2, ffn_dim=16, conv_kernel=3, subsampling_channels=4),
+    TOKENIZER.vocab_size,
+)
+MIN_FRAMES = TINY.min_frames
 
 
 class Speller(torch.nn.Module):
     """A network whose features are its answer: feature k of a frame is the score of class k; no subsampling."""
 
-    def forward(self, features: torch.Tensor, lens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return features.log_softmax(-1), lens
+    def network_output(self, inputs: torch.Tensor, lens: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"log_probs": inputs.log_softmax(-1), "lens": lens}
 
 
 def spelled_batch(texts: list[str], refs: list[str]) -> Batch:
@@ -76,10 +77,8 @@ def exp_dir(tmp_path: Path) -> Path:
     return tmp_path / "exp"
 
 
-def flags(exp_dir: Path, *more: str) -> argparse.Namespace:
-    parser = argparse.ArgumentParser()
-    add_decoding_arguments(parser)
-    return parser.parse_args(["--exp-dir", str(exp_dir), "--quiet", *more])
+def run_decode(exp_dir: Path, load_test_sets, *more: str) -> dict:
+    return decode(load_test_sets, "--exp-dir", str(exp_dir), "--quiet", *more)
 
 
 @pytest.fixture
@@ -129,14 +128,13 @@ def test_audio_too_short_for_the_encoder_gives_no_words(speller: Recognizer) -> 
 
 
 def test_every_precision_from_one_checkpoint(exp_dir: Path, wavs: list[Path]) -> None:
-    args = flags(exp_dir, "--precision", "2", "1.5", "1", "--on-the-fly-feats", "true", "--max-duration", "1.2")
     methods = "ctc-greedy-search,ctc-decoding" if has_k2() else "ctc-greedy-search"
-    args.decoding_method = methods
-    results = run_decode(args, lambda: {"noise": make_cuts(wavs)})
+    flags = ["--precision", "2", "1.5", "1", "--on-the-fly-feats", "true", "--max-duration", "1.2"]
+    results = run_decode(exp_dir, lambda: {"noise": make_cuts(wavs)}, *flags, "--decoding-method", methods)
     assert {key[1] for key in results} == set(methods.split(","))
     assert {key[3] for key in results} == {f"epoch-4-avg-1-precision-{p}" for p in ("2", "1.5", "1")}
-    loaded = load_trained(exp_dir)
-    mixed = layer_assignment(loaded.quant_config, [1, 2])
+    loaded, _ = load_trained(CheckpointChoice(exp_dir))
+    mixed = Allocation.by_layer("encoder.layers", [1, 2])
     for name, assignment in (("2", 2), ("1.5", mixed), ("1", 1)):
         recogs = (exp_dir / f"ctc-greedy-search/recogs-noise-epoch-4-avg-1-precision-{name}.txt").read_text()
         for path in wavs[:2]:
@@ -154,8 +152,8 @@ def test_processes_share_a_test_set(exp_dir: Path, wavs: list[Path], capsys: pyt
     ]
     texts, screens = [], []
     for jobs in ("1", "3"):
-        args = flags(exp_dir, "--precision", "2", "1", "--on-the-fly-feats", "true", "-j", jobs)
-        results = run_decode(args, lambda: {"noise": make_cuts(wavs), "two": make_cuts(wavs[:2])})
+        flags = ["--precision", "2", "1", "--on-the-fly-feats", "true", "-j", jobs]
+        results = run_decode(exp_dir, lambda: {"noise": make_cuts(wavs), "two": make_cuts(wavs[:2])}, *flags)
         assert {key[0] for key in results} == {"noise", "two"}
         texts.append([(exp_dir / name).read_text() for name in names])
         screens.append([line for line in capsys.readouterr().out.splitlines() if "%WER" in line])
@@ -175,12 +173,12 @@ def test_parts_have_all_cuts_once_and_about_the_same_hours() -> None:
 
 
 def test_an_error_in_one_of_the_processes(exp_dir: Path, wavs: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    args = flags(exp_dir, "--precision", "4", "--on-the-fly-feats", "true", "--num-jobs", "2")
+    flags = ["--on-the-fly-feats", "true", "--num-jobs", "2", "--precision"]
     with pytest.raises(UserError, match="never trained at 4 bits"):
-        run_decode(args, lambda: {"noise": make_cuts(wavs)})
+        run_decode(exp_dir, lambda: {"noise": make_cuts(wavs)}, *flags, "4")
     monkeypatch.setattr(decoding, "decode_part", killed)
     with pytest.raises(UserError, match="one of 2 processes ended early, by signal 9"):
-        run_decode(args, lambda: {"noise": make_cuts(wavs)})
+        run_decode(exp_dir, lambda: {"noise": make_cuts(wavs)}, *flags, "1")
 
 
 def killed(*args: object) -> None:
@@ -196,9 +194,8 @@ def test_language_model_scales_share_one_pass(exp_dir: Path, wavs: list[Path], t
     prepare_lang(lang, None, None, text)
     make_lm(text, 2, lang / "words.txt", lang / "lm.arpa")
     compile_lang(lang, lang / "lm.arpa", None)
-    args = flags(exp_dir, "--decoding-method", "1best", "--lm-scale", "0.5,1", "--on-the-fly-feats", "true")
-    args.lang_dir = lang
-    results = run_decode(args, lambda: {"noise": make_cuts(wavs)})
+    flags = ["--decoding-method", "1best", "--lm-scale", "0.5,1", "--on-the-fly-feats", "true"]
+    results = run_decode(exp_dir, lambda: {"noise": make_cuts(wavs)}, *flags, "--lang-dir", str(lang))
     assert [key[2] for key in results] == ["lm_scale_0.5", "lm_scale_1"]
     summary = (exp_dir / "1best/wer-summary-noise-epoch-4-avg-1-precision-2.txt").read_text()
     assert {line.split("\t")[0] for line in summary.splitlines()} == {"settings", "lm_scale_0.5", "lm_scale_1"}
@@ -206,8 +203,7 @@ def test_language_model_scales_share_one_pass(exp_dir: Path, wavs: list[Path], t
 
 
 def test_wav_files(exp_dir: Path, wavs: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
-    args = flags(exp_dir, "--precision", "1", "--wav", *map(str, wavs))
-    assert run_decode(args, dict) == {}
+    assert run_decode(exp_dir, dict, "--precision", "1", "--wav", *map(str, wavs)) == {}
     lines = capsys.readouterr().out.splitlines()
     assert [line.split("\t")[0] for line in lines] == [str(path) for path in wavs]
     assert lines[2].endswith("\t")
@@ -220,23 +216,22 @@ def test_wav_files(exp_dir: Path, wavs: list[Path], capsys: pytest.CaptureFixtur
         (["--precision", "1,2,1"], "names 3 layers, the model has 2"),
         (["--decoding-method", "greedy"], "--decoding-method 'greedy' is unknown"),
         (["--epoch", "9"], "epoch-9.pt does not exist"),
-        (["--lm-scale", "x", "--decoding-method", "1best"], "--lm-scale x"),
         (["--packed", "m.packed", "--precision", "1"], "--precision is fixed"),
-        (["--precision", "1", "2", "--wav", "x.wav"], "--wav takes one --precision"),
+        (["--precision", "1", "2", "--wav", "x.wav"], "transcribed at one precision"),
         (["--wav", "none.wav"], "none.wav does not exist"),
         (["--search-beam", "0"], "--search-beam"),
-        (["--num-jobs", "0"], "--num-jobs 0 is out of range"),
+        (["--num-jobs", "0"], "num_jobs must be at least 1"),
     ],
 )
 def test_refusals(exp_dir: Path, more: list[str], reason: str) -> None:
     with pytest.raises(UserError, match=reason):
-        run_decode(flags(exp_dir, *more), dict)
+        run_decode(exp_dir, dict, *more)
 
 
 def test_stored_features_must_be_the_models(exp_dir: Path, tmp_path: Path) -> None:
     (tmp_path / "features.json").write_text('{"num_mel_bins": 40}')
     with pytest.raises(UserError, match="not those that the model was trained on"):
-        run_decode(flags(exp_dir, "--manifest-dir", str(tmp_path)), dict)
+        run_decode(exp_dir, dict, "--manifest-dir", str(tmp_path))
 
 
 def test_the_an4_script_says_what_is_missing(repo_root: Path, tmp_path: Path) -> None:

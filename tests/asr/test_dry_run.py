@@ -12,11 +12,12 @@ from torch import nn
 from lowbit_k2.asr import dry_run as module
 from lowbit_k2.asr.dry_run import Memory, dry_run, kept_bytes, measure_sizes
 from lowbit_k2.asr.model_io import build_model
-from lowbit_k2.asr.training import training_parser
+from lowbit_k2.data.batch import Batch
 from lowbit_k2.errors import UserError
 from lowbit_k2.k2_compat import has_k2
-from lowbit_k2.models import ConformerConfig
+from lowbit_k2.models import CtcConfig
 from lowbit_k2.quant import QuantConfig, use_precision
+from lowbit_k2.recipe.training_flags import read_training_flags, training_parser
 
 SMALL = "--d-model 16 --num-layers 4 --num-heads 2 --ffn-dim 32 --subsampling-channels 4"
 
@@ -24,14 +25,14 @@ SMALL = "--d-model 16 --num-layers 4 --num-heads 2 --ffn-dim 32 --subsampling-ch
 def run(capsys: pytest.CaptureFixture[str], folder: Path, *flags: str) -> str:
     """What is printed; nothing may be written."""
     parser = training_parser("", exp_dir=folder / "exp", lang_dir=folder / "lang", manifest_dir=folder / "fbank")
-    dry_run(parser.parse_args([*SMALL.split(), *flags]))
+    dry_run(read_training_flags(parser.parse_args([*SMALL.split(), *flags])))
     assert not list(folder.iterdir())
     return capsys.readouterr().out
 
 
 def test_all_that_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     screen = run(capsys, tmp_path, "--vocab-size", "40")
-    config = ConformerConfig.preset(
+    config = CtcConfig.preset(
         "tiny", vocab_size=40, d_model=16, num_layers=4, num_heads=2, ffn_dim=32, subsampling_channels=4
     )
     model, report = build_model(config, QuantConfig.preset("lossless16", precisions=(2, 1)))
@@ -52,7 +53,7 @@ def test_precisions_are_those_of_the_flags(tmp_path: Path, capsys: pytest.Captur
     assert len(re.findall(r"^lossless16 +1 ", naive, re.MULTILINE)) == 1 and " 1.5 " not in naive
     floating = run(capsys, tmp_path, "--precisions", "32")
     assert len(re.findall(r"^lossless16 +[21] ", floating, re.MULTILINE)) == 2, "what it could be packed in"
-    with pytest.raises(UserError, match="no tensors for --precisions"):
+    with pytest.raises(UserError, match="--quant-config float has no tensors"):
         run(capsys, tmp_path, "--quant-config", "float")
 
 
@@ -75,7 +76,7 @@ def test_transducers(tmp_path: Path, capsys: pytest.CaptureFixture[str], objecti
 
 
 def test_measured_sizes_are_those_of_the_report_and_headers() -> None:
-    config = ConformerConfig.preset("tiny", vocab_size=30)
+    config = CtcConfig.preset("tiny", vocab_size=30)
     quant = QuantConfig.preset("lossless16", precisions=(2, 1))
     _, report = build_model(config, quant)
     for _, precision, size in measure_sizes(config, {"lossless16": quant}):
@@ -94,16 +95,16 @@ def test_kept_bytes_by_hand() -> None:
 
 def test_a_pass_is_measured_with_its_quantization() -> None:
     """The quantized weights belong to the pass, not to the seconds; the state has six words a weight."""
-    config = ConformerConfig.preset("tiny", vocab_size=30, num_layers=1)
+    config = CtcConfig.preset("tiny", vocab_size=30, num_layers=1)
     found = {}
     for name in ("float", "lossless16"):
         quant = QuantConfig.preset(name) if name == "float" else QuantConfig.preset(name, precisions=(2, 1))
         model, report = build_model(config, quant)
         model.train()
 
-        def one_pass(features, lens, targets, model=model, bits=32 if name == "float" else 2):
+        def one_pass(batch: Batch, model=model, bits=32 if name == "float" else 2):
             with use_precision(model, bits):
-                return model(features, lens)[0].sum()
+                return model(batch.inputs, batch.input_lens)[0].sum()
 
         found[name] = module.measure_memory(model, one_pass, 30)
         assert 24 <= found[name].state / report.num_weights < 24.5

@@ -10,10 +10,11 @@ import torch
 
 from lowbit_k2.asr import evaluation
 from lowbit_k2.asr.evaluation import Evaluation, evaluate, format_table
-from lowbit_k2.asr.model_io import build_model, describe_tokenizer
+from lowbit_k2.asr.model_io import CheckpointChoice, build_model, describe_tokenizer
+from lowbit_k2.asr.recognizer import DecodeConfig
 from lowbit_k2.data.tokenizer import load_tokenizer
 from lowbit_k2.errors import UserError
-from lowbit_k2.models import ConformerConfig
+from lowbit_k2.models import ConformerConfig, CtcConfig
 from lowbit_k2.quant import QuantConfig
 from lowbit_k2.train.checkpoint import Checkpoint, save_checkpoint
 from tests.recipe.corpus import FEATURES, Corpus, make_corpus
@@ -31,10 +32,10 @@ def exp_dir(corpus: Corpus, tmp_path: Path) -> Path:
     """A checkpoint of an untrained 2-bit/1-bit model."""
     torch.manual_seed(0)
     tokenizer = load_tokenizer(corpus.lang_dir)
-    config = ConformerConfig(
-        num_features=20, vocab_size=tokenizer.vocab_size, d_model=16, num_layers=2, num_heads=2, ffn_dim=16,
-        conv_kernel=3, subsampling_channels=4,
-    )  # fmt: skip
+    encoder = ConformerConfig(
+        num_features=20, d_model=16, num_layers=2, num_heads=2, ffn_dim=16, conv_kernel=3, subsampling_channels=4
+    )
+    config = CtcConfig(encoder, tokenizer.vocab_size)
     quant = QuantConfig.preset("lossless16", precisions=(2, 1))
     model, _ = build_model(config, quant)
     meta = {"model": config.to_dict(), "quant": quant.to_dict(), "tokenizer": describe_tokenizer(tokenizer)}
@@ -44,8 +45,8 @@ def exp_dir(corpus: Corpus, tmp_path: Path) -> Path:
 
 
 def run(exp_dir: Path, corpus: Corpus, *precisions: str) -> list[Evaluation]:
-    flags = ["--manifest-dir", str(corpus.manifest_dir), "--quiet"]
-    return evaluate(exp_dir, precisions, "test", lambda: corpus.cuts, decode_flags=flags)
+    config = DecodeConfig(CheckpointChoice(exp_dir), manifest_dir=corpus.manifest_dir, quiet=True)
+    return evaluate(config, precisions, "test", lambda: corpus.cuts)
 
 
 def test_every_precision_is_decoded_packed_and_decoded_again(exp_dir: Path, corpus: Corpus) -> None:
@@ -85,8 +86,9 @@ def test_a_packed_file_with_other_words_is_refused(
 
 
 def test_one_scale_of_the_language_model(exp_dir: Path, corpus: Corpus) -> None:
-    with pytest.raises(UserError, match="one --lm-scale, not 0.4,0.6: choose it on dev"):
-        evaluate(exp_dir, ["1"], "test", lambda: corpus.cuts, decode_flags=["--lm-scale", "0.4,0.6"])
+    with pytest.raises(UserError, match="lm_scale 0.4,0.6: give one, chosen on dev"):
+        config = DecodeConfig(CheckpointChoice(exp_dir), lm_scale=(0.4, 0.6))
+        evaluate(config, ["1"], "test", lambda: corpus.cuts)
     assert not list(exp_dir.glob("*/recogs-*"))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import subprocess
 import sys
 from pathlib import Path
@@ -11,8 +10,7 @@ import pytest
 import torch
 
 from lowbit_k2.asr import exporting
-from lowbit_k2.asr.exporting import add_export_arguments, run_export
-from lowbit_k2.asr.model_io import describe_tokenizer, load_chosen, load_packed, load_trained
+from lowbit_k2.asr.model_io import CheckpointChoice, describe_tokenizer, load_packed, load_trained
 from lowbit_k2.data.batch import Batch
 from lowbit_k2.data.features import FeatureConfig
 from lowbit_k2.errors import UserError
@@ -20,6 +18,7 @@ from lowbit_k2.packed import PackedFileError, read_packed
 from lowbit_k2.quant import layer_assignment, use_precision
 from lowbit_k2.quant.walker import quant_config_of
 from lowbit_k2.train.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from tests.asr.running import export
 from tests.export.toy import CONFIG, Toy, toy_batch, toy_model
 
 FEATURES = FeatureConfig(num_mel_bins=23).to_dict()
@@ -42,10 +41,8 @@ def exp_dir(tmp_path: Path) -> Path:
     return tmp_path / "exp"
 
 
-def flags(exp_dir: Path, *more: str) -> argparse.Namespace:
-    parser = argparse.ArgumentParser()
-    add_export_arguments(parser)
-    return parser.parse_args(["--exp-dir", str(exp_dir), *more])
+def run_export(exp_dir: Path, load_train_cuts, *flags: str):
+    return export(load_train_cuts, "--exp-dir", str(exp_dir), *flags)
 
 
 def no_cuts():
@@ -57,12 +54,12 @@ def no_cuts():
 def test_the_file_is_the_averaged_quantized_model(
     exp_dir: Path, precision: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    table = run_export(flags(exp_dir, "--precision", precision, "--avg", "2"), no_cuts)
+    table = run_export(exp_dir, no_cuts, "--precision", precision, "--avg", "2")
     path = exp_dir / f"pretrained-{precision.replace(',', '_')}bit.safetensors"
     assert table.file.total == path.stat().st_size and table.ratio > 2
     assert f"{table.ratio:.2f}x" in capsys.readouterr().out
 
-    loaded, packed = load_trained(exp_dir, avg=2), load_packed(path)
+    loaded, packed = load_trained(CheckpointChoice(exp_dir, avg=2))[0], load_packed(path)
     bits = {"1": [1] * 4, "2": [2] * 4, "1.5": [1, 1, 2, 2], "2,2,1,1": [2, 2, 1, 1]}[precision]
     with use_precision(loaded.model, layer_assignment(loaded.quant_config, bits)):
         expected, _ = loaded.model(*toy_batch())
@@ -74,8 +71,8 @@ def test_the_file_is_the_averaged_quantized_model(
 
 def test_output_names_and_the_float_file(exp_dir: Path, tmp_path: Path) -> None:
     out, reference = tmp_path / "a/model", tmp_path / "b/float"
-    args = flags(exp_dir, "--precision", "1", "--epoch", "1", "--output", str(out), "--float-output", str(reference))
-    table = run_export(args, no_cuts)
+    files = ["--output", str(out), "--float-output", str(reference)]
+    table = run_export(exp_dir, no_cuts, "--precision", "1", "--epoch", "1", *files)
     assert table.ratio == reference.stat().st_size / out.stat().st_size
     assert sorted(path.name for path in exp_dir.iterdir()) == ["epoch-1.pt", "epoch-2.pt"]
     assert read_packed(reference).extra["reference"] is True
@@ -85,21 +82,21 @@ def test_output_names_and_the_float_file(exp_dir: Path, tmp_path: Path) -> None:
 
 @torch.no_grad()
 def test_the_averaged_weights_as_a_checkpoint(exp_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run_export(flags(exp_dir, "--precision", "1", "--avg", "2", "--save-pretrained", "true"), no_cuts)
+    run_export(exp_dir, no_cuts, "--precision", "1", "--avg", "2", "--save-pretrained", "true")
     pretrained = exp_dir / "pretrained.pt"
     assert f"{pretrained}: latent weights" in capsys.readouterr().out
     assert load_checkpoint(pretrained).optimizer == {}
     direct = exp_dir / "pretrained-1bit.safetensors"
     again = exp_dir / "again"
-    run_export(flags(exp_dir, "--precision", "1", "--checkpoint", str(pretrained), "--output", str(again)), no_cuts)
+    run_export(exp_dir, no_cuts, "--precision", "1", "--checkpoint", str(pretrained), "--output", str(again))
     assert load_packed(again).meta["checkpoint"] == "pretrained"
     for precision in (1, 2):
         outputs = []
-        for loaded in (load_trained(exp_dir, avg=2), load_chosen(flags(exp_dir, "--precision", "1"))[0]):
+        for loaded in (load_trained(CheckpointChoice(exp_dir, avg=n))[0] for n in (2, 1)):
             with use_precision(loaded.model, precision):
                 outputs.append(loaded.model(*toy_batch())[0])
         assert not torch.equal(*outputs), "one epoch is not the mean of two"
-        loaded, name = load_chosen(flags(exp_dir, "--precision", "1", "--checkpoint", str(pretrained)))
+        loaded, name = load_trained(CheckpointChoice(checkpoint=pretrained))
         with use_precision(loaded.model, precision):
             assert torch.equal(loaded.model(*toy_batch())[0], outputs[0]) and name == "pretrained"
     assert torch.equal(load_packed(again).model(*toy_batch())[0], load_packed(direct).model(*toy_batch())[0])
@@ -107,8 +104,7 @@ def test_the_averaged_weights_as_a_checkpoint(exp_dir: Path, capsys: pytest.Capt
 
 def test_a_float_model_is_its_own_reference(tmp_path: Path) -> None:
     save(toy_model("float"), tmp_path / "exp/epoch-1.pt")
-    args = flags(tmp_path / "exp", "--precision", "32", "--float-output", str(tmp_path / "float"))
-    table = run_export(args, no_cuts)
+    table = run_export(tmp_path / "exp", no_cuts, "--precision", "32", "--float-output", str(tmp_path / "float"))
     assert table.ratio == 1.0
     load_packed(tmp_path / "float")
 
@@ -118,10 +114,10 @@ def test_recalibrated_statistics_are_those_of_the_exported_precision(
 ) -> None:
     features, lens = toy_batch()
     batch = Batch(inputs=features, input_lens=lens, texts=[""] * 3, ids=list("abc"))
-    monkeypatch.setattr(exporting, "calibration_batches", lambda args, loaded, cuts: [batch] * args.recalibrate_bn)
+    monkeypatch.setattr(exporting, "calibration_batches", lambda config, loaded, cuts: [batch] * config.recalibrate_bn)
     means = {}
     for precision in ("1", "2"):
-        run_export(flags(exp_dir, "--precision", precision, "--recalibrate-bn", "3"), lambda: None)
+        run_export(exp_dir, lambda: None, "--precision", precision, "--recalibrate-bn", "3")
         loaded = load_packed(exp_dir / f"pretrained-{precision}bit.safetensors")
         assert loaded.meta["recalibrated_batches"] == 3
         means[precision] = loaded.model.encoder.layers[0].conv.norm.running_mean
@@ -130,14 +126,12 @@ def test_recalibrated_statistics_are_those_of_the_exported_precision(
 
 def test_recalibration_reads_training_cuts(exp_dir: Path, tmp_path: Path) -> None:
     cuts = make_cuts(tmp_path / "feats")
-    args = flags(exp_dir, "--precision", "1", "--recalibrate-bn", "2", "--max-duration", "3")
-    args.manifest_dir = tmp_path / "feats"
-    run_export(args, lambda: cuts)
+    flags = ["--precision", "1", "--recalibrate-bn", "2", "--max-duration", "3", "--manifest-dir"]
+    run_export(exp_dir, lambda: cuts, *flags, str(tmp_path / "feats"))
     loaded = load_packed(exp_dir / "pretrained-1bit.safetensors")
     assert loaded.meta["recalibrated_batches"] == 2
-    args.manifest_dir = tmp_path
     with pytest.raises(UserError, match="not those that the model was trained on"):
-        run_export(args, lambda: cuts)
+        run_export(exp_dir, lambda: cuts, *flags, str(tmp_path))
 
 
 def make_cuts(folder: Path):
@@ -182,12 +176,12 @@ def with_features(cut, matrix, writer):
         (["--precision", "1", "--avg", "3"], "--avg 3"),
         (["--precision", "1", "--checkpoint", "none.pt"], "none.pt does not exist"),
         (["--precision", "1", "--checkpoint", "none.pt", "--avg", "2"], "names one file: leave out"),
-        (["--precision", "1", "--recalibrate-bn", "-1"], "--recalibrate-bn -1"),
+        (["--precision", "1", "--recalibrate-bn", "-1"], "--recalibrate-bn must not be negative"),
     ],
 )
 def test_refusals(exp_dir: Path, more: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message) as caught:
-        run_export(flags(exp_dir, *more), no_cuts)
+        run_export(exp_dir, no_cuts, *more)
     assert "\n" not in str(caught.value)
     assert sorted(path.name for path in exp_dir.iterdir()) == ["epoch-1.pt", "epoch-2.pt"]
 
@@ -195,7 +189,7 @@ def test_refusals(exp_dir: Path, more: list[str], message: str) -> None:
 def test_nothing_half_written_where_the_output_cannot_be(exp_dir: Path, tmp_path: Path) -> None:
     (tmp_path / "taken").mkdir()
     with pytest.raises(PackedFileError, match="taken cannot be written"):
-        run_export(flags(exp_dir, "--precision", "1", "--output", str(tmp_path / "taken")), no_cuts)
+        run_export(exp_dir, no_cuts, "--precision", "1", "--output", str(tmp_path / "taken"))
     assert not list((tmp_path / "taken").iterdir()) and not list(tmp_path.glob(".tmp*"))
 
 

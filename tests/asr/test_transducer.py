@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import logging
 from collections.abc import Iterator
@@ -11,13 +10,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from lowbit_k2.asr.decoding import add_decoding_arguments, run_decode
 from lowbit_k2.asr.evaluation import evaluate
-from lowbit_k2.asr.training import run_training, training_parser
+from lowbit_k2.asr.model_io import CheckpointChoice
+from lowbit_k2.asr.recognizer import DecodeConfig
+from lowbit_k2.decode.lattice import SearchConfig
 from lowbit_k2.errors import UserError
 from lowbit_k2.k2_compat import has_k2
 from lowbit_k2.packed import read_packed
+from lowbit_k2.recipe.training_flags import training_parser
 from lowbit_k2.train.checkpoint import load_checkpoint
+from tests.asr import running
+from tests.asr.running import run_training
 from tests.recipe.corpus import TINY, Corpus, make_corpus
 
 LOSSES = [
@@ -54,10 +57,8 @@ def train(corpus: Corpus, exp_dir: Path, *more: str) -> None:
 
 def decode(corpus: Corpus, exp_dir: Path, *more: str) -> set[str]:
     """The methods that were run."""
-    parser = argparse.ArgumentParser()
-    add_decoding_arguments(parser)
     where = ["--exp-dir", str(exp_dir), "--manifest-dir", str(corpus.manifest_dir), "--quiet"]
-    return {key[1] for key in run_decode(parser.parse_args([*where, *more]), lambda: {"test": corpus.cuts})}
+    return {key[1] for key in running.decode(lambda: {"test": corpus.cuts}, *where, *more)}
 
 
 @pytest.mark.parametrize("loss", LOSSES)
@@ -65,9 +66,14 @@ def test_from_training_to_the_packed_file(loss: str, corpus: Corpus, tmp_path: P
     train(corpus, tmp_path, "--objective", "ctc-rnnt", "--rnnt-loss", loss, "--prune-range", "3")
     meta = load_checkpoint(tmp_path / "epoch-1.pt").meta
     assert meta["model"]["kind"] == "transducer" and meta["model"]["ctc_head"] is True
-    flags = ["--manifest-dir", str(corpus.manifest_dir), "--quiet"]
-    flags += ["--decoding-method", "greedy_search,ctc-greedy-search", "--blank-penalty", "2"]
-    found = evaluate(tmp_path, ("2", "1.5", "1"), "test", lambda: corpus.cuts, decode_flags=flags)
+    config = DecodeConfig(
+        CheckpointChoice(tmp_path),
+        decoding_method="greedy_search,ctc-greedy-search",
+        search=SearchConfig(blank_penalty=2.0),
+        manifest_dir=corpus.manifest_dir,
+        quiet=True,
+    )
+    found = evaluate(config, ("2", "1.5", "1"), "test", lambda: corpus.cuts)
     assert [set(e.errors) for e in found] == [{"greedy_search", "ctc-greedy-search"}] * 3
     names = {tensor.name for tensor in read_packed(tmp_path / "packed/1bit.safetensors").tensors}
     assert "joiner.output.weight" in names and "ctc_head.weight" in names
@@ -78,25 +84,27 @@ def test_from_training_to_the_packed_file(loss: str, corpus: Corpus, tmp_path: P
 @pytest.mark.parametrize("loss", LOSSES)
 def test_methods_that_do_not_fit(loss: str, corpus: Corpus, tmp_path: Path) -> None:
     train(corpus, tmp_path / "rnnt", "--objective", "rnnt", "--rnnt-loss", loss, "--precisions", "32")
-    with pytest.raises(UserError, match="ctc-greedy-search does not fit this transducer: choose of greedy_search"):
+    with pytest.raises(
+        UserError, match="ctc-greedy-search does not fit this transducer model: choose of greedy_search"
+    ):
         decode(corpus, tmp_path / "rnnt", "--decoding-method", "ctc-greedy-search")
 
 
 def test_greedy_search_needs_a_transducer(corpus: Corpus, tmp_path: Path) -> None:
     train(corpus, tmp_path, "--precisions", "1")
-    with pytest.raises(UserError, match="greedy_search does not fit this CTC model: choose of ctc-greedy-search"):
+    with pytest.raises(UserError, match="greedy_search does not fit this ctc model: choose of ctc-greedy-search"):
         decode(corpus, tmp_path, "--decoding-method", "greedy_search")
     assert decode(corpus, tmp_path) == {"ctc-greedy-search"}
 
 
 def test_the_pruned_loss_asks_for_k2_at_once(corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if has_k2():
-        from lowbit_k2.asr import training
+        from lowbit_k2.losses import rnnt
 
         def missing() -> None:
             raise UserError("k2 is not installed: ...")
 
-        monkeypatch.setattr(training, "require_k2", missing)
+        monkeypatch.setattr(rnnt, "require_k2", missing)
     with pytest.raises(UserError, match="k2 is not installed"):
         train(corpus, tmp_path / "exp", "--objective", "rnnt")
     assert not (tmp_path / "exp").exists()

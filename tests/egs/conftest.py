@@ -11,7 +11,7 @@ import pytest
 import soundfile
 import torch
 
-from lowbit_k2.asr.model_io import load_trained, precision_assignment
+from lowbit_k2.asr.model_io import CheckpointChoice, load_trained, parse_allocation
 from lowbit_k2.data.features import FeatureConfig, extract_wav
 from lowbit_k2.quant import use_precision
 from lowbit_k2.train.checkpoint import load_checkpoint, numbered, save_checkpoint
@@ -85,12 +85,12 @@ def talkative_exp(an4_exp: Path, an4_corpus: Path, tmp_path_factory: pytest.Temp
     never takes blank. There are two epochs, which differ a little.
     """
     exp = tmp_path_factory.mktemp("an4-talkative") / "exp"
-    loaded = load_trained(an4_exp, iter_=3)
+    loaded, _ = load_trained(CheckpointChoice(an4_exp, iter=3))
     seen: list[torch.Tensor] = []
     loaded.model.ctc_head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0][0].mean(0)))
     features = extract_wav(next(an4_corpus.rglob("an406-fcaw-b.wav")), FeatureConfig())  # (T, F)
     for precision in ("2", "1", "1.5", "1.5r"):
-        with torch.no_grad(), use_precision(loaded.model, precision_assignment(precision, loaded)):
+        with torch.no_grad(), use_precision(loaded.model, parse_allocation(precision, loaded)):
             loaded.model(features[None], torch.tensor([len(features)]))
     silent = [i for i, piece in enumerate(loaded.tokenizer.pieces()) if piece.startswith("<")]
     common, _ = torch.linalg.qr(torch.stack(seen, dim=1))  # (d_model, 4)

@@ -2,112 +2,90 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 import torch.nn.functional as F
 
+from lowbit_k2.data.batch import Batch
 from lowbit_k2.errors import UserError
-from lowbit_k2.losses.co_training import CoTraining, CoTrainingConfig, Posterior, kl_divergence
+from lowbit_k2.losses.co_training import CoTraining, CoTrainingConfig
 from lowbit_k2.losses.ctc import CtcCriterion
-from lowbit_k2.models import ConformerConfig, ConformerCtc
-from lowbit_k2.models.subsampling import subsampled_length
+from lowbit_k2.models import ConformerConfig, CtcConfig, make_model
 from lowbit_k2.quant import QuantConfig, quantize_model, use_precision
+from lowbit_k2.train.trainer import make_scaler
+from lowbit_k2.train.update import run_branches
 
-CONFIG = ConformerConfig(
-    num_features=20,
+CONFIG = CtcConfig(
+    ConformerConfig(
+        num_features=20,
+        d_model=16,
+        num_layers=3,
+        ffn_dim=32,
+        conv_kernel=5,
+        subsampling_channels=4,
+        dropout=0.0,
+        ffn_dropout=0.0,
+    ),
     vocab_size=7,
-    d_model=16,
-    num_layers=3,
-    ffn_dim=32,
-    conv_kernel=5,
-    subsampling_channels=4,
-    dropout=0.0,
-    ffn_dropout=0.0,
 )
-FEATURES = torch.randn(2, 47, 20, generator=torch.Generator().manual_seed(3))
 LENS = torch.tensor([47, 33])
-TARGETS = [[1, 2, 2, 3], [6]]
+INPUTS = torch.randn(2, 47, 20, generator=torch.Generator().manual_seed(3))
+BATCH = Batch(INPUTS, LENS, ["", ""], ["a", "b"], targets=[[1, 2, 2, 3], [6]])
+FRAMES = float(CONFIG.output_lens(LENS).sum())
 
 
-def setup(precisions=(2, 1), **config):
+def setup(precisions=(2, 1), **config) -> SimpleNamespace:
+    """What `run_branches` needs of a trainer."""
     torch.manual_seed(0)
-    model = ConformerCtc(CONFIG).train()
-    quant = QuantConfig.preset("paper", precisions=precisions)
-    quantize_model(model, quant)
-    objective = CoTraining(CoTrainingConfig(**config), quant, CONFIG.num_layers, seed=5)
+    model = make_model(CONFIG).train()
+    quantize_model(model, QuantConfig.preset("paper", precisions=precisions))
+    co_training = CoTraining(CoTrainingConfig(**config), CONFIG.encoder.num_layers, "encoder.layers", seed=5)
+    return SimpleNamespace(
+        model=model,
+        co_training=co_training,
+        criterion=CtcCriterion(),
+        scaler=make_scaler(enabled=False),
+        device=torch.device("cpu"),
+        config=SimpleNamespace(amp="float32"),
+    )
 
-    def forward(shared=None):
-        return CtcCriterion()(model, FEATURES, LENS, TARGETS)
 
-    return model, objective, forward
-
-
-def num_frames(forward):
-    with torch.no_grad():
-        return forward().num_frames
+def run(trainer: SimpleNamespace, update: int = 1) -> dict[str, float]:
+    return run_branches(trainer, BATCH, update, FRAMES)
 
 
 def test_gradients_and_metrics_equal_the_formula_in_one_graph():
     """One backward through the whole formula gives what the sequential branches accumulate."""
-    frames = num_frames(setup()[2])
-    model, objective, forward = setup(lambda1=0.3, lambda2=0.7)
-    metrics = objective.backward(model, forward, update=4, num_frames=frames)
+    trainer = setup(lambda1=0.3, lambda2=0.7)
+    metrics = run(trainer, update=4)
 
-    reference, _, plain_forward = setup()
-    assignments = [branch.assignment for branch in objective.branches(4)]
+    reference = setup().model
     outs = []
-    for assignment in assignments:
-        with use_precision(reference, assignment):
-            outs.append(plain_forward())
-    lens = subsampled_length(LENS)
-    teacher = outs[0].posteriors[0].log_probs.detach()
-    total = outs[0].loss / frames
+    for branch in trainer.co_training.branches(4):
+        with use_precision(reference, branch.allocation):
+            outs.append(CtcCriterion()(reference, BATCH))
+    lens = CONFIG.output_lens(LENS)
+    teacher = outs[0].terms["ctc"].log_probs.detach()
+    total = outs[0].loss / FRAMES
     for out in outs[1:]:
         kl = 0.0
         for row, length in enumerate(lens):
-            student = out.posteriors[0].log_probs[row, :length]
+            student = out.terms["ctc"].log_probs[row, :length]
             kl = kl + F.kl_div(student, teacher[row, :length], log_target=True, reduction="sum")
-        total = total + 0.3 * out.loss / frames + 0.7 * kl / frames
+        total = total + 0.3 * out.loss / FRAMES + 0.7 * kl / FRAMES
     total.backward()
     assert metrics["loss"] == pytest.approx(total.item(), rel=1e-5)
     assert set(metrics) == {"loss", "loss_2", "loss_1", "loss_sp", "kl_1", "kl_sp"}
-    for (name, p), q in zip(model.named_parameters(), reference.parameters(), strict=True):
+    for (name, p), q in zip(trainer.model.named_parameters(), reference.parameters(), strict=True):
         assert (p.grad is None) == (q.grad is None), name
         if p.grad is not None:
             torch.testing.assert_close(p.grad, q.grad, rtol=1e-3, atol=1e-6, msg=name)
 
 
-def posterior(logits, lens):
-    return [Posterior.of_frames(logits.log_softmax(-1), torch.tensor(lens))]
-
-
-def test_kl_is_zero_for_equal_branches_and_blind_to_padding():
-    logits = torch.randn(2, 6, 5)
-    assert kl_divergence(posterior(logits, [6, 2]), posterior(logits, [6, 2])) == 0
-    other = logits.clone()
-    other[1, 2:] = torch.randn(4, 5)
-    assert kl_divergence(posterior(logits, [6, 2]), posterior(other, [6, 2])) == 0
-    assert kl_divergence(posterior(logits, [6, 2]), posterior(torch.randn(2, 6, 5), [6, 2])) > 0
-
-
-def test_kl_gives_the_teacher_no_gradient():
-    teacher = torch.randn(1, 4, 5, requires_grad=True)
-    student = torch.randn(1, 4, 5, requires_grad=True)
-    kl_divergence(posterior(teacher, [4]), posterior(student, [4])).backward()
-    assert teacher.grad is None and student.grad.abs().sum() > 0
-
-
-def test_kl_weighs_positions():
-    p, q = torch.randn(1, 2, 3, 4).log_softmax(-1), torch.randn(1, 2, 3, 4).log_softmax(-1)
-    weights = torch.tensor([[[0.5, 0.5, 0.0], [1.0, 0.0, 0.0]]])
-    each = (p.exp() * (p - q)).sum(-1)
-    expected = 0.5 * each[0, 0, 0] + 0.5 * each[0, 0, 1] + each[0, 1, 0]
-    torch.testing.assert_close(kl_divergence([Posterior(p, weights)], [Posterior(q, weights)]), expected)
-
-
 def test_plain_co_training_has_no_kl():
-    model, objective, forward = setup(precisions=(2, 1), lambda2=0.0)
-    metrics = objective.backward(model, forward, 1, num_frames(forward))
+    metrics = run(setup(lambda2=0.0))
     assert not any(name.startswith("kl") for name in metrics)
     assert metrics["loss"] == pytest.approx(
         metrics["loss_2"] + 0.5 * (metrics["loss_1"] + metrics["loss_sp"]), rel=1e-6
@@ -117,32 +95,49 @@ def test_plain_co_training_has_no_kl():
 def test_kl_can_rise_from_nothing():
     assert [CoTrainingConfig(lambda2=0.8, kl_warm_step=4).kl_weight(n) for n in (1, 2, 4, 9)] == [0.2, 0.4, 0.8, 0.8]
     assert CoTrainingConfig(lambda2=0.8).kl_weight(1) == 0.8
-    model, objective, forward = setup(lambda2=0.7, kl_warm_step=10)
-    metrics = objective.backward(model, forward, update=5, num_frames=num_frames(forward))
+    metrics = run(setup(lambda2=0.7, kl_warm_step=10), update=5)
     others = 0.5 * (metrics["loss_1"] + metrics["loss_sp"]) + 0.35 * (metrics["kl_1"] + metrics["kl_sp"])
     assert metrics["loss"] == pytest.approx(metrics["loss_2"] + others, rel=1e-6)
 
 
+def test_branches_and_terms_have_weights_of_their_own():
+    weights = {"branch_weights": (("sp", 0.25), ("2", 2.0)), "term_weights": (("ctc", 0.1),)}
+    metrics = run(setup(lambda2=0.7, **weights))
+    expected = 2.0 * metrics["loss_2"] + 0.5 * metrics["loss_1"] + 0.25 * metrics["loss_sp"]
+    expected += 0.7 * (metrics["kl_1"] + metrics["kl_sp"])
+    assert metrics["loss"] == pytest.approx(expected, rel=1e-6)
+    assert metrics["kl_1"] == pytest.approx(0.1 * run(setup(lambda2=0.7))["kl_1"], rel=1e-5)
+
+
 def test_float_teacher_is_an_extra_branch():
-    model, objective, forward = setup(precisions=(32, 2, 1))
-    objective.config = CoTrainingConfig(precisions=("2", "1"), teacher="32")
-    assert objective.config.trained_precisions == (32, 2, 1)
-    assert [branch.name for branch in objective.branches(1)] == ["32", "2", "1"]
-    metrics = objective.backward(model, forward, 1, num_frames(forward))
+    trainer = setup(precisions=(32, 2, 1))
+    trainer.co_training.config = config = CoTrainingConfig(precisions=("2", "1"), teacher="32")
+    assert config.trained_precisions == (32, 2, 1) and config.num_passes == 3
+    assert [branch.name for branch in trainer.co_training.branches(1)] == ["32", "2", "1"]
+    metrics = run(trainer)
     assert {"loss_32", "kl_2", "kl_1"} <= set(metrics) and "kl_32" not in metrics
 
 
+def draws_of(co_training: CoTraining) -> list[tuple]:
+    return [tuple(sorted(co_training.branches(n)[-1].allocation.bits.items())) for n in range(40)]
+
+
 def test_stochastic_precision_depends_on_the_update_only():
-    _, objective, _ = setup()
-    draws = [tuple(sorted(objective.branches(n)[-1].assignment.items())) for n in range(40)]
-    _, again, _ = setup()
-    assert draws == [tuple(sorted(again.branches(n)[-1].assignment.items())) for n in range(40)]
+    config = CoTrainingConfig()
+    draws = draws_of(CoTraining(config, 3, "encoder.layers", seed=5))
+    assert draws == draws_of(CoTraining(config, 3, "encoder.layers", seed=5))
     assert len(set(draws)) > 3
     assert {bits for draw in draws for _, bits in draw} == {1, 2}
-    other = CoTraining(objective.config, objective.quant_config, len(draws[0]), objective.seed + 1)
-    assert draws != [tuple(sorted(other.branches(n)[-1].assignment.items())) for n in range(40)], "another seed"
+    assert draws != draws_of(CoTraining(config, 3, "encoder.layers", seed=6)), "another seed"
     # layers draw independently: some update has unlike layers
     assert any(len({bits for _, bits in draw}) == 2 for draw in draws)
+
+
+def test_stochastic_precision_draws_from_any_set():
+    config = CoTrainingConfig(precisions=("4", "2", "1", "sp"))
+    assert {bits for draw in draws_of(CoTraining(config, 8, "layers", 0)) for _, bits in draw} == {4, 2, 1}
+    config = CoTrainingConfig(precisions=("4", "2", "1", "sp"), sp_precisions=("4", "1"))
+    assert {bits for draw in draws_of(CoTraining(config, 8, "layers", 0)) for _, bits in draw} == {4, 1}
 
 
 @pytest.mark.parametrize(
@@ -155,7 +150,12 @@ def test_stochastic_precision_depends_on_the_update_only():
         {"teacher": "4"},
         {"teacher": "sp"},
         {"lambda2": -1.0},
+        {"lambda1": float("nan")},
         {"kl_warm_step": -1},
+        {"sp_precisions": ("2",)},
+        {"sp_precisions": ("2", "8")},
+        {"branch_weights": (("4", 1.0),)},
+        {"branch_weights": (("1", -1.0),)},
     ],
 )
 def test_impossible_branches_are_refused(wrong):

@@ -4,19 +4,32 @@ from __future__ import annotations
 
 import importlib.util
 import itertools
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from lowbit_k2.core.models import TransducerConfig
+from lowbit_k2.data.batch import Batch
 from lowbit_k2.errors import UserError
-from lowbit_k2.losses.co_training import CoTraining, CoTrainingConfig, kl_divergence
+from lowbit_k2.losses.co_training import CoTraining, CoTrainingConfig
+from lowbit_k2.losses.distillation import as_targets, divergence
+from lowbit_k2.losses.output import PassOutput
 from lowbit_k2.losses.rnnt import RnntConfig, RnntCriterion, node_weights, pad_targets, torchaudio_rnnt_loss
-from lowbit_k2.models.transducer import Transducer, TransducerConfig
+from lowbit_k2.models.transducer import Transducer
 from lowbit_k2.quant import QuantConfig, quantize_model, use_precision
+from lowbit_k2.train.trainer import make_scaler
+from lowbit_k2.train.update import run_branches
 
 FEATURES = torch.randn(2, 60, 20, generator=torch.Generator().manual_seed(3))
 LENS = torch.tensor([60, 44])  # 14 and 10 encoder frames
 TARGETS = [[1, 2, 2, 3, 5], [6, 1]]
+BATCH = Batch(FEATURES, LENS, ["", ""], ["a", "b"], targets=TARGETS)
+
+
+def kl(teacher: PassOutput, student: PassOutput) -> torch.Tensor:
+    return divergence(as_targets(teacher.terms), student.terms, {})
+
 
 needs_torchaudio = pytest.mark.skipif(
     importlib.util.find_spec("torchaudio") is None, reason="torchaudio is not installed (modern lane)"
@@ -33,7 +46,7 @@ def make_model(ctc_head: bool = False) -> Transducer:
 
 
 def run(model: Transducer, update: int = 5000, shared=None, **config):
-    return RnntCriterion(RnntConfig(**config))(model, FEATURES, LENS, TARGETS, update, shared)
+    return RnntCriterion(RnntConfig(**config))(model, BATCH, update, shared)
 
 
 def all_alignments(log_probs: torch.Tensor, symbols: list[int]) -> torch.Tensor:
@@ -85,10 +98,7 @@ def test_a_range_over_all_symbols_prunes_nothing() -> None:
     # the same nodes, so the same KL against some other model
     other = make_model().eval()
     torch.nn.init.normal_(other.joiner.output.weight)
-    divergences = [
-        kl_divergence(a.posteriors, b.posteriors).item()
-        for a, b in ((pruned, run(other, prune_range=9)), (full, run(other, loss="full")))
-    ]
+    divergences = [kl(a, b).item() for a, b in ((pruned, run(other, prune_range=9)), (full, run(other, loss="full")))]
     assert divergences[0] == pytest.approx(divergences[1], rel=1e-4) and divergences[0] > 0
 
 
@@ -107,7 +117,8 @@ def test_a_batch_is_the_sum_of_its_utterances(kind: str) -> None:
     criterion = RnntCriterion(RnntConfig(loss=kind, prune_range=3))
     together = run(model, loss=kind, prune_range=3)
     alone = [
-        criterion(model, FEATURES[i : i + 1, : LENS[i]], LENS[i : i + 1], TARGETS[i : i + 1], 5000) for i in range(2)
+        criterion(model, Batch(FEATURES[i : i + 1, : LENS[i]], LENS[i : i + 1], [""], [""], TARGETS[i : i + 1]), 5000)
+        for i in range(2)
     ]
     assert together.loss.item() == pytest.approx(sum(out.loss.item() for out in alone), rel=1e-4)
     assert together.num_frames == sum(out.num_frames for out in alone)
@@ -120,9 +131,9 @@ def test_a_batch_is_the_sum_of_its_utterances(kind: str) -> None:
 def test_equal_branches_have_no_divergence_and_shared_ranges_are_used() -> None:
     model = make_model(ctc_head=True).eval()
     teacher = run(model, prune_range=2)
-    assert len(teacher.posteriors) == 2 and teacher.shared.shape == (2, 14, 2)
+    assert list(teacher.terms) == ["lattice", "ctc"] and teacher.shared.shape == (2, 14, 2)
     again = run(model, prune_range=2, shared=teacher.shared)
-    assert kl_divergence(teacher.posteriors, again.posteriors) == 0
+    assert kl(teacher, again) == 0
     moved = teacher.shared.clone()
     moved[:, :7] = moved[:, :1]
     other = run(model, prune_range=2, shared=moved)
@@ -152,7 +163,11 @@ def test_the_warm_up() -> None:
 
 @pytest.mark.parametrize(
     ("config", "words"),
-    [({"loss": "half"}, "--rnnt-loss half"), ({"prune_range": 1}, "--prune-range 1"), ({"warm_step": 0}, "warm-step")],
+    [
+        ({"loss": "half"}, "loss .half. is unknown"),
+        ({"prune_range": 1}, "prune_range must be at least 2"),
+        ({"warm_step": 0}, "warm_step"),
+    ],
 )
 def test_refusals(config: dict, words: str) -> None:
     with pytest.raises(UserError, match=words):
@@ -169,22 +184,27 @@ def test_co_training_equals_the_formula_in_one_graph(kind: str) -> None:
     for _ in range(2):
         models.append(make_model(ctc_head=True).train())
         quantize_model(models[-1], quant)
-    objective = CoTraining(CoTrainingConfig(lambda1=0.3, lambda2=0.7), quant, 3, seed=5)
+    co_training = CoTraining(CoTrainingConfig(lambda1=0.3, lambda2=0.7), 3, quant.layer_prefix, seed=5)
     criterion = RnntCriterion(RnntConfig(loss=kind, prune_range=3, warm_step=10))
 
-    def forward(model, shared):
-        return criterion(model, FEATURES, LENS, TARGETS, 4, shared)
-
     frames = 24
-    metrics = objective.backward(models[0], lambda shared: forward(models[0], shared), 4, frames)
+    trainer = SimpleNamespace(
+        model=models[0],
+        co_training=co_training,
+        criterion=criterion,
+        scaler=make_scaler(enabled=False),
+        device=torch.device("cpu"),
+        config=SimpleNamespace(amp="float32"),
+    )
+    metrics = run_branches(trainer, BATCH, 4, frames)
     outs, shared = [], None
-    for branch in objective.branches(4):
-        with use_precision(models[1], branch.assignment):
-            outs.append(forward(models[1], shared))
+    for branch in co_training.branches(4):
+        with use_precision(models[1], branch.allocation):
+            outs.append(criterion(models[1], BATCH, 4, shared))
         shared = outs[0].shared
     total = outs[0].loss / frames
     for out in outs[1:]:
-        total = total + 0.3 * out.loss / frames + 0.7 * kl_divergence(outs[0].posteriors, out.posteriors) / frames
+        total = total + 0.3 * out.loss / frames + 0.7 * kl(outs[0], out) / frames
     total.backward()
     assert metrics["loss"] == pytest.approx(total.item(), rel=1e-5)
     assert {"loss_2", "loss_sp", "kl_1", "kl_sp", "ctc_1"} <= set(metrics)

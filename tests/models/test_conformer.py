@@ -4,26 +4,28 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
 from lowbit_k2.errors import UserError
-from lowbit_k2.models import ConformerConfig, ConformerCtc
+from lowbit_k2.models import ConformerConfig, CtcConfig, model_config_from_dict
 from lowbit_k2.models.attention import RelativeSelfAttention, relative_positions, shift_relative
+from lowbit_k2.models.ctc import CtcModel
 from lowbit_k2.models.masking import MaskedBatchNorm, valid_frames
-from lowbit_k2.models.subsampling import subsampled_length
 
-SMALL = ConformerConfig(
-    num_features=20, vocab_size=11, d_model=16, num_layers=2, ffn_dim=32, conv_kernel=5, subsampling_channels=4
+SMALL_ENCODER = ConformerConfig(
+    num_features=20, d_model=16, num_layers=2, ffn_dim=32, conv_kernel=5, subsampling_channels=4
 )
+SMALL = CtcConfig(SMALL_ENCODER, vocab_size=11)
 
 
-def randomised(config: ConformerConfig) -> ConformerCtc:
+def randomised(config: CtcConfig) -> CtcModel:
     """A model whose norms and running statistics are not at their neutral values."""
     torch.manual_seed(0)
-    model = ConformerCtc(config)
+    model = CtcModel(config)
     for name, tensor in model.state_dict().items():
         if "running_var" in name:
             tensor.uniform_(0.5, 2.0)
@@ -32,7 +34,7 @@ def randomised(config: ConformerConfig) -> ConformerCtc:
     return model
 
 
-def count_by_role(model: ConformerCtc) -> Counter:
+def count_by_role(model: CtcModel) -> Counter:
     counts: Counter = Counter()
     for name, p in model.named_parameters():
         if p.dim() == 1 or "pos_bias" in name:
@@ -47,7 +49,7 @@ def count_by_role(model: ConformerCtc) -> Counter:
 
 def test_paper_sizes_by_role():
     """methods.md section 1: FFN 25.17 M, MHSA 3.93 M, convolution 2.46 M (2.454), output 0.512 M; in all 34.03 M."""
-    counts = count_by_role(ConformerCtc(ConformerConfig.preset("paper", vocab_size=2000)))
+    counts = count_by_role(CtcModel(CtcConfig.preset("paper", vocab_size=2000)))
     assert counts["ffn"] == 12 * 2 * 2 * 256 * 2048
     assert counts["attention"] == 12 * 5 * 256 * 256
     assert counts["conv."] == 12 * (256 * 512 + 31 * 256 + 256 * 256)
@@ -58,7 +60,7 @@ def test_paper_sizes_by_role():
 
 def test_paper_subsampling_with_pitch_features():
     """80 fbank + 3 pitch as in the paper: conv2d 1.90 M."""
-    counts = count_by_role(ConformerCtc(ConformerConfig.preset("paper", vocab_size=2000, num_features=83)))
+    counts = count_by_role(CtcModel(CtcConfig.preset("paper", vocab_size=2000, num_features=83)))
     assert round(counts["subsampling"] / 1e6, 2) == 1.90
 
 
@@ -67,13 +69,13 @@ PRESET_SIZES = [("demo", 1.0), ("tiny", 2.2), ("small", 8.7), ("medium", 29.2), 
 
 @pytest.mark.parametrize(("name", "millions"), PRESET_SIZES)
 def test_preset_sizes(name, millions):
-    total = sum(p.numel() for p in ConformerCtc(ConformerConfig.preset(name)).parameters())
+    total = sum(p.numel() for p in CtcModel(CtcConfig.preset(name)).parameters())
     assert total / 1e6 == pytest.approx(millions, rel=0.1)
 
 
 @pytest.mark.parametrize("conv_norm", ["batch", "layer"])
 def test_batch_gives_what_its_utterances_give_alone(conv_norm):
-    model = randomised(ConformerConfig(**{**SMALL.to_dict(), "conv_norm": conv_norm})).eval()
+    model = randomised(replace(SMALL, encoder=replace(SMALL_ENCODER, conv_norm=conv_norm))).eval()
     lens = torch.tensor([63, 31, 18, 7])
     features = torch.randn(4, 63, 20)
     for row, length in enumerate(lens):
@@ -81,12 +83,12 @@ def test_batch_gives_what_its_utterances_give_alone(conv_norm):
     together, out_lens = model(features, lens)
     for row, length in enumerate(lens):
         alone, alone_lens = model(features[row : row + 1, :length], lens[row : row + 1])
-        assert alone_lens[0] == out_lens[row] == subsampled_length(int(length))
+        assert alone_lens[0] == out_lens[row] == SMALL.output_lens(int(length))
         torch.testing.assert_close(together[row, : alone_lens[0]], alone[0], rtol=1e-4, atol=1e-5)
 
 
 def test_training_statistics_and_gradients_ignore_padding():
-    model = randomised(ConformerConfig(**{**SMALL.to_dict(), "dropout": 0.0, "ffn_dropout": 0.0}))
+    model = randomised(replace(SMALL, encoder=replace(SMALL_ENCODER, dropout=0.0, ffn_dropout=0.0)))
     lens = torch.tensor([41, 23])
     results = []
     for padding in (0.0, 100.0):
@@ -148,21 +150,23 @@ def test_attention_against_a_loop_over_pairs():
 
 
 def test_subsampled_length_matches_the_convolutions():
-    model = ConformerCtc(SMALL).eval()
+    model = CtcModel(SMALL).eval()
     for t in range(7, 30):
         log_probs, lens = model(torch.randn(1, t, 20), torch.tensor([t]))
-        assert log_probs.shape == (1, subsampled_length(t), 11) and lens[0] == subsampled_length(t)
+        assert log_probs.shape == (1, SMALL.output_lens(t), 11) and lens[0] == SMALL.output_lens(t)
         assert log_probs.dtype == torch.float32
 
 
 def test_config_round_trip_and_refusals():
-    assert ConformerConfig.from_dict(SMALL.to_dict()) == SMALL
+    assert model_config_from_dict(SMALL.to_dict()) == SMALL
+    old = {**SMALL_ENCODER.to_dict(), "vocab_size": 11}  # as before there were kinds
+    assert model_config_from_dict({name: value for name, value in old.items() if name != "kind"}) == SMALL
     for wrong in ({"d_model": 10}, {"conv_kernel": 4}, {"conv_norm": "group"}, {"num_layers": 0}, {"num_features": 3}):
         with pytest.raises(UserError):
-            ConformerConfig(**{**SMALL.to_dict(), **wrong})
+            replace(SMALL_ENCODER, **wrong)
     with pytest.raises(UserError, match="huge"):
-        ConformerConfig.preset("huge")
-    with pytest.raises(UserError, match="no configuration"):
+        CtcConfig.preset("huge")
+    with pytest.raises(UserError, match="unknown settings width"):
         ConformerConfig.from_dict({"width": 3})
 
 

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from lowbit_k2.errors import UserError
-from lowbit_k2.models import ConformerCtc, Transducer, TransducerConfig, model_config_from_dict, make_model
-from lowbit_k2.models.transducer import Joiner, StatelessDecoder
+from lowbit_k2.models import CtcConfig, TransducerConfig, make_model, model_config_from_dict
+from lowbit_k2.models.ctc import CtcModel
+from lowbit_k2.models.transducer import Joiner, StatelessDecoder, Transducer
 from lowbit_k2.quant import QuantConfig, quantize_model
 
 
@@ -46,8 +47,9 @@ def test_the_configuration_survives_json() -> None:
     config = TransducerConfig.preset("tiny", ctc_head=True, vocab_size=60, context_size=1, dropout=0.05)
     assert (config.vocab_size, config.decoder_dim, config.encoder.dropout) == (60, 144, 0.05)
     assert model_config_from_dict(json.loads(json.dumps(config.to_dict()))) == config
-    assert model_config_from_dict(json.loads(json.dumps(config.encoder.to_dict()))) == config.encoder
-    assert isinstance(make_model(config), Transducer) and isinstance(make_model(config.encoder), ConformerCtc)
+    ctc = CtcConfig(config.encoder, vocab_size=60)
+    assert model_config_from_dict(json.loads(json.dumps(ctc.to_dict()))) == ctc
+    assert isinstance(make_model(config), Transducer) and isinstance(make_model(ctc), CtcModel)
 
 
 @pytest.mark.parametrize(

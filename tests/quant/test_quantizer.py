@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import nn
 
-from lowbit_k2.quant import QuantConfig, TensorScheme, quantize_model, use_precision
+from lowbit_k2.quant import LinearQuantizer, QuantConfig, TensorScheme, quantize_model, use_precision
+from lowbit_k2.quant import linear as linear_module
 from lowbit_k2.quant import quantizer as quantizer_module
-from lowbit_k2.quant.quantizer import WeightQuantizer
 from lowbit_k2.quant.switching import find_quantizers
 
 RULES = (("*bias", "bias"), ("*", "encoder_linear"))
@@ -30,13 +30,13 @@ def make_linear(bits=(2, 1), **scheme) -> nn.Linear:
 def count(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Appends the precision of every quantization that is carried out."""
     calls: list[int] = []
-    original = quantizer_module.fake_quantize_all
+    original = linear_module.fake_quantize_all
 
     def counted(weights, alphas, steps, specs, *args):
         calls.extend(spec.bits for spec in specs if spec.bits < 16)
         return original(weights, alphas, steps, specs, *args)
 
-    monkeypatch.setattr(quantizer_module, "fake_quantize_all", counted)
+    monkeypatch.setattr(linear_module, "fake_quantize_all", counted)
     return calls
 
 
@@ -213,5 +213,5 @@ def test_deepcopy_in_a_pass_is_independent() -> None:
 
 
 def test_repr_names_the_tensor() -> None:
-    quantizer = WeightQuantizer(torch.randn(3, 4), TensorScheme((2, 1)), "a.weight")
+    quantizer = LinearQuantizer(torch.randn(3, 4), TensorScheme((2, 1)), "a.weight")
     assert "a.weight" in repr(quantizer) and "active=2" in repr(quantizer)

@@ -13,7 +13,7 @@ from lowbit_k2.quant import QuantConfig, QuantReport, ReportRow, TensorScheme, q
 
 @pytest.mark.parametrize(
     ("bits", "row_bytes"),
-    [(1, 17), (2, 26), (3, 65), (4, 65), (5, 130), (8, 130)],  # ceil(130/8), ceil(130/5), 130/2, ...
+    [(1, 17), (2, 26), (3, 49), (4, 65), (5, 82), (8, 130)],  # ceil(130/8), ceil(130/5), ceil(390/8), ...
 )
 @pytest.mark.parametrize(("granularity", "num_steps"), [("tensor", 1), ("channel", 3), ("block64", 9)])
 def test_bytes_of_a_tensor(bits: int, row_bytes: int, granularity: str, num_steps: int) -> None:

@@ -1,4 +1,4 @@
-"""--precision as users write it, and the stochastic-precision schedules."""
+"""The stochastic-precision schedules and draws."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lowbit_k2.errors import UserError
-from lowbit_k2.quant import draw_sp, parse_precision, sp_probabilities
+from lowbit_k2.quant import draw_sp, sp_probabilities
 
 PRINTED = [0.305, 0.377, 0.445, 0.508, 0.567, 0.623, 0.676, 0.726, 0.774, 0.820, 0.863, 0.905]
 
@@ -46,21 +46,23 @@ def test_draws_follow_the_probabilities_and_the_generator() -> None:
     assert set(draws.unique().tolist()) == {1, 2}
     again = torch.Generator().manual_seed(3)
     assert [draw_sp(p, again) for _ in range(5)] == draws[:5].tolist()
-    assert draw_sp([0.0, 1.0], again, low=2, high=4) == [4, 2]
+    assert draw_sp([0.0, 1.0], again, (4, 2)) == [4, 2]
 
 
-def test_parse_precision() -> None:
-    assert parse_precision("1", 12) == 1 and parse_precision("32", 12) == 32 and parse_precision(" 16 ", 3) == 16
-    assert parse_precision("1.5", 4) == [1, 1, 2, 2]
-    assert parse_precision("1.5", 5) == [1, 1, 2, 2, 2]
-    assert parse_precision("1.5r", 5) == [2, 2, 2, 1, 1]
-    assert parse_precision("1, 1,2,2", 4) == [1, 1, 2, 2]
-
-
-@pytest.mark.parametrize("text", ["", "0", "9", "x", "1.6", "1,1", "1,1,2,9", "-1", "1;1;2;2", "²"])
-def test_parse_precision_refuses(text: str) -> None:
-    with pytest.raises(UserError, match="precision"):
-        parse_precision(text, 4)
+def test_draws_out_of_several_precisions() -> None:
+    """The place among them is a number of successes: binomial."""
+    p = [0.0, 0.3, 0.8, 1.0]
+    generator = torch.Generator().manual_seed(4)
+    draws = torch.tensor([draw_sp(p, generator, (8, 4, 2)) for _ in range(4000)])
+    for bits, share in ((8, [(1 - x) ** 2 for x in p]), (4, [2 * x * (1 - x) for x in p]), (2, [x**2 for x in p])):
+        torch.testing.assert_close((draws == bits).double().mean(0), torch.tensor(share).double(), atol=0.03, rtol=0)
+    assert draw_sp(p, generator, (4,)) == [4] * 4
+    first, second = torch.Generator().manual_seed(5), torch.Generator().manual_seed(5)
+    uniform = torch.rand(4, generator=first, dtype=torch.float64)
+    assert draw_sp(p, second) == [1 if u < x else 2 for u, x in zip(uniform.tolist(), p, strict=True)]
+    for wrong in ((), (1, 2), (2, 2)):
+        with pytest.raises(UserError, match="high to low"):
+            draw_sp(p, generator, wrong)
 
 
 def test_schedule_refusals() -> None:

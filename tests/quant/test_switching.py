@@ -101,8 +101,12 @@ def test_restored_after_an_exception(model) -> None:
     [
         (4, "precision 4 is not available in the model: choose one of 2, 1, 32"),
         ({"encoder.layers.0": 8}, "precision 8 is not available in encoder.layers.0: choose one of 2, 1, 32"),
-        ({"ctc_head": 1}, "precision 1 is not available in ctc_head: choose one of 32"),
-        ({"encoder.layer": 1}, "no quantized tensor has a name that starts with 'encoder.layer'"),
+        ({"ctc_head": 1}, "precision 1 is not available in ctc_head: choose one of 8, 16, 32"),
+        (
+            {"encoder.layer": 1},
+            "no quantized tensor has a name that starts with 'encoder.layer': the rules and schemes of the config say "
+            "which are quantized, its layer_prefix what layers are called",
+        ),
     ],
 )
 def test_refusals(model, assignment, words: str) -> None:

@@ -16,7 +16,7 @@ from lowbit_k2.train.checkpoint import (
     save_checkpoint,
     select_checkpoint,
 )
-from lowbit_k2.train.epochs import train_epoch
+from lowbit_k2.train.epochs import save_epoch, train_epoch
 from tests.train.toy import run_epochs, toy_batches, toy_trainer
 
 
@@ -27,7 +27,7 @@ def test_a_checkpoint_holds_tensors_and_strings_only(tmp_path):
         assert isinstance(value, (str, dict))
         if isinstance(value, dict):
             assert all(isinstance(t, torch.Tensor) for t in value.values())
-    assert json.loads(content["meta"])["model"]["d_model"] == 16
+    assert json.loads(content["meta"])["model"]["encoder"]["d_model"] == 16
 
 
 def test_damaged_and_foreign_files_give_one_line(tmp_path):
@@ -66,7 +66,7 @@ def test_running_average_between_two_epochs_is_the_mean_over_their_updates(tmp_p
             train_epoch(trainer, [batch])
             states[trainer.progress.update] = {n: v.double().clone() for n, v in trainer.model.state_dict().items()}
         trainer.progress.epoch = epoch
-        trainer.finish_epoch({}, {})
+        save_epoch(trainer, {}, {})
     for avg, updates in ((1, None), (2, range(period, 13, period))):
         chosen = select_checkpoint(tmp_path, 2, 0, avg, use_averaged_model=True)
         for name, value in chosen.model.items():
@@ -85,7 +85,7 @@ def test_average_between_two_epochs(tmp_path):
         for batch in toy_batches(epoch, count=3):
             train_epoch(trainer, [batch])
             states.append(trainer.model.ctc_head.bias.detach().double().clone())
-        trainer.finish_epoch({}, {})
+        save_epoch(trainer, {}, {})
     chosen = select_checkpoint(tmp_path, 3, 0, 2, use_averaged_model=True)
     name = "ctc_head.parametrizations.bias.original"
     expected = torch.stack([s for s in states[3:]]).mean(0)
