@@ -154,16 +154,23 @@ def parse_allocation(text: str, loaded: LoadedModel) -> Allocation:
     assert config is not None, "a packed file has its precision"
     allocation = Allocation.parse(text, loaded.model_config.num_layers, config.layer_prefix)
     trained = loaded.trained_precisions
-    untrained = sorted(set(allocation.bits.values()) - set(trained) - fixed_precisions(config))
+    known = {*trained, *(fixed_precisions(config) if is_allocation_file(text) else ())}
+    untrained = sorted(set(allocation.bits.values()) - known)
     if untrained:
-        known = ", ".join(str(b) for b in trained)
-        raise UserError(f"precision {text}: the model was never trained at {untrained[0]} bits, only at {known}")
+        raise UserError(
+            f"precision {text}: the model was never trained at {untrained[0]} bits, only at {', '.join(map(str, trained))}"
+        )
     return allocation
+
+
+def is_allocation_file(text: str) -> bool:
+    """Whether `--precision` names a file rather than bits."""
+    return "/" in text or text.endswith(".json")
 
 
 def precision_label(text: str) -> str:
     """`--precision` as it stands in names of files."""
-    return Path(text).stem if "/" in text or text.endswith(".json") else text.replace(",", "_")
+    return Path(text).stem if is_allocation_file(text) else text.replace(",", "_")
 
 
 def fixed_precisions(config: QuantConfig) -> set[int]:

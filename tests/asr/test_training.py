@@ -220,8 +220,7 @@ def test_a_senseless_number_of_processes(corpus: Corpus, tmp_path: Path, number:
 
 def test_the_ends_of_the_stochastic_schedule() -> None:
     config = configs("--sp-schedule linear --sp-first 0.1 --sp-last 0.6").co_training
-    assert CoTraining(config, 6, "encoder.layers", seed=1).probabilities == pytest.approx(
-        [0.1, 0.2, 0.3, 0.4, 0.5, 0.6]
-    )
+    found = CoTraining(config, 6, "encoder.layers", seed=1).probabilities
+    assert found == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.5, 0.6])
     with pytest.raises(UserError, match="--sp-last must be at most 1, it is 1.5"):
         configs("--sp-last 1.5")

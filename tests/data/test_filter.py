@@ -6,13 +6,15 @@ import pytest
 import torch
 
 from lowbit_k2.data.features import FeatureConfig
-from lowbit_k2.data.filter import FilterConfig, cut_text, filter_cuts, required_frames, subsampled_frames
+from lowbit_k2.data.filter import FilterConfig, cut_text, filter_cuts, required_frames
 from lowbit_k2.errors import UserError
-from lowbit_k2.models.subsampling import subsampled_length
+from lowbit_k2.models import ConformerConfig
 
 from .conftest import WORDS, ToyCorpus, lhotse
 
-ALL = FilterConfig(max_dropped=1.0)
+OUTPUT_LENS = ConformerConfig().output_lens
+FEW = FilterConfig(OUTPUT_LENS)
+ALL = FilterConfig(OUTPUT_LENS, max_dropped=1.0)
 
 
 def encode(text: str) -> list[int]:
@@ -33,10 +35,6 @@ def altered(toy_corpus: ToyCorpus, **texts: str) -> lhotse.CutSet:
     return lhotse.CutSet.from_cuts(cuts)
 
 
-def test_frames_fit_the_models() -> None:
-    assert [subsampled_frames(t) for t in range(7, 400)] == [int(subsampled_length(t)) for t in range(7, 400)]
-
-
 def test_frames_that_ctc_needs() -> None:
     assert required_frames([]) == 0
     assert required_frames([1, 2, 1]) == 3
@@ -55,7 +53,7 @@ def test_required_frames_are_what_ctc_can_align() -> None:
 
 
 def test_good_cuts_all_stay(toy_corpus: ToyCorpus) -> None:
-    cuts, report = filter_cuts(toy_corpus.cuts, encode)
+    cuts, report = filter_cuts(toy_corpus.cuts, encode, FEW)
     assert [cut.id for cut in cuts] == [cut.id for cut in toy_corpus.cuts]
     assert report.total == report.kept == 30 and report.dropped == {}
     assert str(report) == "all 30 cuts kept"
@@ -68,7 +66,7 @@ def test_every_reason_is_counted(toy_corpus: ToyCorpus) -> None:
     def load(cut) -> torch.Tensor:
         return torch.tensor([[1.0, math.nan if cut.id == "utt08" else 0.0]])
 
-    config = FilterConfig(max_dropped=1.0, load=load, max_seconds=2.02)
+    config = FilterConfig(OUTPUT_LENS, max_dropped=1.0, load=load, max_seconds=2.02)
     kept, report = filter_cuts(cuts, encode, config)
     assert report.dropped == {
         "empty-text": 2,
@@ -85,7 +83,7 @@ def test_every_reason_is_counted(toy_corpus: ToyCorpus) -> None:
 
 def test_the_limit_of_length_is_sharp(toy_corpus: ToyCorpus) -> None:
     cut = next(iter(toy_corpus.cuts))
-    frames = subsampled_frames(cut.num_frames)
+    frames = OUTPUT_LENS(cut.num_frames)
     one = lhotse.CutSet.from_cuts([cut])
     assert filter_cuts(one, lambda _: [1, 2] * 100, ALL)[1].dropped == {"too-short": 1}
     assert filter_cuts(one, lambda _: list(range(frames)), ALL)[1].dropped == {}
@@ -95,17 +93,17 @@ def test_the_limit_of_length_is_sharp(toy_corpus: ToyCorpus) -> None:
 
 def test_too_many_bad_cuts_are_an_error(toy_corpus: ToyCorpus) -> None:
     one = altered(toy_corpus, utt03="")
-    assert filter_cuts(one, encode)[1].num_dropped == 1  # 3.3%
+    assert filter_cuts(one, encode, FEW)[1].num_dropped == 1  # 3.3%
     with pytest.raises(UserError, match=r"too many cuts cannot be used: 28 of 30 cuts kept, dropped: 2 empty-text"):
-        filter_cuts(altered(toy_corpus, utt03="", utt04=""), encode)
+        filter_cuts(altered(toy_corpus, utt03="", utt04=""), encode, FEW)
     with pytest.raises(UserError, match="no cuts"):
-        filter_cuts(lhotse.CutSet.from_cuts([]), encode)
+        filter_cuts(lhotse.CutSet.from_cuts([]), encode, FEW)
 
 
 def test_a_lazy_set_stays_lazy(toy_corpus: ToyCorpus, tmp_path) -> None:
     path = tmp_path / "cuts.jsonl.gz"
     altered(toy_corpus, utt03="").to_file(path)
-    lazy, report = filter_cuts(lhotse.CutSet.from_jsonl_lazy(path), encode)
+    lazy, report = filter_cuts(lhotse.CutSet.from_jsonl_lazy(path), encode, FEW)
     assert lazy.is_lazy and report.kept == 29
     for _ in range(2):
         assert [cut.id for cut in lazy] == [cut.id for cut in toy_corpus.cuts if cut.id != "utt03"]
@@ -113,8 +111,8 @@ def test_a_lazy_set_stays_lazy(toy_corpus: ToyCorpus, tmp_path) -> None:
 
 def test_without_stored_features_frames_come_from_the_duration(toy_corpus: ToyCorpus) -> None:
     plain = toy_corpus.cuts.drop_features().to_eager()
-    assert filter_cuts(plain, encode)[1].dropped == filter_cuts(toy_corpus.cuts, encode)[1].dropped
-    assert FilterConfig().features == FeatureConfig()
+    assert filter_cuts(plain, encode, FEW)[1].dropped == filter_cuts(toy_corpus.cuts, encode, FEW)[1].dropped
+    assert FEW.features == FeatureConfig()
 
 
 def test_text_of_a_cut(toy_corpus: ToyCorpus) -> None:

@@ -8,13 +8,13 @@ from types import SimpleNamespace
 import pytest
 
 from lowbit_k2.export import export_float, pack_model
-from lowbit_k2.models import ConformerConfig, ConformerCtc
-from lowbit_k2.quant import QuantConfig, layer_assignment, parse_precision, quantize_model, use_precision
+from lowbit_k2.models import CtcConfig, make_model
+from lowbit_k2.quant import Allocation, QuantConfig, quantize_model, use_precision
 
 
 @pytest.mark.parametrize(("preset", "at_least"), [("lossless16", 16.6), ("all-low", 19.5)])
 def test_ratio_on_disk_of_the_papers_encoder(tmp_path, preset, at_least):
-    model = ConformerCtc(ConformerConfig.preset("paper", vocab_size=2000)).eval()
+    model = make_model(CtcConfig.preset("paper", vocab_size=2000)).eval()
     config = QuantConfig.preset(preset, precisions=(2, 1))
     quantize_model(model, config)
     tokens = random.Random(0).randbytes(50_000)  # a sentencepiece model of 2000 pieces has about 30 kB
@@ -28,14 +28,9 @@ def test_ratio_on_disk_of_the_papers_encoder(tmp_path, preset, at_least):
     float_bytes = (tmp_path / "float").stat().st_size
     ratios = {}
     for precision in ("1", "1.5", "2"):
-        with use_precision(model, layer_assignment(config, bits_of(precision))):
+        with use_precision(model, Allocation.parse(precision, 12, config.layer_prefix)):
             pack_model(loaded, tmp_path / precision)
         ratios[precision] = float_bytes / (tmp_path / precision).stat().st_size
     print({p: round(r, 2) for p, r in ratios.items()})
     assert ratios["1"] >= at_least
     assert ratios["1"] > ratios["1.5"] > ratios["2"] > 12
-
-
-def bits_of(precision: str) -> list[int]:
-    bits = parse_precision(precision, 12)
-    return [bits] * 12 if isinstance(bits, int) else bits

@@ -149,7 +149,9 @@ def repack(path: Path, target: Path, **changes) -> Path:
     model = read_packed(path)
     parts = {name: getattr(model, name) for name in ("model_config", "tokens", "tokens_kind", "features", "extra")}
     tensors = changes.pop("tensors", list)(model.tensors)
-    parts["model_config"] = {**parts["model_config"], **changes}
+    config = dict(parts["model_config"])
+    own = {name: changes.pop(name) for name in list(changes) if name in config}
+    parts["model_config"] = {**config, **own, "encoder": {**config["encoder"], **changes}}
     write_packed(target, PackedModel(tensors, **parts))
     return target
 
@@ -157,11 +159,11 @@ def repack(path: Path, target: Path, **changes) -> Path:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"d_model": 48}, "ctc_head.weight as"),
-        ({"d_model": 1 << 40}, "ctc_head.weight as"),
+        ({"d_model": 48}, "subsampling.out.weight as"),
+        ({"d_model": 1 << 40}, "subsampling.out.weight as"),
         ({"vocab_size": 1 << 40}, "ctc_head.weight as"),
         ({"ffn_dim": 1 << 40}, "ff1.w1.weight as"),
-        ({"num_layers": 3}, "3 layers, the file has 4"),
+        ({"num_layers": 3}, "holds encoder.layers.3.*which its configuration does not know"),
         ({"num_layers": 1 << 40}, "the file has None"),
         ({"subsampling_channels": 1 << 40}, "conv1.weight as"),
         ({"num_features": 1 << 40}, "subsampling.out.weight as"),
@@ -169,10 +171,16 @@ def repack(path: Path, target: Path, **changes) -> Path:
         ({"num_heads": 5}, "num_heads"),
         ({"conv_norm": "none"}, "conv_norm"),
         ({"conv_norm": "layer"}, "running_mean"),
-        ({"d_model": "wide"}, "no configuration"),
-        ({"depth": 3}, "no configuration"),
-        ({"tensors": lambda tensors: tensors[:-1]}, "lacks encoder.layers.3.conv.norm.running_var"),
-        ({"tensors": lambda tensors: [t for t in tensors if t.name != "encoder.norm.bias"]}, "lacks encoder.norm.bias"),
+        ({"d_model": "wide"}, "d_model takes a whole number"),
+        ({"depth": 3}, "unknown settings depth"),
+        (
+            {"tensors": lambda tensors: tensors[:-1]},
+            "running_var as .24,., the file has None",
+        ),
+        (
+            {"tensors": lambda tensors: [t for t in tensors if t.name != "encoder.norm.bias"]},
+            "encoder.norm.bias as .24,., the file has None",
+        ),
     ],
 )
 def test_files_that_do_not_fit_their_own_configuration(changes: dict, message: str, tmp_path: Path) -> None:

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import nn
 
 from lowbit_k2.data.tokenizer import LexiconTokenizer
-from lowbit_k2.models import ConformerConfig, ConformerCtc
+from lowbit_k2.models import ConformerConfig, CtcConfig, make_model
 from lowbit_k2.quant import QuantConfig, alpha_parameters, quantize_model
 
-CONFIG = ConformerConfig(
-    num_features=23, vocab_size=7, d_model=24, num_layers=4, ffn_dim=72, conv_kernel=5, subsampling_channels=8
-)
+ENCODER = ConformerConfig(num_features=23, d_model=24, num_layers=4, ffn_dim=72, conv_kernel=5, subsampling_channels=8)
+CONFIG = CtcConfig(ENCODER, vocab_size=7)
 TOKENS = {"<blk>": 0, **{letter: i + 1 for i, letter in enumerate("abcdef")}}
 
 
@@ -27,7 +26,7 @@ class Toy:
     """What packing needs of a model."""
 
     model: nn.Module
-    model_config: ConformerConfig = CONFIG
+    model_config: CtcConfig = CONFIG
     tokenizer: LexiconTokenizer = field(default_factory=toy_tokenizer)
     features: dict[str, Any] = field(default_factory=lambda: {"type": "fbank", "num_mel_bins": 23})
 
@@ -35,8 +34,8 @@ class Toy:
 def toy_model(preset: str = "lossless16", seed: int = 0, precisions=(2, 1), conv_norm="batch", **options: Any) -> Toy:
     """A quantized model in eval mode, with random alphas, biases and BatchNorm statistics."""
     torch.manual_seed(seed)
-    config = ConformerConfig.from_dict({**CONFIG.to_dict(), "conv_norm": conv_norm})
-    model = ConformerCtc(config)
+    config = CtcConfig(replace(ENCODER, conv_norm=conv_norm), CONFIG.vocab_size)
+    model = make_model(config)
     quantize_model(model, QuantConfig.preset(preset, precisions=precisions, **options))
     with torch.no_grad():
         for alpha in alpha_parameters(model):

@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from lowbit_k2.models.conformer import ConformerConfig, ConformerCtc
+from lowbit_k2.models import CtcConfig, make_model
 from lowbit_k2.quant import QuantConfig, QuantReport, ReportRow, TensorScheme, quantize_model
 
 
@@ -40,7 +40,7 @@ def test_totals(make_model) -> None:
 
 def test_sizes_of_the_papers_model_agree_with_methods() -> None:
     """34.03 M parameters; at 1 bit 9.2x with float leftovers, 17.6x with them at 8 bits, 20.7x at 4."""
-    plain = ConformerCtc(ConformerConfig.preset("paper", vocab_size=2000)).to("meta")  # only shapes matter
+    plain = make_model(CtcConfig.preset("paper", vocab_size=2000)).to("meta")  # only shapes matter
     vectors = dict.fromkeys(("norm", "bias"), TensorScheme((32,)))
     for preset, ratio in (("paper", 9.2), ("lossless16", 17.6), ("all-low", 20.7)):
         report = quantize_model(copy.deepcopy(plain), QuantConfig.preset(preset, schemes=vectors))

@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from lowbit_k2.errors import UserError
-from lowbit_k2.models.conformer import ConformerConfig, ConformerCtc
+from lowbit_k2.models import CtcConfig
+from lowbit_k2.models.ctc import CtcModel
 from lowbit_k2.quant import (
     DEFAULT_RULES,
     QuantConfig,
@@ -28,9 +29,9 @@ PRESETS = ["float", "paper", "lossless16", "all-low"]
 EVERYTHING = (("*", "encoder_linear"),)
 
 
-def conformer() -> ConformerCtc:
+def conformer() -> CtcModel:
     torch.manual_seed(0)
-    return ConformerCtc(ConformerConfig.preset("demo", num_layers=2, d_model=16, ffn_dim=24, vocab_size=11))
+    return CtcModel(CtcConfig.preset("demo", num_layers=2, d_model=16, ffn_dim=24, vocab_size=11))
 
 
 @pytest.mark.parametrize("preset", PRESETS)

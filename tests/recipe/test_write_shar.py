@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from lowbit_k2.data.datamodule import AsrDataModule, DataConfig
-from lowbit_k2.data.filter import filter_cuts
+from lowbit_k2.data.filter import FilterConfig, filter_cuts
 from lowbit_k2.data.manifests import load_cuts
 from lowbit_k2.errors import UserError
 from lowbit_k2.recipe.compute_fbank import compute_fbank
@@ -57,7 +57,9 @@ def test_training_reads_shards(fbank: Path, tmp_path: Path) -> None:
     batches = []
     for folder in (fbank, output):
         data = AsrDataModule(DataConfig(manifest_dir=folder, max_duration=1.6, num_buckets=2))
-        cuts, report = filter_cuts(load_cuts(folder, "toy", "train", lazy=True), lambda text: [1])
+        cuts, report = filter_cuts(
+            load_cuts(folder, "toy", "train", lazy=True), lambda text: [1], FilterConfig(lambda frames: frames)
+        )
         assert report.kept == 10 and cuts.is_lazy
         epochs = [list(data.train_batches(cuts, epoch)) for epoch in (1, 2)]
         assert [batch.ids for batch in islice(data.train_batches(cuts, 2, skip=1), 9)] == [b.ids for b in epochs[1][1:]]
