@@ -9,24 +9,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from lowbit_k2.core.encodings import encoding_of
 from lowbit_k2.errors import UserError
 from lowbit_k2.packed import PackedModel, PackedTensor, write_packed
 from lowbit_k2.quant import ExportTensor, export_tensors, plain_state_dict, use_precision
 from lowbit_k2.quant.walker import NO_ROLE, quant_config_of
-
-# Precision -> encoding. The grids of 3 and 5 to 7 bits have no encoding of their own yet and take the next wider one.
-ENCODING_OF_BITS = {
-    1: "binary",
-    2: "ternary",
-    3: "int4",
-    4: "int4",
-    5: "int8",
-    6: "int8",
-    7: "int8",
-    8: "int8",
-    16: "float16",
-    32: "float32",
-}
 
 
 class _Config(Protocol):
@@ -102,7 +89,7 @@ def packed_tensors(model: nn.Module) -> list[PackedTensor]:
 
 
 def _pack(tensor: ExportTensor) -> PackedTensor:
-    encoding = ENCODING_OF_BITS[tensor.bits]
+    encoding = encoding_of(tensor.bits).name
     if tensor.codes is None:
         return PackedTensor.from_values(tensor.name, tensor.role, encoding, to_numpy(tensor.values))
     if not (tensor.step > 0).all():  # the statistic is never negative, so this is alpha or an underflow
