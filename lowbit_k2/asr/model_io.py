@@ -157,9 +157,8 @@ def parse_allocation(text: str, loaded: LoadedModel) -> Allocation:
     known = {*trained, *(fixed_precisions(config) if is_allocation_file(text) else ())}
     untrained = sorted(set(allocation.bits.values()) - known)
     if untrained:
-        raise UserError(
-            f"precision {text}: the model was never trained at {untrained[0]} bits, only at {', '.join(map(str, trained))}"
-        )
+        spelled = ", ".join(str(bits) for bits in trained)
+        raise UserError(f"precision {text}: the model was never trained at {untrained[0]} bits, only at {spelled}")
     return allocation
 
 

@@ -2,10 +2,9 @@
 
 from lowbit_k2.export.load import LoadedPackedModel, load_packed_model
 from lowbit_k2.export.own_model import attach_packed_inputs, load_packed, packed_state, save_packed
-from lowbit_k2.export.pack import ENCODING_OF_BITS, export_float, pack_model, packed_tensors
+from lowbit_k2.export.pack import export_float, pack_model, packed_tensors
 
 __all__ = [
-    "ENCODING_OF_BITS",
     "LoadedPackedModel",
     "attach_packed_inputs",
     "export_float",

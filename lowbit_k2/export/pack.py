@@ -11,14 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from lowbit_k2.core.encodings import encoding_of
-from lowbit_k2.core.grids import PRECISIONS
 from lowbit_k2.errors import UserError
 from lowbit_k2.packed import PackedModel, PackedTensor, write_packed
 from lowbit_k2.quant import ExportTensor, export_tensors, plain_state_dict, use_precision
 from lowbit_k2.quant.walker import NO_ROLE, quant_config_of
-
-# Precision -> encoding of the linear grids.
-ENCODING_OF_BITS = {bits: encoding_of(bits).name for bits in PRECISIONS}
 
 
 class _Config(Protocol):

@@ -1,17 +1,18 @@
 """Packed models: integer codes in as few bits as they need, in one checked file. numpy only, never torch.
 
-Reading order: bitpack (codes to bytes), model (what a file holds), container (sections and checksum), format (read and
-write), sizes (what takes how many bytes). `docs/packed-format.md` describes the file for readers in other languages.
+Reading order: core.encodings (names and sizes), bitpack (codes to bytes), tensors and contents (what a file holds),
+container (sections and checksum), format (read and write), sizes (what takes how many bytes). `docs/packed-format.md`
+describes the file for readers in other languages.
 """
 
-from lowbit_k2.packed.bitpack import ENCODINGS, pack, unpack
+from lowbit_k2.packed.bitpack import pack, unpack
+from lowbit_k2.packed.contents import FileSizes, PackedModel
 from lowbit_k2.packed.errors import PackedFileError
 from lowbit_k2.packed.format import read_packed, write_packed
-from lowbit_k2.packed.model import FileSizes, PackedModel, PackedTensor
 from lowbit_k2.packed.sizes import SizeRow, SizeTable, size_table
+from lowbit_k2.packed.tensors import PackedTensor
 
 __all__ = [
-    "ENCODINGS",
     "FileSizes",
     "PackedFileError",
     "PackedModel",

@@ -16,14 +16,15 @@ import tempfile
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from lowbit_k2.packed.errors import PackedFileError
 
 FORMAT = "lowbit_k2 packed"
-VERSION = 1
+VERSION = 2  # that is written
+READABLE = (1, 2)
 # In the order of the file. Wide types first, so that every section is aligned.
 SECTIONS = {
     "float32": ("F32", np.dtype("<f4")),
@@ -36,6 +37,19 @@ START = b'{"__metadata__":{"sha256":"'  # the digits follow, at a place that can
 DIGITS = slice(8 + len(START), 8 + len(START) + 64)
 MAX_HEADER = 4096  # ours take under 500 bytes
 MAX_INFLATED = 1 << 26  # a compressed section that grows beyond 64 MiB is a trap
+MAX_DIGITS = 4300  # of an integer in JSON; Python's own limit where it has one, its time is quadratic in them
+
+
+class Sections(NamedTuple):
+    """What the outer layer holds.
+
+    arrays: {section: read-only 1-D array of its type}.
+    head_bytes: in front of the first section.
+    """
+
+    arrays: dict[str, np.ndarray]
+    head_bytes: int
+    version: int
 
 
 def write_sections(path: str | Path, sections: Mapping[str, bytes]) -> None:
@@ -58,27 +72,25 @@ def write_sections(path: str | Path, sections: Mapping[str, bytes]) -> None:
         raise PackedFileError(f"{path} cannot be written: {error.strerror or error}") from None
 
 
-def read_sections(path: str | Path) -> tuple[dict[str, np.ndarray], int]:
+def read_sections(path: str | Path) -> Sections:
     """Map a file into memory, check every byte of it, and return its sections.
 
-    Returns:
-      {section: read-only 1-D array of its type}, and the bytes in front of the first section.
     Raises:
       PackedFileError: the file is missing, foreign, truncated, altered, or of another version.
     """
     path = Path(path)
     content = _map(path)
-    head_bytes, lengths = _check_header(path, content)
+    head_bytes, lengths, version = _check_header(path, content)
     digest = hashlib.sha256(content[: DIGITS.start] + b"0" * 64)
     with memoryview(content) as view, view[DIGITS.stop :] as rest:
         digest.update(rest)
     if content[DIGITS] != digest.hexdigest().encode():
         raise PackedFileError(f"{path} is altered or damaged (its checksum is wrong): export or copy it again")
-    sections, offset = {}, head_bytes
+    arrays, offset = {}, head_bytes
     for name, (_, kind) in SECTIONS.items():
-        sections[name] = np.frombuffer(content, kind, lengths[name] // kind.itemsize, offset)
+        arrays[name] = np.frombuffer(content, kind, lengths[name] // kind.itemsize, offset)
         offset += lengths[name]
-    return sections, head_bytes
+    return Sections(arrays, head_bytes, version)
 
 
 def deflate(data: bytes) -> bytes:
@@ -112,12 +124,18 @@ def dump_json(value: Any) -> bytes:
 def load_json(data: bytes, what: str) -> dict[str, Any]:
     """Parse a JSON object, whatever the bytes are."""
     try:
-        value = json.loads(data.decode("utf-8"))
+        value = json.loads(data.decode("utf-8"), parse_int=_parse_int)
     except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):
         raise PackedFileError(f"the {what} is no JSON object")
     return value
+
+
+def _parse_int(digits: str) -> int:
+    if len(digits) > MAX_DIGITS:
+        raise ValueError(f"an integer of {len(digits)} digits")
+    return int(digits)
 
 
 def _layout(lengths: Mapping[str, int]) -> dict[str, Any]:
@@ -151,8 +169,8 @@ def _map(path: Path) -> mmap.mmap:
         raise PackedFileError(f"{path} cannot be read: {error.strerror or error}") from None
 
 
-def _check_header(path: Path, content: mmap.mmap) -> tuple[int, dict[str, int]]:
-    """Bytes in front of the data, and each section's length in bytes. All but the checksum is checked here."""
+def _check_header(path: Path, content: mmap.mmap) -> tuple[int, dict[str, int], int]:
+    """Bytes in front of the data, each section's length in bytes, version. All but the checksum is checked here."""
     size, ours = len(content), content[8 : DIGITS.start] == START
     header_bytes = int.from_bytes(content[:8], "little")
     if size < 10 or header_bytes > size - 8 or content[8:9] != b"{":
@@ -168,7 +186,7 @@ def _check_header(path: Path, content: mmap.mmap) -> tuple[int, dict[str, int]]:
     metadata = header.pop("__metadata__", None)
     if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
         raise PackedFileError(f"{path} is a safetensors file, but no packed model of lowbit_k2")
-    _check_version(path, metadata.get("version"))
+    version = _check_version(path, metadata.get("version"))
     if not ours:
         raise PackedFileError(f"{path} was rewritten by another program, which voids its checksum: export it again")
     lengths = _section_lengths(path, header)
@@ -177,15 +195,16 @@ def _check_header(path: Path, content: mmap.mmap) -> tuple[int, dict[str, int]]:
         raise PackedFileError(f"{path} is truncated: {size} of {end} bytes are there; export or copy it again")
     if size > end:
         raise PackedFileError(f"{path} is damaged: {size - end} bytes lie behind its end; export or copy it again")
-    return 8 + header_bytes, lengths
+    return 8 + header_bytes, lengths, version
 
 
-def _check_version(path: Path, version: Any) -> None:
-    if version == str(VERSION):
-        return
+def _check_version(path: Path, version: Any) -> int:
     if isinstance(version, str) and version.isascii() and version.isdigit() and 0 < len(version) < 6:
+        if version in map(str, READABLE):
+            return int(version)
+        known = " and ".join(map(str, READABLE))
         raise PackedFileError(
-            f"{path} has format version {version}, this program reads version {VERSION}: update lowbit_k2"
+            f"{path} has format version {version}, this program reads versions {known}: update lowbit_k2"
         )
     raise PackedFileError(f"{path} has a damaged header: export or copy it again")
 

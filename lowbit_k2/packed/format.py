@@ -2,28 +2,40 @@
 
 The index, one compressed JSON object, lists the tensors in the order of their data. Offsets are not stored: each
 section is used up from its start to its end, so no description can point outside of it or at the same bytes twice.
+Version 1 is still read: it lacks most encodings, aliases and the bits of inputs, and has its tables in the index.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from lowbit_k2.packed.bitpack import FLOAT_TYPES, check_encoding, row_bytes
-from lowbit_k2.packed.container import deflate, dump_json, inflate, load_json, read_sections, write_sections
-from lowbit_k2.packed.errors import PackedFileError
-from lowbit_k2.packed.model import (
-    GRANULARITIES,
-    MAX_DIMS,
-    FileSizes,
-    PackedModel,
-    PackedTensor,
-    matrix_shape,
-    step_shape,
+from lowbit_k2.core.encodings import Encoding
+from lowbit_k2.core.grids import GRANULARITIES, group_shape, matrix_shape
+from lowbit_k2.packed.bitpack import encoding_named
+from lowbit_k2.packed.container import (
+    Sections,
+    deflate,
+    dump_json,
+    inflate,
+    load_json,
+    read_sections,
+    write_sections,
 )
+from lowbit_k2.packed.contents import FileSizes, PackedModel
+from lowbit_k2.packed.errors import PackedFileError
+from lowbit_k2.packed.tensors import MAX_DIMS, PackedTensor
+
+CODE_KEYS = {"steps", "table", "zero_point"}  # of an entry with codes only
+DESCRIPTION_KEYS = {"role", "encoding", "shape", "input_bits", *CODE_KEYS}
+MAX_SIDE = 1 << 63  # of a shape
+FIRST_ENCODINGS = ("binary", "ternary", "int4", "int8", "float16", "float32")  # of version 1
+# With a table, the codes of version 1 that are not negative are these places, in the very same bytes.
+FIRST_INDICES = {"int4": ("index4", 8), "int8": ("index8", 128)}
 
 
 def write_packed(path: str | Path, model: PackedModel) -> None:
@@ -38,12 +50,14 @@ def write_packed(path: str | Path, model: PackedModel) -> None:
         parts[section].append(tensor.data.tobytes())
         if tensor.step is not None:
             parts["float32"].append(tensor.step.astype("<f4").tobytes())
+        if tensor.table is not None:
+            parts["float32"].append(tensor.table.astype("<f4").tobytes())
     index = {
         "model": dict(model.model_config),
         "features": dict(model.features),
         "tokens_kind": model.tokens_kind,
         "extra": dict(model.extra),
-        "tensors": [_describe(tensor) for tensor in model.tensors],
+        "tensors": [entry for tensor in model.tensors for entry in _describe(tensor)],
     }
     sections = {name: b"".join(data) for name, data in parts.items()}
     write_sections(path, {**sections, "index": deflate(dump_json(index)), "tokens": deflate(model.tokens)})
@@ -55,19 +69,20 @@ def read_packed(path: str | Path) -> PackedModel:
     Raises:
       PackedFileError: one line that names the file and what is wrong with it.
     """
-    sections, header_bytes = read_sections(path)
+    sections = read_sections(path)
+    arrays = sections.arrays
     try:
-        index = load_json(inflate(sections["index"], "index"), "index")
-        tokens = inflate(sections["tokens"], "tokens")
+        index = load_json(inflate(arrays["index"], "index"), "index")
+        tokens = inflate(arrays["tokens"], "tokens")
         tensors = _read_tensors(index.get("tensors"), sections)
         parts = {name: index.get(name) for name in ("model", "features", "extra")}
         if not all(isinstance(part, dict) for part in parts.values()) or not isinstance(index.get("tokens_kind"), str):
             raise PackedFileError("the index lacks model, features, tokens_kind or extra")
         sizes = FileSizes(
-            total=header_bytes + sum(section.nbytes for section in sections.values()),
-            header=header_bytes,
-            index=sections["index"].nbytes,
-            tokens=sections["tokens"].nbytes,
+            total=sections.head_bytes + sum(array.nbytes for array in arrays.values()),
+            header=sections.head_bytes,
+            index=arrays["index"].nbytes,
+            tokens=arrays["tokens"].nbytes,
         )
         return PackedModel(
             tensors, parts["model"], tokens, index["tokens_kind"], parts["features"], parts["extra"], sizes
@@ -76,8 +91,8 @@ def read_packed(path: str | Path) -> PackedModel:
         raise PackedFileError(f"{path}: {error}") from None
 
 
-def _describe(tensor: PackedTensor) -> dict[str, Any]:
-    """A tensor's entry in the index."""
+def _describe(tensor: PackedTensor) -> list[dict[str, Any]]:
+    """A tensor's entry in the index, and those of its aliases."""
     entry: dict[str, Any] = {
         "name": tensor.name,
         "role": tensor.role,
@@ -87,17 +102,19 @@ def _describe(tensor: PackedTensor) -> dict[str, Any]:
     if not tensor.is_float:
         entry["steps"] = tensor.granularity
     if tensor.table is not None:
-        entry["table"] = list(tensor.table)
+        entry["table"] = len(tensor.table)
     if tensor.zero_point:
         entry["zero_point"] = tensor.zero_point
-    return entry
+    if tensor.input_bits:
+        entry["input_bits"] = tensor.input_bits
+    return [entry, *({"name": alias, "same_as": tensor.name} for alias in tensor.aliases)]
 
 
 class _Cursor:
     """Takes a section's numbers one tensor after the other."""
 
-    def __init__(self, sections: dict[str, np.ndarray]) -> None:
-        self.rest = {name: sections[name] for name in ("float32", "float16", "codes")}
+    def __init__(self, arrays: dict[str, np.ndarray]) -> None:
+        self.rest = {name: arrays[name] for name in ("float32", "float16", "codes")}
 
     def take(self, section: str, shape: tuple[int, ...], name: str) -> np.ndarray:
         count, rest = math.prod(shape), self.rest[section]
@@ -112,56 +129,119 @@ class _Cursor:
                 raise PackedFileError(f"section {section} holds {rest.nbytes} bytes that belong to no tensor")
 
 
-def _read_tensors(entries: Any, sections: dict[str, np.ndarray]) -> list[PackedTensor]:
+def _read_tensors(entries: Any, sections: Sections) -> list[PackedTensor]:
     if not isinstance(entries, list):
         raise PackedFileError("the index lacks its list of tensors")
-    cursor = _Cursor(sections)
-    tensors = [_read_tensor(entry, cursor) for entry in entries]
+    cursor = _Cursor(sections.arrays)
+    tensors: dict[str, PackedTensor] = {}
+    aliases: dict[str, list[str]] = {}  # of each tensor
+    seen: set[str] = set()
+    for entry in entries:
+        name = _read_name(entry, seen)
+        if sections.version > 1 and "same_as" in entry:
+            aliases[_read_same_as(name, entry, tensors)].append(name)
+            continue
+        tensors[name] = _read_tensor(name, entry, cursor, sections.version)
+        aliases[name] = []
     cursor.finish()
-    return tensors
+    return [replace(t, aliases=tuple(aliases[name])) if aliases[name] else t for name, t in tensors.items()]
 
 
-def _read_tensor(entry: Any, cursor: _Cursor) -> PackedTensor:
-    """One entry of the index and its data; keys that are not known are left alone."""
+def _read_name(entry: Any, seen: set[str]) -> str:
     if not isinstance(entry, dict):
         raise PackedFileError("an entry of the index describes no tensor")
-    name, role, encoding = (entry.get(key) for key in ("name", "role", "encoding"))
-    if not (isinstance(name, str) and isinstance(role, str) and isinstance(encoding, str)):
-        raise PackedFileError(f"a tensor's name {name!r}, role or encoding is no text")
-    try:
-        check_encoding(encoding)
-    except PackedFileError as error:
-        raise PackedFileError(f"tensor {name}: {error}") from None
+    name = entry.get("name")
+    if not isinstance(name, str):
+        raise PackedFileError(f"a tensor's name {name!r} is no text")
+    if name in seen:
+        raise PackedFileError(f"tensor {name} is there twice")
+    seen.add(name)
+    return name
+
+
+def _read_same_as(name: str, entry: dict[str, Any], tensors: dict[str, PackedTensor]) -> str:
+    """The tensor of which an entry is another name."""
+    first = entry["same_as"]
+    if not isinstance(first, str) or first not in tensors:
+        raise PackedFileError(f"tensor {name}: the same as {first!r}, which is no tensor in front of it")
+    if not DESCRIPTION_KEYS.isdisjoint(entry):
+        raise PackedFileError(f"tensor {name}: the same as {first}, and yet described anew")
+    return first
+
+
+def _read_tensor(name: str, entry: dict[str, Any], cursor: _Cursor, version: int) -> PackedTensor:
+    """One entry of the index and its data; keys that are not known are left alone, and PackedTensor checks the rest."""
+    role = entry.get("role")
+    if not isinstance(role, str):
+        raise PackedFileError(f"tensor {name}: its role {role!r} is no text")
+    encoding = _read_encoding(name, entry, version)
     shape = _read_shape(name, entry.get("shape"))
-    if encoding in FLOAT_TYPES:
-        return PackedTensor(name, role, encoding, shape, cursor.take(encoding, shape, name))
+    input_bits = entry.get("input_bits", 0) if version > 1 else 0
+    if encoding.is_float:
+        if version > 1 and not CODE_KEYS.isdisjoint(entry):
+            raise PackedFileError(f"tensor {name}: {encoding.name} has no steps, no table and no zero point")
+        data = cursor.take(encoding.name, shape, name)
+        return PackedTensor(name, role, encoding.name, shape, data, input_bits=input_bits)
     if not shape:
         raise PackedFileError(f"tensor {name}: codes need at least one dimension")
     granularity = entry.get("steps")
     if granularity not in GRANULARITIES:
         raise PackedFileError(f"tensor {name}: unknown granularity {granularity!r} of its steps")
     rows, cols = matrix_shape(shape)
-    step = cursor.take("float32", step_shape(shape, granularity), name)
-    data = cursor.take("codes", (rows, row_bytes(cols, encoding)), name)
-    table, zero_point = _read_grid(name, entry)
-    return PackedTensor(name, role, encoding, shape, data, step, granularity, table, zero_point)
+    step = cursor.take("float32", group_shape(shape, granularity), name)
+    read_table = _read_table if version > 1 else _read_first_table
+    encoding, table = read_table(name, entry, encoding, cursor)
+    data = cursor.take("codes", (rows, encoding.row_bytes(cols)), name)
+    zero_point = entry.get("zero_point", 0)
+    return PackedTensor(
+        name, role, encoding.name, shape, data, step, granularity, table, zero_point, input_bits=input_bits
+    )
+
+
+def _read_encoding(name: str, entry: dict[str, Any], version: int) -> Encoding:
+    encoding = entry.get("encoding")
+    try:
+        if version == 1 and encoding not in FIRST_ENCODINGS:
+            raise PackedFileError(f"unknown encoding {encoding!r}: version 1 knows {', '.join(FIRST_ENCODINGS)}")
+        return encoding_named(encoding)
+    except PackedFileError as error:
+        raise PackedFileError(f"tensor {name}: {error}") from None
 
 
 def _read_shape(name: str, shape: Any) -> tuple[int, ...]:
-    if not isinstance(shape, list) or len(shape) > MAX_DIMS or not all(type(n) is int and n > 0 for n in shape):
+    right = isinstance(shape, list) and len(shape) <= MAX_DIMS and all(type(n) is int for n in shape)
+    if not right or not all(0 < n < MAX_SIDE for n in shape):
         raise PackedFileError(f"tensor {name}: {shape!r} is no shape")
     return tuple(shape)
 
 
-def _read_grid(name: str, entry: dict[str, Any]) -> tuple[tuple[float, ...] | None, int]:
-    table, zero_point = entry.get("table"), entry.get("zero_point", 0)
-    if table is not None:
-        if not isinstance(table, list) or not all(type(value) in (int, float) for value in table):
-            raise PackedFileError(f"tensor {name}: its table is no list of numbers")
-        try:
-            table = tuple(float(value) for value in table)
-        except OverflowError:
-            raise PackedFileError(f"tensor {name}: its table must hold finite numbers") from None
-    if type(zero_point) is not int or not -128 <= zero_point <= 255:
-        raise PackedFileError(f"tensor {name}: {zero_point!r} is no zero point")
-    return table, zero_point
+def _read_table(
+    name: str, entry: dict[str, Any], encoding: Encoding, cursor: _Cursor
+) -> tuple[Encoding, np.ndarray | None]:
+    """The table in the float32 section, by its number of entries; PackedTensor knows which encodings have one."""
+    if "table" not in entry:
+        return encoding, None
+    entries = entry["table"]
+    if type(entries) is not int or entries < 1:
+        raise PackedFileError(f"tensor {name}: {entries!r} is no number of entries of a table")
+    return encoding, cursor.take("float32", (entries,), name)
+
+
+def _read_first_table(
+    name: str, entry: dict[str, Any], encoding: Encoding, cursor: _Cursor
+) -> tuple[Encoding, np.ndarray | None]:
+    """The table of version 1, numbers in the index, and the encoding that has tables today."""
+    table = entry.get("table")
+    if table is None:
+        return encoding, None
+    if not isinstance(table, list) or not all(type(value) in (int, float) for value in table):
+        raise PackedFileError(f"tensor {name}: its table is no list of numbers")
+    if encoding.name not in FIRST_INDICES:
+        raise PackedFileError(f"tensor {name}: a table of {encoding.name} codes, which are no places in a table")
+    index, reachable = FIRST_INDICES[encoding.name]
+    try:
+        with np.errstate(over="ignore"):
+            values = np.array([float(value) for value in table[:reachable]], dtype=np.float32)
+    except OverflowError:
+        raise PackedFileError(f"tensor {name}: its table must hold finite numbers") from None
+    return encoding_named(index), values

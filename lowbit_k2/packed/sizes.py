@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from lowbit_k2.packed.contents import FileSizes, PackedModel
 from lowbit_k2.packed.errors import PackedFileError
-from lowbit_k2.packed.model import FileSizes, PackedModel
+from lowbit_k2.tables import text_table
 
 
 @dataclass(frozen=True)
 class SizeRow:
-    """Tensors of one role and encoding; `num_bytes` includes their steps.
+    """Tensors of one role and encoding; `num_bytes` includes their steps and tables. Tied tensors are one.
 
     float_bytes: what the same tensors take in the float32 file; None without such a file.
     """
@@ -53,7 +54,8 @@ class SizeTable:
 
     def __str__(self) -> str:
         """A table by role and encoding."""
-        lines = [["role", "encoding", "tensors", "weights", "bits/weight", "bytes", "share", "float32 bytes", "ratio"]]
+        headers = ["role", "encoding", "tensors", "weights", "bits/weight", "bytes", "share", "float32 bytes", "ratio"]
+        lines = []
         for row in self.rows:
             counts = [str(row.num_tensors), f"{row.num_weights:,}", f"{row.bits_per_weight:.2f}"]
             lines.append([row.role, row.encoding, *counts, *self._sizes(row.num_bytes, row.float_bytes)])
@@ -63,13 +65,9 @@ class SizeTable:
         number = str(sum(row.num_tensors for row in self.rows))
         bits = f"{8 * self.file.total / self.num_weights:.2f}" if self.num_weights else ""
         reference = None if self.float_file is None else self.float_file.total
-        lines.append(
-            ["file", "", number, f"{self.num_weights:,}", bits, *self._sizes(self.file.total, reference)],
-        )
-        if self.float_file is None:
-            lines = [line[:7] for line in lines]
-        widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-        return "\n".join(_align(line, widths) for line in lines)
+        lines.append(["file", "", number, f"{self.num_weights:,}", bits, *self._sizes(self.file.total, reference)])
+        columns = 7 if self.float_file is None else len(headers)
+        return text_table(headers[:columns], [line[:columns] for line in lines], left=(0, 1))
 
     def _sizes(self, num_bytes: int, float_bytes: int | None) -> list[str]:
         cells = [f"{num_bytes:,}", f"{100 * num_bytes / self.file.total:.1f}%"]
@@ -100,7 +98,7 @@ def size_table(model: PackedModel, reference: PackedModel | None = None) -> Size
             len(tensors),
             sum(t.num_weights for t in tensors),
             sum(t.nbytes for t in tensors),
-            None if float_bytes is None else sum(float_bytes[t.name] for t in tensors),
+            None if float_bytes is None else sum(float_bytes.get(name, 0) for t in tensors for name in t.names),
         )
         for (role, encoding), tensors in groups.items()
     ]
@@ -109,15 +107,10 @@ def size_table(model: PackedModel, reference: PackedModel | None = None) -> Size
 
 
 def _float_bytes(model: PackedModel, reference: PackedModel) -> dict[str, int]:
-    if {t.name: t.shape for t in model.tensors} != {t.name: t.shape for t in reference.tensors}:
+    """Bytes of each tensor of the float file by its own name; an alias has none."""
+    shapes, expected = ({n: t.shape for t in m.tensors for n in t.names} for m in (model, reference))
+    if shapes != expected:
         raise PackedFileError("the float file holds other tensors than the packed file: export both from one model")
     if any(tensor.encoding != "float32" for tensor in reference.tensors):
         raise PackedFileError("the float file is not float32 throughout: make it with export.py --float-output")
     return {tensor.name: tensor.nbytes for tensor in reference.tensors}
-
-
-def _align(line: list[str], widths: list[int]) -> str:
-    """Names to the left, numbers to the right."""
-    cells = [cell.ljust(w) if i < 2 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))]
-    text = "  ".join(cells).rstrip()
-    return "".join(c if c.isprintable() else "?" for c in text)  # a file must not drive the terminal

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 
+from lowbit_k2.core.encodings import encoding_of
 from lowbit_k2.core.grids import PRECISIONS
 from lowbit_k2.errors import UserError
-from lowbit_k2.export import ENCODING_OF_BITS, export_float, load_packed_model, pack_model, packed_tensors
+from lowbit_k2.export import export_float, load_packed_model, pack_model, packed_tensors
 from lowbit_k2.packed import PackedFileError, PackedModel, read_packed, size_table, write_packed
 from lowbit_k2.quant import TensorScheme, layer_assignment, parse_precision, plain_state_dict, use_precision
 from lowbit_k2.quant.walker import quant_config_of
@@ -64,7 +65,7 @@ def test_every_precision(bits: int, tmp_path: Path) -> None:
     toy = toy_model(precisions=(bits,), schemes={"convolution": scheme, "output": scheme})
     check_same(toy, tmp_path / "a")
     encodings = {t.encoding for t in read_packed(tmp_path / "a").tensors if t.role in ("encoder_linear", "output")}
-    assert encodings == {ENCODING_OF_BITS[bits]}
+    assert encodings == {encoding_of(bits).name}
 
 
 def test_layer_norm_and_a_float_model(tmp_path: Path) -> None:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 SECTIONS = ("float32", "float16", "codes", "index", "tokens")
-PER_BYTE = {"binary": 8, "ternary": 5, "int4": 2, "int8": 1}
 
 
 def f32(x: float) -> float:
@@ -25,7 +24,7 @@ def mini_read(path: Path) -> tuple[dict[str, Any], bytes, dict[str, list[float]]
     (length,) = struct.unpack("<Q", data[:8])
     header = json.loads(data[8 : 8 + length])
     metadata = header.pop("__metadata__")
-    assert metadata["format"] == "lowbit_k2 packed" and metadata["version"] == "1"
+    assert metadata["format"] == "lowbit_k2 packed" and metadata["version"] in ("1", "2")
     assert hashlib.sha256(data[:35] + b"0" * 64 + data[99:]).hexdigest() == data[35:99].decode()
     assert tuple(header) == SECTIONS
     parts = {name: data[8 + length :][slice(*entry["data_offsets"])] for name, entry in header.items()}
@@ -41,6 +40,9 @@ def mini_read(path: Path) -> tuple[dict[str, Any], bytes, dict[str, list[float]]
 
     weights = {}
     for tensor in index["tensors"]:
+        if "same_as" in tensor:
+            weights[tensor["name"]] = weights[tensor["same_as"]]
+            continue
         shape, encoding = tensor["shape"], tensor["encoding"]
         if encoding in ("float32", "float16"):
             size, letter = (4, "f") if encoding == "float32" else (2, "e")
@@ -50,28 +52,41 @@ def mini_read(path: Path) -> tuple[dict[str, Any], bytes, dict[str, list[float]]
         blocks = -(-cols // 64)
         number = {"tensor": 1, "channel": rows, "block64": rows * blocks}[tensor["steps"]]
         steps = struct.unpack(f"<{number}f", take("float32", 4 * number))
+        table = tensor.get("table")
+        if isinstance(table, int):
+            assert encoding.startswith("index") and table <= 2 ** int(encoding[5:])
+            table = struct.unpack(f"<{table}f", take("float32", 4 * table))
         values = []
         for r in range(rows):
-            codes = unpack_row(take("codes", -(-cols // PER_BYTE[encoding])), encoding, cols)
+            codes = unpack_row(take("codes", row_bytes(encoding, cols)), encoding, cols)
+            assert table is None or 0 <= min(codes) <= max(codes) < len(table)
             for k, c in enumerate(codes):
                 step = steps[{"tensor": 0, "channel": r, "block64": r * blocks + k // 64}[tensor["steps"]]]
-                number = f32(tensor["table"][c]) if "table" in tensor else c - tensor.get("zero_point", 0)
+                number = c - tensor.get("zero_point", 0) if table is None else f32(table[c])
                 values.append(f32(number * step))
         weights[tensor["name"]] = values
     assert all(position[section] == len(parts[section]) for section in position)
     return index, zlib.decompress(parts["tokens"]), weights
 
 
+def bits_of(encoding: str) -> int:
+    """Bits of a weight in a stream."""
+    return 1 if encoding == "binary" else int(encoding.removeprefix("int").removeprefix("index"))
+
+
+def row_bytes(encoding: str, cols: int) -> int:
+    return -(-cols // 5) if encoding == "ternary" else -(-cols * bits_of(encoding) // 8)
+
+
 def unpack_row(row: bytes, encoding: str, cols: int) -> list[int]:
     """Codes of one row."""
-    codes: list[int] = []
-    for byte in row:
-        if encoding == "binary":
-            codes += [2 * (byte >> i & 1) - 1 for i in range(8)]
-        elif encoding == "ternary":
-            codes += [byte // 3**i % 3 - 1 for i in range(5)]
-        elif encoding == "int4":
-            codes += [n - 16 * (n > 7) for n in (byte & 15, byte >> 4)]
-        else:
-            codes.append(byte - 256 * (byte > 127))
-    return codes[:cols]
+    if encoding == "ternary":
+        digits = [byte // 3**i % 3 for byte in row for i in range(5)]
+        assert max(row) <= 242 and not any(digits[cols:])
+        return [digit - 1 for digit in digits[:cols]]
+    bits, stream = bits_of(encoding), int.from_bytes(row, "little")
+    assert stream >> cols * bits == 0
+    numbers = [stream >> i * bits & 2**bits - 1 for i in range(cols)]
+    if encoding == "binary":
+        return [2 * n - 1 for n in numbers]
+    return numbers if encoding.startswith("index") else [n - 2**bits * (n >= 2 ** (bits - 1)) for n in numbers]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import zlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,27 +14,31 @@ import numpy as np
 from lowbit_k2.packed import PackedModel, PackedTensor
 
 GRIDS = {
-    "binary": np.array([-1, 1]),
-    "ternary": np.arange(-1, 2),
-    "int4": np.arange(-8, 8),
-    "int8": np.arange(-128, 128),
+    "binary": np.array([-1, 1], np.int8),
+    "ternary": np.arange(-1, 2, dtype=np.int8),
+    **{f"int{n}": np.arange(-(2 ** (n - 1)), 2 ** (n - 1)).astype(np.int8) for n in range(3, 9)},
+    **{f"index{n}": np.arange(2**n).astype(np.uint8) for n in range(1, 9)},
 }
+TABLE_SIZES = {f"index{n}": 2**n - (n in (3, 8)) for n in range(1, 9)}  # two are not full
 STEP_SHAPES = {"tensor": (), "channel": (6,), "block64": (6, 2)}
 
 
 def sample_tensors(seed: int = 0) -> list[PackedTensor]:
-    """One tensor of 6 x 7 x 11 for each encoding of codes and granularity, and floats."""
+    """One tensor of 6 x 7 x 11 for each encoding of codes and granularity, and floats; some with aliases or notes."""
     rng = np.random.default_rng(seed)
     tensors = []
     for encoding, grid in GRIDS.items():
         for granularity, shape in STEP_SHAPES.items():
-            codes = rng.choice(grid, (6, 7, 11)).astype(np.int8)
+            size = TABLE_SIZES.get(encoding)
+            codes = rng.choice(grid[:size], (6, 7, 11))
             step = rng.uniform(0.01, 2.0, shape).astype(np.float32)
+            table = None if size is None else rng.normal(size=size)
             name = f"{encoding}.{granularity}"
-            tensors.append(PackedTensor.from_codes(name, "encoder_linear", encoding, codes, step, granularity))
+            tensors.append(PackedTensor.from_codes(name, "encoder_linear", encoding, codes, step, granularity, table))
+    tensors[-1] = replace(tensors[-1], aliases=("tied", "tied.again"), input_bits=8)
     half, single = rng.normal(size=13).astype(np.float16), rng.normal(size=(2, 5)).astype(np.float32)
     tensors.insert(2, PackedTensor.from_values("half", "norm", "float16", half))
-    tensors.insert(4, PackedTensor.from_values("single", "bias", "float32", single))
+    tensors.insert(4, PackedTensor.from_values("single", "bias", "float32", single, aliases=("alone",), input_bits=16))
     tensors.append(PackedTensor.from_values("scalar", "bias", "float32", np.float32(0.1).reshape(())))
     return tensors
 
