@@ -152,13 +152,16 @@ def parse_allocation(text: str, loaded: LoadedModel) -> Allocation:
     """
     config = loaded.quant_config
     assert config is not None, "a packed file has its precision"
-    allocation = Allocation.parse(text, loaded.model_config.num_layers, config.layer_prefix)
+    try:
+        allocation = Allocation.parse(text, loaded.model_config.num_layers, config.layer_prefix)
+    except UserError as error:
+        raise ConfigError("precision", str(error).removeprefix("precision ")) from None
     trained = loaded.trained_precisions
     known = {*trained, *(fixed_precisions(config) if is_allocation_file(text) else ())}
     untrained = sorted(set(allocation.bits.values()) - known)
     if untrained:
         spelled = ", ".join(str(bits) for bits in trained)
-        raise UserError(f"precision {text}: the model was never trained at {untrained[0]} bits, only at {spelled}")
+        raise ConfigError("precision", f"{text}: the model was never trained at {untrained[0]} bits, only at {spelled}")
     return allocation
 
 

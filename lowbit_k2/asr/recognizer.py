@@ -172,7 +172,6 @@ def methods_for(text: str, loaded: LoadedModel) -> list[str]:
     methods = parse_methods(text or possible[0])
     for method in methods:
         if method not in possible:
-            raise ConfigError(
-                "decoding_method", f"{method} does not fit a {config.kind}: choose of {', '.join(possible)}"
-            )
+            fits = ", ".join(possible)
+            raise ConfigError("decoding_method", f"{method} does not fit this {config.kind} model: choose of {fits}")
     return methods

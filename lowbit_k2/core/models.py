@@ -216,12 +216,9 @@ def check_shapes(config: ModelConfig, found: Mapping[str, tuple[int, ...]], for_
     """
     known = set()
     for name, shape in config.shapes(for_training):
-        if name not in found:
-            raise UserError(f"its configuration wants {name} as {shape}, which is not there: make the file again")
-        if tuple(found[name]) != tuple(shape):
-            raise UserError(
-                f"its configuration wants {name} as {shape}, it has {tuple(found[name])}: make the file again"
-            )
+        has = tuple(found[name]) if name in found else None
+        if has != tuple(shape):
+            raise UserError(f"its configuration wants {name} as {shape}, the file has {has}: make it again")
         known.add(name)
     foreign = [name for name in found if name not in known]
     if foreign:

@@ -56,7 +56,10 @@ class RnntCriterion:
     """One pass of a transducer: losses, and the distributions on its lattice."""
 
     def __init__(self, config: RnntConfig) -> None:
+        """Raises UserError where k2 is missing and the loss needs it: now, not after minutes of preparation."""
         self.config = config
+        if config.loss == "pruned":
+            require_k2()
 
     def __call__(
         self,
@@ -183,8 +186,8 @@ def torchaudio_rnnt_loss(logits: Tensor, lens: Tensor, symbols: Tensor, symbol_l
         from torchaudio.functional import rnnt_loss
     except (ImportError, OSError, AttributeError) as error:
         raise UserError(
-            f"--rnnt-loss full needs torchaudio, which cannot be imported ({error}): install the one of your torch, or "
-            "k2 for --rnnt-loss pruned"
+            f"the full transducer loss needs torchaudio, which cannot be imported ({error}): install your torch's, or "
+            "k2 for the pruned one"
         ) from None
     # 32-bit lengths and symbols, and a lattice no larger than the longest utterance, are torchaudio's conditions
     return rnnt_loss(logits, symbols.int(), lens.int(), symbol_lens.int(), blank=BLANK, clamp=-1.0, reduction="sum")

@@ -33,7 +33,7 @@ def ids(batches) -> list[list[str]]:
 
 def equal(one: Batch, other: Batch) -> bool:
     same = one.ids == other.ids and one.texts == other.texts and torch.equal(one.input_lens, other.input_lens)
-    return same and torch.equal(one.inputs, other.features)
+    return same and torch.equal(one.inputs, other.inputs)
 
 
 def test_every_cut_comes_once_per_epoch(toy_corpus: ToyCorpus) -> None:
@@ -126,7 +126,7 @@ def test_on_the_fly_features(toy_corpus: ToyCorpus) -> None:
     fresh = list(make(toy_corpus, on_the_fly_feats=True).valid_batches(toy_corpus.cuts.drop_features().to_eager()))
     for one, other in zip(stored, fresh, strict=True):
         assert one.ids == other.ids
-        torch.testing.assert_close(one.inputs, other.features, atol=0.15, rtol=0)  # lilcom rounds
+        torch.testing.assert_close(one.inputs, other.inputs, atol=0.15, rtol=0)  # lilcom rounds
 
 
 def test_the_largest_batches_of_an_epoch(toy_corpus: ToyCorpus) -> None:
