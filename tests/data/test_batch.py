@@ -17,5 +17,5 @@ def test_collate_pads_with_zeros_and_keeps_the_order() -> None:
 
 def test_collate_leaves_its_input_alone() -> None:
     matrix = torch.ones(2, 3)
-    collate([matrix], ["A"], ["x"]).features.zero_()
+    collate([matrix], ["A"], ["x"]).inputs.zero_()
     assert bool((matrix == 1).all())

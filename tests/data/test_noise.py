@@ -81,7 +81,7 @@ def test_a_pure_function_of_seed_epoch_and_id(toy_corpus: ToyCorpus, noises: lis
 
 @pytest.mark.parametrize("wrong", [{"probability": 2.0}, {"min_snr": 20.0, "max_snr": 10.0}])
 def test_wrong_settings(wrong: dict) -> None:
-    with pytest.raises(UserError, match="noise"):
+    with pytest.raises(UserError, match="probability|min_snr"):
         NoiseConfig(**wrong)
 
 
@@ -94,11 +94,11 @@ def test_training_batches_with_noise(toy_corpus: ToyCorpus, noises: list, tmp_pa
     rest = list(AsrDataModule(config).train_batches(toy_corpus.cuts, epoch=2, skip=3))
     assert len(rest) == len(whole) - 3 > 0
     for one, other in zip(whole[3:], rest, strict=True):
-        assert one.ids == other.ids and bool((one.inputs == other.features).all())
+        assert one.ids == other.ids and bool((one.inputs == other.inputs).all())
     untouched = 0
     for noisy, plain in zip(whole, clean.train_batches(toy_corpus.cuts, epoch=2), strict=True):
         assert noisy.ids == plain.ids and noisy.input_lens.tolist() == plain.input_lens.tolist()
-        untouched += sum(bool((a == b).all()) for a, b in zip(noisy.features, plain.features, strict=True))
+        untouched += sum(bool((a == b).all()) for a, b in zip(noisy.inputs, plain.inputs, strict=True))
     assert 5 < untouched < 25
     pairs = zip(module.valid_batches(toy_corpus.cuts), clean.valid_batches(toy_corpus.cuts), strict=True)
-    assert all(bool((a.features == b.inputs).all()) for a, b in pairs)
+    assert all(bool((a.inputs == b.inputs).all()) for a, b in pairs)

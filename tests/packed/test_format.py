@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import safetensors
 
+from lowbit_k2.core.encodings import ENCODINGS, tensor_bytes
 from lowbit_k2.packed import PackedFileError, PackedModel, PackedTensor, read_packed, write_packed
 from tests.packed.mini_reader import mini_read
 from tests.packed.samples import GRIDS, STEP_SHAPES, read_index, sample_model, sample_tensors
@@ -24,8 +25,8 @@ def packed(tmp_path: Path) -> Path:
     return path
 
 
-def reference_weights(codes: np.ndarray, step: np.ndarray, granularity: str) -> np.ndarray:
-    """codes * step in float32, one weight at a time."""
+def reference_weights(codes: np.ndarray, step: np.ndarray, granularity: str, table=None) -> np.ndarray:
+    """codes * step, or table[codes] * step, in float32, one weight at a time."""
     flat = codes.reshape(len(codes), -1)
     out = np.empty(flat.shape, np.float32)
     for r, k in np.ndindex(*flat.shape):
@@ -34,7 +35,8 @@ def reference_weights(codes: np.ndarray, step: np.ndarray, granularity: str) -> 
             "channel": step[r] if step.ndim else 0,
             "block64": step[r, k // 64] if step.ndim > 1 else 0,
         }
-        out[r, k] = np.float32(flat[r, k]) * np.float32(s[granularity])
+        number = flat[r, k] if table is None else table[flat[r, k]]
+        out[r, k] = np.float32(number) * np.float32(s[granularity])
     return out.reshape(codes.shape)
 
 
@@ -44,6 +46,7 @@ def test_everything_comes_back(packed: Path) -> None:
     for a, b in zip(written.tensors, read.tensors, strict=True):
         assert (a.role, a.encoding, a.shape, a.granularity) == (b.role, b.encoding, b.shape, b.granularity)
         assert a.dequantize().tobytes() == b.dequantize().tobytes() and b.dequantize().shape == a.shape
+        assert (a.aliases, a.input_bits) == (b.aliases, b.input_bits)
         if not a.is_float:
             np.testing.assert_array_equal(a.codes, b.codes)
             assert a.step.tobytes() == b.step.tobytes()
@@ -55,7 +58,7 @@ def test_everything_comes_back(packed: Path) -> None:
 @pytest.mark.parametrize("encoding", GRIDS)
 def test_weights_are_codes_times_steps(encoding: str, granularity: str) -> None:
     tensor = next(t for t in sample_tensors() if t.name == f"{encoding}.{granularity}")
-    expected = reference_weights(tensor.codes, tensor.step, granularity)
+    expected = reference_weights(tensor.codes, tensor.step, granularity, tensor.table)
     assert tensor.dequantize().tobytes() == expected.tobytes()
     assert tensor.dequantize().dtype == np.float32
 
@@ -64,15 +67,17 @@ def test_the_document_is_enough_to_read_a_file(packed: Path) -> None:
     model = sample_model()
     index, tokens, weights = mini_read(packed)
     assert tokens == model.tokens and index["model"] == model.model_config and index["extra"] == model.extra
-    assert list(weights) == [t.name for t in model.tensors]
+    assert set(weights) == {name for t in model.tensors for name in t.names}
     for tensor in model.tensors:
-        assert np.array(weights[tensor.name], np.float32).tobytes() == tensor.dequantize().tobytes()
+        for name in tensor.names:
+            assert np.array(weights[name], np.float32).tobytes() == tensor.dequantize().tobytes()
 
 
 def test_tables_and_zero_points(tmp_path: Path) -> None:
     codes = np.arange(6, dtype=np.int8).reshape(2, 3)
     step = np.float32(0.3)
-    table = PackedTensor.from_codes("t", "x", "int4", codes, step, table=[-1.0, -0.1, 0.0, 0.1, 0.2, 1.0])
+    numbers = [-1.0, -0.1, 0.0, 0.1, 0.2, 1.0]
+    table = PackedTensor.from_codes("t", "x", "index3", codes.astype(np.uint8), step, table=numbers)
     shifted = PackedTensor.from_codes("z", "x", "int8", codes, step, zero_point=2)
     path = tmp_path / "a"
     write_packed(path, PackedModel([table, shifted], {}))
@@ -83,15 +88,32 @@ def test_tables_and_zero_points(tmp_path: Path) -> None:
     assert {n: np.array(w, np.float32).tobytes() for n, w in mini_read(path)[2].items()} == {
         n: w.tobytes() for n, w in read.items()
     }
-    outside = PackedTensor.from_codes("t", "x", "int4", codes, step, table=[1.0, 2.0])
-    with pytest.raises(PackedFileError, match="outside its table"):
-        outside.dequantize()
+    with pytest.raises(PackedFileError, match="table of 2 entries"):
+        PackedTensor.from_codes("t", "x", "index3", codes.astype(np.uint8), step, table=[1.0, 2.0])
+
+
+def test_a_file_of_version_1_gives_the_same_weights() -> None:
+    """version1.safetensors was written by the release before version 2, from these codes, steps and tables."""
+    path = Path(__file__).with_name("version1.safetensors")
+    weights = {tensor.name: tensor.dequantize() for tensor in read_packed(path).tensors}
+    assert weights and {n: w.tobytes() for n, w in weights.items()} == {
+        n: np.array(w, np.float32).tobytes() for n, w in mini_read(path)[2].items()
+    }
+    assert mini_read(path)[0].keys() == {"model", "features", "tokens_kind", "extra", "tensors"}
+
+
+@pytest.mark.parametrize("encoding", GRIDS)
+def test_bytes_of_a_tensor_are_those_that_reports_estimate(encoding: str) -> None:
+    for granularity in STEP_SHAPES:
+        tensor = next(t for t in sample_tensors() if t.name == f"{encoding}.{granularity}")
+        entries = 0 if tensor.table is None else len(tensor.table)
+        assert tensor.nbytes == tensor_bytes(tensor.shape, ENCODINGS[encoding], granularity, entries)
 
 
 def test_safetensors_reads_the_file(packed: Path) -> None:
     with safetensors.safe_open(packed, "np") as file:
         assert set(file.keys()) == {"float32", "float16", "codes", "index", "tokens"}
-        assert file.metadata()["format"] == "lowbit_k2 packed" and file.metadata()["version"] == "1"
+        assert file.metadata()["format"] == "lowbit_k2 packed" and file.metadata()["version"] == "2"
         codes = np.concatenate([t.data.ravel() for t in sample_model().tensors if not t.is_float])
         np.testing.assert_array_equal(file.get_tensor("codes"), codes)
         assert file.get_tensor("float16").dtype == np.float16
@@ -186,11 +208,19 @@ ONES = np.ones((2, 3), np.int8)
         (lambda: PackedTensor.from_codes("w", "x", "int4", ONES, STEP * np.nan), "positive"),
         (lambda: PackedTensor.from_codes("w", "x", "int4", ONES, np.ones(3), "channel"), r"\(3,\), expected \(2,\)"),
         (lambda: PackedTensor.from_codes("w", "x", "int4", ONES, STEP, "row"), "granularity 'row'"),
-        (lambda: PackedTensor.from_codes("w", "x", "int3", ONES, STEP), "encoding 'int3'"),
+        (lambda: PackedTensor.from_codes("w", "x", "int9", ONES, STEP), "encoding 'int9'"),
         (lambda: PackedTensor.from_codes("w", "x", "int4", ONES[:0], STEP), "cannot be packed"),
         (lambda: PackedTensor.from_codes("w", "x", "int4", ONES[0, 0], STEP), "cannot be packed"),
         (lambda: PackedTensor.from_codes("w", "x", "int4", ONES, STEP, table=[]), "table"),
-        (lambda: PackedTensor.from_codes("w", "x", "int4", ONES, STEP, table=[1.0, 2.0], zero_point=1), "exclude"),
+        (lambda: PackedTensor.from_codes("w", "x", "int4", ONES, STEP, table=[1.0, 2.0]), "table"),
+        (lambda: PackedTensor.from_codes("w", "x", "index2", ONES.astype(np.uint8), STEP), "table"),
+        (lambda: PackedTensor.from_codes("w", "x", "index1", ONES.astype(np.uint8), STEP, table=[1.0] * 3), "table"),
+        (lambda: PackedTensor.from_codes("w", "x", "index1", ONES.astype(np.uint8), STEP, table=[1, np.inf]), "finite"),
+        (lambda: PackedTensor.from_codes("w", "x", "int4", ONES, STEP, input_bits=1), "input"),
+        (
+            lambda: PackedModel([PackedTensor.from_codes("w", "x", "int4", ONES, STEP, aliases=("w",))], {}),
+            "w is there twice",
+        ),
         (lambda: PackedTensor.from_values("w", "x", "float16", np.array([0.1], np.float32)), "tensor w: .*exactly"),
         (lambda: PackedTensor.from_values("w", "x", "float32", np.array([np.nan], np.float32)), "not finite"),
         (lambda: PackedTensor.from_values("w", "x", "float32", np.zeros(0, np.float32)), "empty"),
