@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from lowbit_k2.decode.transducer import greedy_search, modified_beam_search
-from lowbit_k2.models import ConformerTransducer
+from lowbit_k2.models.transducer import Transducer
 from tests.decode.toy_transducer import all_alignments, log_sum, make_transducer, next_scores
 
 
-def step_by_step(model: ConformerTransducer, frames: torch.Tensor, penalty: float) -> list[int]:
+def step_by_step(model: Transducer, frames: torch.Tensor, penalty: float) -> list[int]:
     """Greedy search of one utterance, one frame at a time."""
     tokens: tuple[int, ...] = ()
     for frame in frames:

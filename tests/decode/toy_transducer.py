@@ -8,24 +8,25 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from lowbit_k2.models import ConformerTransducer, TransducerConfig
+from lowbit_k2.models import TransducerConfig
+from lowbit_k2.models.transducer import Transducer
 
 Tokens = tuple[int, ...]
 
 
-def make_transducer(seed: int, vocab_size: int, context_size: int = 2) -> ConformerTransducer:
+def make_transducer(seed: int, vocab_size: int, context_size: int = 2) -> Transducer:
     torch.manual_seed(seed)
     config = TransducerConfig.preset(
         "demo", vocab_size=vocab_size, d_model=16, decoder_dim=8, joiner_dim=8, context_size=context_size
     )
-    model = ConformerTransducer(config)
+    model = Transducer(config)
     for parameter in (*model.decoder.parameters(), *model.joiner.parameters()):
         torch.nn.init.normal_(parameter)
     return model.eval()
 
 
 @torch.no_grad()
-def next_scores(model: ConformerTransducer, frame: Tensor, tokens: Tokens, penalty: float = 0.0) -> list[float]:
+def next_scores(model: Transducer, frame: Tensor, tokens: Tokens, penalty: float = 0.0) -> list[float]:
     """Log-probabilities of the classes, from the definition."""
     size = model.config.context_size
     context = torch.tensor([((0,) * size + tokens)[-size:]])
@@ -34,7 +35,7 @@ def next_scores(model: ConformerTransducer, frame: Tensor, tokens: Tokens, penal
     return logits.log_softmax(-1).tolist()
 
 
-def all_alignments(model: ConformerTransducer, frames: Tensor, penalty: float = 0.0) -> dict[Tokens, list[float]]:
+def all_alignments(model: Transducer, frames: Tensor, penalty: float = 0.0) -> dict[Tokens, list[float]]:
     """Scores of every alignment of every token sequence, at most one token per frame."""
     known: dict[tuple[int, Tokens], list[float]] = {}
     found: dict[Tokens, list[float]] = {}

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lowbit_k2.asr.model_io import load_packed, load_trained, precision_assignment
+from lowbit_k2.asr.model_io import CheckpointChoice, load_packed, load_trained, parse_allocation
 from lowbit_k2.asr.training import run_training, training_parser
 from lowbit_k2.data.datamodule import AsrDataModule, DataConfig
 from lowbit_k2.data.manifests import load_cuts
@@ -95,7 +95,8 @@ def test_training_leaves_checkpoints_a_log_and_curves(an4_exp: Path, an4_data: P
     losses = [float(loss) for loss in re.findall(r"updates: loss=(\S+)", text)]
     assert len(losses) == 2 and losses[1] < losses[0]
     meta = load_checkpoint(an4_exp / "epoch-2.pt").meta
-    assert meta["flags"]["lang_dir"] == str(an4_data / "lang_char")
+    assert meta["settings"]["data"]["manifest_dir"] == str(an4_data / "fbank")
+    assert meta["settings"]["optim"]["warm_step"] == 20 and meta["settings"]["loop"]["save_every_n"] == 3
     assert meta["co_training"]["precisions"] == ["2", "1", "sp"] and meta["progress"]["epoch"] == 3
 
 
@@ -213,9 +214,9 @@ def test_the_packed_file_gives_the_same_logits_and_words(
         assert packed.read_text() == model.read_text()
         assert len({str(words) for words in hypotheses(packed).values()}) > 3  # not all the same, or nothing
 
-    loaded, packed = load_trained(exp, avg=2, use_averaged_model=True), load_packed(file)
+    loaded, packed = load_trained(CheckpointChoice(exp, avg=2, use_averaged_model=True))[0], load_packed(file)
     data = AsrDataModule(DataConfig(manifest_dir=an4_data / "fbank", max_duration=8.0))
-    with torch.no_grad(), use_precision(loaded.model, precision_assignment(precision, loaded)):
+    with torch.no_grad(), use_precision(loaded.model, parse_allocation(precision, loaded)):
         for batch in data.test_batches(load_cuts(an4_data / "fbank", "an4", "test")):
             expected, lens = loaded.model(batch.inputs, batch.input_lens)
             found, found_lens = packed.model(batch.inputs, batch.input_lens)
