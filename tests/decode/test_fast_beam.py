@@ -99,7 +99,7 @@ def test_lg_against_all_word_sequences(lang: tuple[Path, BackoffModel], lm_scale
 
 def test_narrow_beams_still_give_paths(encoder_out: Tensor) -> None:
     model = make_transducer(5, 3)
-    with pytest.raises(UserError, match="--max-states must be at least 2"):
+    with pytest.raises(UserError, match="max_states must be at least 2"):
         SearchConfig(max_states=1)
     narrow = SearchConfig(search_beam=0.1, max_states=2, max_contexts=1)
     lattice = transducer_lattice(model, 2, encoder_out, LENS, any_tokens(3), narrow)

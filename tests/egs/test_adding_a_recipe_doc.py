@@ -14,9 +14,8 @@ from tests.egs.scripts import AN4, ROOT, Flag, call, spawn
 DOC = ROOT / "docs/adding-a-recipe.md"
 
 
-def block(language: str) -> str:
-    [code] = re.findall(rf"```{language}\n(.*?)```", DOC.read_text(), flags=re.DOTALL)
-    return code
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", DOC.read_text(), flags=re.DOTALL)
 
 
 @pytest.fixture
@@ -25,12 +24,12 @@ def recipe(tmp_path: Path) -> Path:
     folder = tmp_path / "egs/new"
     folder.mkdir(parents=True)
     (tmp_path / "lowbit_k2").symlink_to(ROOT / "lowbit_k2")
+    (tmp_path / "egs/an4").symlink_to(AN4)
     (folder / "local").symlink_to(AN4 / "local")
-    (folder / "prepare.sh").write_text(block("bash"))
+    stages, train = blocks("bash")
+    (folder / "prepare.sh").write_text(stages)
     (folder / "prepare.sh").chmod(0o755)
-    (folder / "train.py").write_text(
-        "import sys\nfrom pathlib import Path\n\n" + block("python").replace("NAME", "an4")
-    )
+    spawn("bash", "-c", train.replace("NAME", "an4"), cwd=folder).good()
     return folder
 
 
@@ -40,7 +39,38 @@ def test_the_scripts_run(recipe: Path, an4_corpus: Path, an4_training: list[Flag
     assert (tmp_path / "data/manifests/an4_recordings_train.jsonl.gz").is_file()
     assert "Skipped, done before" in spawn(recipe / "prepare.sh", *flags).good().out
     call(recipe / "train.py", *an4_training, "--exp-dir", tmp_path / "exp", "--num-epochs", 1).good()
-    assert load_checkpoint(tmp_path / "exp/epoch-1.pt").meta["flags"]["model"] == "small"
+    assert load_checkpoint(tmp_path / "exp/epoch-1.pt").meta["update"] > 1
+
+
+CHANGES = {  # of a line of train.py, in the order of the document
+    "penalty_1": "        criterion=",
+    "loss_mix": "        co_training=",
+    "stacked": "    model_config = ",
+    "learning rate": "        schedule=",
+}
+
+
+@pytest.mark.parametrize("number", range(len(CHANGES)), ids=list(CHANGES))
+def test_one_thing_is_changed(number: int, recipe: Path, an4_training: list[Flag], tmp_path: Path) -> None:
+    (shown, start), code = list(CHANGES.items())[number], blocks("python")[number]
+    lines = re.findall(r"^`([^`]+)`$", DOC.read_text(), flags=re.MULTILINE)
+    script = (recipe / "train.py").read_text()
+    [old] = [line for line in script.splitlines() if line.startswith(start)]
+    new = old[: len(old) - len(old.lstrip())] + lines[number]
+    assert new.startswith(start)
+    changed = script.replace(old, new).replace("def make_trainer", f"{code}\n\ndef make_trainer")
+    (recipe / "train.py").write_text(changed)
+    exp, more = tmp_path / "exp", ["--num-epochs", 1, "--tensorboard", "false", "--log-interval", 1]
+    call(recipe / "train.py", *an4_training, "--exp-dir", exp, *more).good()
+    [log] = (exp / "log").iterdir()
+    checkpoint = load_checkpoint(exp / "epoch-1.pt")
+    if shown == "stacked":
+        assert checkpoint.meta["model"]["encoder"]["kind"] == "stacked"
+    elif shown == "learning rate":
+        rates = [float(rate) for rate in re.findall(r"learning_rate=(\S+)", log.read_text())]
+        assert rates == pytest.approx([2e-3 * n / 10 for n in range(1, 11)] + [2e-3] * (len(rates) - 10), rel=1e-2)
+    else:
+        assert f"{shown}=" in log.read_text()
 
 
 def test_the_commands_of_the_stages_have_these_flags() -> None:
