@@ -29,16 +29,18 @@ use_project_interpreter()
 
 import torch
 
+from lowbit_k2.core.encoders import ConformerConfig
+from lowbit_k2.data.batch import Batch
 from lowbit_k2.errors import run_main
-from lowbit_k2.losses.co_training import BranchOutput, CoTraining, CoTrainingConfig
+from lowbit_k2.losses.co_training import CoTraining, CoTrainingConfig
 from lowbit_k2.losses.ctc import CtcCriterion
 from lowbit_k2.losses.rnnt import KINDS, RnntConfig, RnntCriterion
-from lowbit_k2.models import ConformerConfig, TransducerConfig, make_model
-from lowbit_k2.models.conformer import PRESETS
+from lowbit_k2.models import CtcConfig, TransducerConfig, make_model
 from lowbit_k2.quant import QuantConfig, quantize_model, use_precision
 from lowbit_k2.recipe.flags import make_parser
-from lowbit_k2.train.loop import arithmetic
 from lowbit_k2.train.optim import OptimConfig, clip_gradients, make_optimizer, set_rate
+from lowbit_k2.train.trainer import LoopConfig, make_scaler
+from lowbit_k2.train.update import run_branches
 
 SYSTEMS = ("1", "2,1", "2,1,sp")  # each is compared with as many float passes
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -54,24 +56,23 @@ class Update:
         co_training = CoTrainingConfig(precisions=precisions)
         bits = co_training.trained_precisions
         quant = QuantConfig.preset("float") if bits == (32,) else QuantConfig.preset(args.quant_config, precisions=bits)
-        kind = ConformerConfig if objective == "ctc" else TransducerConfig
+        kind = CtcConfig if objective == "ctc" else TransducerConfig
         self.model = make_model(kind.preset(args.model, vocab_size=args.vocab_size)).train()
         quantize_model(self.model, quant)
         self.model.to(DEVICE)
         self.criterion = CtcCriterion() if objective == "ctc" else RnntCriterion(RnntConfig(loss=args.rnnt_loss))
-        self.objective = CoTraining(co_training, quant, self.model.config.num_layers, seed=0)
+        self.co_training = CoTraining(co_training, self.model.config.num_layers, quant.layer_prefix, seed=0)
         self.optimizer = make_optimizer(self.model, OptimConfig())
         set_rate(self.optimizer, 1e-4)
         self.passes = passes
-        self.features = torch.randn(utterances, args.frames, 80, device=DEVICE)
-        self.lens = torch.full((utterances,), args.frames, device=DEVICE)
-        self.targets = [[1 + n % (args.vocab_size - 1) for n in range(args.frames // 33)]] * utterances  # 3 a second
-        self.amp = "bfloat16" if args.bf16 else "float32"
+        targets = [[1 + n % (args.vocab_size - 1) for n in range(args.frames // 33)]] * utterances  # 3 a second
+        names = [""] * utterances
+        lens = torch.full((utterances,), args.frames)
+        self.batch = Batch(torch.randn(utterances, args.frames, 80), lens, names, names, targets).to(DEVICE)
+        # what `run_branches` reads of a trainer
+        self.device, self.scaler = DEVICE, make_scaler(enabled=False)
+        self.config = LoopConfig(amp="bfloat16" if args.bf16 else "float32")
         self.count = 0
-
-    def forward(self, shared: object) -> BranchOutput:
-        with arithmetic(DEVICE.type, self.amp):
-            return self.criterion(self.model, self.features, self.lens, self.targets, self.count, shared)
 
     def __call__(self) -> float:
         """Seconds of one update."""
@@ -80,7 +81,7 @@ class Update:
         self.count += 1
         self.optimizer.zero_grad(set_to_none=True)
         for _ in range(self.passes):
-            self.objective.backward(self.model, self.forward, self.count, num_frames=1000)
+            run_branches(self, self.batch, self.count, 1000.0)
         clip_gradients(self.optimizer, 5.0)
         self.optimizer.step()
         synchronize()
@@ -149,7 +150,7 @@ def measure(args: argparse.Namespace, objective: str, system: str, utterances: i
 
 def main() -> None:
     parser = make_parser(__doc__)
-    parser.add_argument("--model", default="tiny", choices=list(PRESETS))
+    parser.add_argument("--model", default="tiny", choices=list(ConformerConfig.presets))
     parser.add_argument("--objective", nargs="+", default=["ctc", "rnnt"], choices=("ctc", "rnnt"))
     parser.add_argument(
         "--precisions", nargs="+", default=SYSTEMS, help="branches, as train.py's; several: a line each"

@@ -8,7 +8,7 @@ from typing import Any
 from lowbit_k2.asr.training import QuantOptions, RunConfig, TrainingConfig
 from lowbit_k2.core.config import Config
 from lowbit_k2.core.encoders import ENCODERS
-from lowbit_k2.core.models import MODEL_KINDS
+from lowbit_k2.core.models import MODEL_KINDS, EncoderModelConfig
 from lowbit_k2.data.augment import SpecAugmentConfig
 from lowbit_k2.data.datamodule import DataConfig
 from lowbit_k2.data.noise import NoiseConfig
@@ -93,7 +93,8 @@ def read_training_flags(args: argparse.Namespace) -> TrainingConfig:
     amp = "float16" if args.use_fp16 else "bfloat16" if args.use_bf16 else "float32"
     objective = OBJECTIVES[args.objective]
     model_fields = {name: value for cls in model_configs() for name, value in given(args, cls).items()}
-    known = {name for cls in (objective.model, *ENCODERS.values()) for name in given(args, cls)}
+    holders = [objective.model, *(ENCODERS.values() if issubclass(objective.model, EncoderModelConfig) else ())]
+    known = {name for cls in holders for name in given(args, cls)}
     config = TrainingConfig(
         run=read_flags(RunConfig, args),
         data=read_data_flags(args),
