@@ -12,6 +12,7 @@ import torch
 from lhotse import CutSet
 
 from lowbit_k2.asr import training
+from lowbit_k2.asr.model_io import CheckpointChoice, load_trained
 from lowbit_k2.asr.training import QuantOptions, TrainingConfig, find_start, set_up_device
 from lowbit_k2.data.manifests import load_cuts
 from lowbit_k2.errors import UserError
@@ -224,3 +225,42 @@ def test_the_ends_of_the_stochastic_schedule() -> None:
     assert found == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.5, 0.6])
     with pytest.raises(UserError, match="--sp-last must be at most 1, it is 1.5"):
         configs("--sp-last 1.5")
+
+
+def test_the_log_stands_alone(corpus: Corpus, tmp_path: Path) -> None:
+    more = ["--num-epochs", "1", "--log-interval", "1", "--valid-interval", "2", "--precisions", "2,1"]
+    train(corpus, tmp_path, *more)
+    [log] = (tmp_path / "log").iterdir()
+    text = log.read_text()
+    head = text[: text.index("epoch 1, update 1:")]
+    for word in ("command: ", "versions: lowbit_k2 ", f"torch {torch.__version__}", "commit: ", "machine: "):
+        assert word in head, word
+    updates = load_checkpoint(tmp_path / "epoch-1.pt").meta["update"]
+    for number in range(1, updates + 1):
+        assert f"epoch 1, update {number}: loss=" in text
+    assert "loss_2=" in text and "kl_1=" in text and "epoch 1, valid at update 2: loss_2=" in text
+
+
+def test_a_run_starts_from_another_model(corpus: Corpus, tmp_path: Path) -> None:
+    train(corpus, tmp_path / "float", "--num-epochs", "1", "--precisions", "32")
+    start = ["--init-from", str(tmp_path / "float/epoch-1.pt"), "--freeze", "encoder.subsampling"]
+    train(corpus, tmp_path / "low", "--num-epochs", "1", "--precisions", "1", *start)
+    before, after = (load_checkpoint(tmp_path / name / "epoch-1.pt").model for name in ("float", "low"))
+    name = "encoder.subsampling.conv1"
+    assert torch.equal(before[f"{name}.weight"], after[f"{name}.parametrizations.weight.original"])
+    name = "encoder.layers.0.ff1.w1"
+    assert not torch.equal(before[f"{name}.weight"], after[f"{name}.parametrizations.weight.original"])
+    with pytest.raises(UserError, match="--init-from .*none.pt does not exist"):
+        train(corpus, tmp_path / "other", "--init-from", str(tmp_path / "none.pt"))
+
+
+def test_checkpoints_of_before_there_were_kinds_are_read(corpus: Corpus, tmp_path: Path) -> None:
+    """A CTC model was the encoder's settings with the vocabulary among them, without a kind."""
+    train(corpus, tmp_path, "--num-epochs", "1", "--precisions", "2,1")
+    checkpoint = load_checkpoint(tmp_path / "epoch-1.pt")
+    model = dict(checkpoint.meta["model"])
+    old = {**model["encoder"], "vocab_size": model["vocab_size"]}
+    del old["kind"]
+    save_checkpoint(tmp_path / "old/epoch-1.pt", replace(checkpoint, meta={**checkpoint.meta, "model": old}))
+    loaded, _ = load_trained(CheckpointChoice(tmp_path / "old"))
+    assert loaded.model_config.to_dict() == model
