@@ -28,6 +28,7 @@ def main() -> None:
     add_mini_argument(parser)
     parser.add_argument("--precisions", nargs="+", default=["2", "1.5", "1"])
     parser.add_argument("--test-set", default="test-clean")
+    parser.add_argument("--exp-dir", type=Path, required=True, help="the folder that train.py wrote")
     add_decoding_flags(parser, precisions=False)
     data = HERE / ("data-mini" if wants_mini() else "data")
     parser.set_defaults(manifest_dir=data / "fbank", decoding_method="ctc-greedy-search,1best")

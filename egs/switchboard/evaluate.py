@@ -47,6 +47,7 @@ def main() -> None:
     parser.add_argument("--precisions", nargs="+", default=["2", "1.5", "1"])
     parser.add_argument("--test-set", default="eval2000")
     parser.add_argument("--scorer", choices=SCORERS, default="auto", help="auto: sclite where it is installed")
+    parser.add_argument("--exp-dir", type=Path, required=True, help="the folder that train.py wrote")
     add_decoding_flags(parser, precisions=False)
     parser.set_defaults(decoding_method="ctc-greedy-search,1best", manifest_dir=None)
     args = parser.parse_args()

@@ -40,7 +40,7 @@ class DecodeConfig(Config):
 
     choice: CheckpointChoice = option(CheckpointChoice, flag="")
     packed: Path | None = option(None, "a file of export.py instead of checkpoints")
-    precision: tuple[str, ...] = option((), flag="")
+    precision: tuple[str, ...] = option(())
     decoding_method: str = option("", f"one or several, by commas, of {', '.join(METHODS)}; default: the greedy one")
     lang_dir: Path | None = option(None, "HLG.pt, LG.pt and words.txt, for methods with a lexicon")
     lm_dir: Path | None = option(None, "G_4_gram.pt, for rescoring; default: --lang-dir")
@@ -52,7 +52,7 @@ class DecodeConfig(Config):
     max_duration: float = option(200.0, "seconds in a batch", above=0)
     num_workers: int = option(0, "processes that load batches; 0: the main process", low=0)
     on_the_fly_feats: bool = option(False, "compute features from the audio")
-    num_jobs: int = option(1, flag="", low=1)
+    num_jobs: int = option(1, "processes that share a test set, one GPU each", low=1)
     quiet: bool = option(False, flag="")
     num_threads: int = option(0, "CPU threads; 0 leaves PyTorch's choice", low=0)
     plugins: tuple[Path, ...] = option((), flag="")

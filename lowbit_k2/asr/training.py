@@ -126,7 +126,10 @@ class TrainingConfig:
         rules = OBJECTIVES[self.objective].model.rules
         if rules:
             options["rules"] = (*rules, *DEFAULT_RULES)
-        return QuantConfig.preset(preset, precisions=precisions, **options)
+        try:
+            return QuantConfig.preset(preset, precisions=precisions, **options)
+        except UserError as error:
+            raise ConfigError("precisions", f"{','.join(self.co_training.precisions)}: {error}") from None
 
 
 @dataclass

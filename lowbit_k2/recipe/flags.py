@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import re
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -76,7 +77,8 @@ def add_flags(
             default = argparse.SUPPRESS if optional else _default(field)
             text = field.metadata.get("help", "") or ("replaces the preset's value" if optional else " ")
             text = text.replace("%", "%%")
-            choices = list(field.metadata.get("choices") or ()) or None
+            # of optional fields the preset's owner checks the value
+            choices = None if optional else list(field.metadata.get("choices") or ()) or None
             kind = _parser_of(field, field_types(cls)[field.name])
             group.add_argument(name, type=kind, default=default, choices=choices, help=text)
 
@@ -133,7 +135,7 @@ def errors_name_flags(configs: Sequence[tuple[type[Config], str]]) -> Iterator[N
         flags = all_flags(configs)
         name = flags.get(error.name, error.name)
         # within the line only names that can be no plain words
-        problem = " ".join(flags.get(word, word) if "_" in word else word for word in error.problem.split())
+        problem = re.sub(r"[a-z]+(?:_[a-z]+)+", lambda name: flags.get(name[0], name[0]), error.problem)
         raise UserError(f"{name} {problem}") from None
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+import torch
+
 from lowbit_k2.asr.training import QuantOptions, RunConfig, TrainingConfig
 from lowbit_k2.core.config import Config
 from lowbit_k2.core.encoders import ENCODERS
@@ -90,6 +92,8 @@ def read_training_flags(args: argparse.Namespace) -> TrainingConfig:
     """
     if args.use_fp16 and args.use_bf16:
         raise UserError("--use-fp16 and --use-bf16 exclude each other")
+    if args.use_fp16 and not torch.cuda.is_available():
+        raise UserError("--use-fp16 needs a GPU: use --use-bf16 on a CPU")
     amp = "float16" if args.use_fp16 else "bfloat16" if args.use_bf16 else "float32"
     objective = OBJECTIVES[args.objective]
     model_fields = {name: value for cls in model_configs() for name, value in given(args, cls).items()}
