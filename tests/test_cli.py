@@ -19,7 +19,9 @@ from tests.packed.samples import sample_model
 def files(tmp_path: Path) -> tuple[Path, Path]:
     """A packed file and its float32 version."""
     model = sample_model()
-    floats = [PackedTensor.from_values(t.name, t.role, "float32", t.dequantize()) for t in model.tensors]
+    floats = [
+        PackedTensor.from_values(t.name, t.role, "float32", t.dequantize(), aliases=t.aliases) for t in model.tensors
+    ]
     write_packed(tmp_path / "packed", model)
     write_packed(tmp_path / "float", replace(model, tensors=floats))
     return tmp_path / "packed", tmp_path / "float"

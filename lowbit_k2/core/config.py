@@ -38,6 +38,10 @@ class ConfigError(UserError):
         super().__init__(f"{name} {problem}")
         self.name, self.problem = name, problem
 
+    def __reduce__(self) -> tuple[type, tuple[str, str]]:
+        """Errors travel between processes."""
+        return type(self), (self.name, self.problem)
+
 
 def option(
     default: Any,

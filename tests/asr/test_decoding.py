@@ -220,7 +220,7 @@ def test_wav_files(exp_dir: Path, wavs: list[Path], capsys: pytest.CaptureFixtur
         (["--precision", "1", "2", "--wav", "x.wav"], "transcribed at one precision"),
         (["--wav", "none.wav"], "none.wav does not exist"),
         (["--search-beam", "0"], "--search-beam"),
-        (["--num-jobs", "0"], "num_jobs must be at least 1"),
+        (["--num-jobs", "0"], "--num-jobs must be at least 1"),
     ],
 )
 def test_refusals(exp_dir: Path, more: list[str], reason: str) -> None:

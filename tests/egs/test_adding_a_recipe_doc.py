@@ -67,7 +67,7 @@ def test_one_thing_is_changed(number: int, recipe: Path, an4_training: list[Flag
     if shown == "stacked":
         assert checkpoint.meta["model"]["encoder"]["kind"] == "stacked"
     elif shown == "learning rate":
-        rates = [float(rate) for rate in re.findall(r"learning_rate=(\S+)", log.read_text())]
+        rates = [float(rate) for rate in re.findall(r"update \d+: .*learning_rate=(\S+)", log.read_text())]
         assert rates == pytest.approx([2e-3 * n / 10 for n in range(1, 11)] + [2e-3] * (len(rates) - 10), rel=1e-2)
     else:
         assert f"{shown}=" in log.read_text()
