@@ -24,6 +24,7 @@ from lowbit_k2.export import pack_model
 from lowbit_k2.losses.objectives import make_criterion
 from lowbit_k2.models import ModelConfig
 from lowbit_k2.quant import PRESETS, Allocation, QuantConfig, use_precision
+from lowbit_k2.tables import text_table
 from lowbit_k2.train.update import arithmetic
 
 UTTERANCE = 15.0  # seconds: a long one of LibriSpeech; attention takes memory by the square of it
@@ -163,9 +164,9 @@ def measure_memory(model: nn.Module, run: Callable[[Batch], Tensor], vocab_size:
 def describe_sizes(sizes: list[tuple[str, str, int]]) -> list[str]:
     """Lines of a table; the first size is float32's."""
     reference = sizes[0][2]
-    lines = [f"{'quantization':<14}{'bits':>6}{'MB':>10}{'ratio':>8}"]
-    lines += [f"{name:<14}{bits:>6}{size / 1e6:>10.3f}{reference / size:>7.1f}x" for name, bits, size in sizes]
-    return [*lines, "MB and ratio: packed files of the untrained model, measured on disk, without the tokens' bytes"]
+    rows = [(name, bits, f"{size / 1e6:.3f}", f"{reference / size:.1f}x") for name, bits, size in sizes]
+    note = "MB and ratio: packed files of the untrained model, measured on disk, without the tokens' bytes"
+    return [text_table(("quantization", "bits", "MB", "ratio"), rows), note]
 
 
 def describe_memory(memory: Memory, max_duration: float, passes: int) -> list[str]:

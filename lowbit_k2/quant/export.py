@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from lowbit_k2.core.grids import FLOAT_BITS, HALF_BITS
 from lowbit_k2.errors import UserError
 from lowbit_k2.quant.inputs import input_quantizers
-from lowbit_k2.quant.projection import spread
+from lowbit_k2.quant.projection import expand_steps
 from lowbit_k2.quant.quantizer import WeightQuantizer
 from lowbit_k2.quant.switching import find_quantizers, latent_weights
 from lowbit_k2.quant.walker import NO_ROLE, PlainParameter, effective_weight, plain_parameters, quant_config_of
@@ -49,7 +49,7 @@ class ExportTensor:
             return self.values.float()
         if self.table is not None:
             return self.table[self.codes.long()]
-        return self.codes.float() * spread(self.step, self.codes.shape, self.granularity)
+        return self.codes.float() * expand_steps(self.step, self.codes.shape, self.granularity)
 
 
 @torch.no_grad()

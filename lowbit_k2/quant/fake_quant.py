@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from lowbit_k2.core.grids import HALF_BITS, max_code
-from lowbit_k2.quant.projection import project, spread
+from lowbit_k2.quant.projection import expand_steps, project
 
 ALPHA_GRADS = ("chain", "authors")
 WEIGHT_GRADS = ("identity", "clipped")
@@ -128,7 +128,7 @@ class _FakeQuantize(torch.autograd.Function):
                 continue
             grad, weight, step = grads[i], weights[i], numbers[i]
             if step is None:
-                step = spread(ctx.steps[i], weight.shape, spec.granularity)
+                step = expand_steps(ctx.steps[i], weight.shape, spec.granularity)
             clipped = spec.rule.weight == "clipped"
             passed = _inside(grad, weight, step, max_code(spec.bits)) if clipped and wanted[0] else grad
             grad_weights.append(passed if wanted[0] else None)
@@ -141,7 +141,7 @@ def _value(weight: Tensor, step: Tensor | None, spec: Spec) -> Tensor:
     """codes * step."""
     if spec.bits == HALF_BITS:
         return weight.half().to(weight.dtype)
-    step = spread(step, weight.shape, spec.granularity)
+    step = expand_steps(step, weight.shape, spec.granularity)
     if spec.bits == 1:  # the same in two passes instead of five; -0.0 + 0.0 = +0.0, whose code is +1
         value = weight + 0.0
         return torch.copysign(step, value, out=value)

@@ -14,7 +14,7 @@ from lowbit_k2.core.grids import HALF_BITS
 from lowbit_k2.errors import UserError
 from lowbit_k2.quant.config import TensorScheme, low_bits
 from lowbit_k2.quant.fake_quant import DEFAULT_RULE, GradientRule, Spec, fake_quantize_all
-from lowbit_k2.quant.projection import project, spread
+from lowbit_k2.quant.projection import expand_steps, project
 from lowbit_k2.quant.quantizer import WeightQuantizer, register_quantizer
 from lowbit_k2.quant.scales import RUNNING_MOMENTUM, STATISTICS, measure, measure_tensors, scale_from_statistic
 
@@ -68,7 +68,7 @@ class LinearQuantizer(WeightQuantizer):
     @torch.no_grad()
     def codes(self, weight: Tensor, bits: int) -> Tensor:
         """int8, by the very projection that `quantize_all` uses."""
-        step = spread(self.step(weight, bits), weight.shape, self.scheme.granularity)
+        step = expand_steps(self.step(weight, bits), weight.shape, self.scheme.granularity)
         return project(weight, step, bits).to(torch.int8)
 
     def learned(self, bits: int) -> list[nn.Parameter]:

@@ -26,11 +26,11 @@ def project_(x: Tensor, bits: int) -> Tensor:
 
 
 def project(weight: Tensor, step: Tensor, bits: int) -> Tensor:
-    """Codes of `weight`, as floats of its shape and type; `step` must broadcast against it (see `spread`)."""
+    """Codes of `weight`, as floats of its shape and type; `step` must broadcast against it (see `expand_steps`)."""
     return project_(weight / step, bits)
 
 
-def spread(step: Tensor, shape: torch.Size | tuple[int, ...], granularity: str) -> Tensor:
+def expand_steps(step: Tensor, shape: torch.Size | tuple[int, ...], granularity: str) -> Tensor:
     """Make steps, one per group, broadcast against a weight of `shape`. Only block64 costs a full-size tensor."""
     if granularity == "tensor":
         return step  # ()

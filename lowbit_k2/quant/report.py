@@ -9,6 +9,7 @@ from typing import Any
 
 from lowbit_k2.core.encodings import encoding_of, tensor_bytes
 from lowbit_k2.core.grids import FLOAT_BITS
+from lowbit_k2.tables import text_table
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,7 @@ class QuantReport:
             f"{self.name}: estimate of the packed payload, without header, tokens and settings (measured sizes come "
             f"from packed files); {self.num_alphas} alphas learned besides the weights"
         )
-        return "\n".join([*_align([header, *body]), note])
+        return f"{text_table(header, body, left=(0, len(header) - 1))}\n{note}"
 
     def _role_line(self, role: str) -> list[str]:
         rows = [row for row in self.rows if row.role == role]
@@ -132,13 +133,3 @@ def _input_note(row: ReportRow) -> str:
 
 def _join(values: Iterable[str]) -> str:
     return "; ".join(dict.fromkeys(values))
-
-
-def _align(lines: list[list[str]]) -> list[str]:
-    """Columns padded to equal width: names to the left, numbers to the right, the last column as it is."""
-    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    cells = [
-        [line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:-1], widths[1:-1], strict=True)), line[-1]]
-        for line in lines
-    ]
-    return ["  ".join(row).rstrip() for row in cells]

@@ -31,7 +31,6 @@ import torch
 
 from lowbit_k2.data.features import FeatureConfig, check_feature_config, make_extractor, write_feature_config
 from lowbit_k2.data.filter import cut_text
-from lowbit_k2.data.flags import add_feature_arguments, str2bool
 from lowbit_k2.data.kaldi_dir import read_kaldi_dir
 from lowbit_k2.data.manifests import cuts_path, read_cuts
 from lowbit_k2.data.sphere import choose_backend
@@ -39,6 +38,7 @@ from lowbit_k2.data.text import NORMALIZERS, normalizer
 from lowbit_k2.errors import UserError, run_main
 from lowbit_k2.fileio import atomic_write
 from lowbit_k2.processes import check_num_jobs, in_fresh_processes
+from lowbit_k2.recipe.flags import add_flags, read_flags, str2bool
 
 if TYPE_CHECKING:
     from lhotse import CutSet
@@ -266,13 +266,7 @@ def check_audio(cuts: CutSet) -> None:
 
 def compute_fbank(args: argparse.Namespace) -> None:
     """Do all splits that are not done."""
-    config = FeatureConfig(
-        num_mel_bins=args.num_mel_bins,
-        sampling_rate=args.sampling_rate,
-        extractor=args.feature_extractor,
-        low_freq=args.low_freq,
-        high_freq=args.high_freq,
-    )
+    config = read_flags(FeatureConfig, args)
     splits = args.splits.split()
     if not splits:
         raise UserError("--splits names no split")
@@ -320,7 +314,7 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("-j", "--num-jobs", type=int, default=1, help="processes at a time")
     parser.add_argument("--num-splits", type=int, default=1, help="parts, each of which is kept once it is done")
     parser.add_argument("--device", default="cpu", help="for kaldifeat: cpu or cuda")
-    add_feature_arguments(parser)
+    add_flags(parser, FeatureConfig)
     return parser
 
 

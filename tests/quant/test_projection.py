@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lowbit_k2.core.grids import LOW_BITS, code_table, group_shape, max_code
-from lowbit_k2.quant.projection import project, spread
+from lowbit_k2.quant.projection import expand_steps, project
 
 finite = st.floats(-1e3, 1e3, width=32)
 
@@ -55,7 +55,7 @@ def test_spread_gives_each_weight_the_step_of_its_group(shape: tuple[int, ...]) 
     assert group_shape(shape, "block64") == (rows, (cols + 63) // 64)
     for granularity in ("tensor", "channel", "block64"):
         step = torch.rand(group_shape(shape, granularity))
-        full = spread(step, shape, granularity).expand(shape).reshape(rows, cols)
+        full = expand_steps(step, shape, granularity).expand(shape).reshape(rows, cols)
         for row in range(rows):
             for col in range(cols):
                 index = {"tensor": (), "channel": (row,), "block64": (row, col // 64)}[granularity]

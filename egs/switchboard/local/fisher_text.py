@@ -22,9 +22,9 @@ from discs import DICTIONARY, Problems, check_folder, find_files, find_one, read
 from ms98 import TextOptions, find_acronyms, normalize, read_dictionary
 from tqdm import tqdm
 
-from lowbit_k2.data.flags import str2bool
 from lowbit_k2.errors import UserError, run_main
 from lowbit_k2.fileio import atomic_write
+from lowbit_k2.recipe.flags import str2bool
 
 LINE = re.compile(r"[0-9.]+\s+[0-9.]+\s+[AB]\s*:\s*(.*)")
 LAUGHTER = re.compile(r"\[laugh\]", re.IGNORECASE)

@@ -40,11 +40,11 @@ from discs import (
 from ms98 import Segment, TextOptions, find_acronyms, normalize, read_dictionary, read_transcript
 from tqdm import tqdm
 
-from lowbit_k2.data.flags import str2bool
 from lowbit_k2.data.kaldi_dir import END_TOLERANCE
 from lowbit_k2.data.sphere import ToolMissingError, is_cut, make_recording, read_header
 from lowbit_k2.errors import UserError, run_main
 from lowbit_k2.fileio import atomic_write
+from lowbit_k2.recipe.flags import str2bool
 
 if TYPE_CHECKING:
     from lhotse import Recording, SupervisionSegment
