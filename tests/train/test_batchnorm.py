@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from lowbit_k2.errors import UserError
+from lowbit_k2.models import TransducerConfig, make_model
 from lowbit_k2.models.masking import MaskedBatchNorm, valid_frames
 from lowbit_k2.quant import use_precision
 from lowbit_k2.train.batchnorm import recalibrate
@@ -42,3 +43,21 @@ def test_no_batch_is_an_error(tmp_path):
     model = toy_trainer(tmp_path).model.eval()
     with use_precision(model, 1), pytest.raises(UserError, match="no batch"):
         recalibrate(model, [])
+
+
+def test_a_transducer_is_recalibrated_as_well():
+    """It has no `forward` of its own: the network's output is what searches read."""
+    torch.manual_seed(0)
+    sizes = {
+        "d_model": 16,
+        "num_layers": 1,
+        "ffn_dim": 24,
+        "subsampling_channels": 4,
+        "decoder_dim": 8,
+        "joiner_dim": 8,
+    }
+    model = make_model(TransducerConfig.preset("demo", vocab_size=6, num_features=20, **sizes)).eval()
+    norm = model.encoder.layers[0].conv.norm
+    before = norm.running_mean.clone()
+    assert recalibrate(model, toy_batches(1)) == 5
+    assert not torch.equal(norm.running_mean, before) and norm.num_batches_tracked == 5
