@@ -16,11 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from lowbit_k2.core.config import Config, ConfigError, option
+from lowbit_k2.core.models import model_config_from_dict
 from lowbit_k2.data.batch import Batch
 from lowbit_k2.errors import UserError
-from lowbit_k2.losses.co_training import CoTraining
+from lowbit_k2.losses.co_training import CoTraining, CoTrainingConfig
 from lowbit_k2.losses.output import Criterion
-from lowbit_k2.quant import generator_seed, quant_statistics
+from lowbit_k2.quant import QuantConfig, generator_seed, quant_statistics
 from lowbit_k2.train.checkpoint import (
     Checkpoint,
     RunningAverage,
@@ -215,7 +216,7 @@ def check_same_run(before: Mapping[str, Any], now: Mapping[str, Any], path: Path
       UserError: the fields that differ.
     """
     for section in IDENTITY:
-        changed = changes(before.get(section), now.get(section), section)
+        changed = changes(*_comparable(section, before.get(section), now.get(section)), section)
         if changed:
             raise UserError(
                 f"{path} was trained with another {section} configuration ({'; '.join(changed[:3])}): "
@@ -225,6 +226,25 @@ def check_same_run(before: Mapping[str, Any], now: Mapping[str, Any], path: Path
     changed = [line for lines in others for line in lines if line.split()[0].split(".")[-1] not in FREE]
     if changed:
         logging.warning("continuing with other settings than before: %s", "; ".join(changed))
+
+
+def _comparable(section: str, before: Any, now: Any) -> tuple[Any, Any]:
+    """Both as this version writes them: a run may go on that an older one began.
+
+    Of the quantization, rules and roles that only one of them knows are left to the names of the tensors, which
+    `load_model_state` compares.
+    """
+    read = {"model": model_config_from_dict, "quant": QuantConfig.from_dict, "co_training": CoTrainingConfig.from_dict}
+    if section not in read or before is None:
+        return before, now
+    before = read[section](before).to_dict()
+    if section == "quant" and before["rules"] != now["rules"]:
+        common = set(before["schemes"]) & set(now["schemes"])
+        before, now = (
+            {**c, "rules": None, "switched_roles": None, "schemes": {r: c["schemes"][r] for r in common}}
+            for c in (before, now)
+        )
+    return before, now
 
 
 def changes(before: Any, now: Any, name: str) -> list[str]:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lowbit_k2.errors import UserError
-from lowbit_k2.train.checkpoint import load_checkpoint
+from lowbit_k2.train.checkpoint import load_checkpoint, save_checkpoint
 from lowbit_k2.train.epochs import train_epoch
 from lowbit_k2.train.trainer import LoopConfig, newest_checkpoint
 from lowbit_k2.train.update import update
@@ -157,3 +157,25 @@ def test_overflow_of_float16_gradients_skips_the_update(tmp_path):
     again.scaler = torch.amp.GradScaler("cpu")
     again.resume(tmp_path / "scaled.pt")
     assert again.scaler.get_scale() == 512.0
+
+
+def test_a_run_that_an_older_version_began_goes_on(tmp_path):
+    """Its quantization has neither rules by class nor roles for other models, its co-training fewer fields."""
+    run_epochs(toy_trainer(tmp_path / "whole"), 2)
+    trainer = toy_trainer(tmp_path / "parts")
+    run_epochs(trainer, 1)
+    checkpoint = load_checkpoint(tmp_path / "parts/epoch-1.pt")
+    quant = checkpoint.meta["quant"]
+    quant["rules"] = [rule for rule in quant["rules"] if not rule[0].startswith("class:")]
+    quant["schemes"] = {role: scheme for role, scheme in quant["schemes"].items() if role != "linear"}
+    quant["switched_roles"] = ["encoder_linear", "attention"]
+    del checkpoint.meta["co_training"]["term_weights"]
+    save_checkpoint(tmp_path / "parts/epoch-1.pt", checkpoint)
+    resumed = toy_trainer(tmp_path / "parts")
+    resumed.resume(tmp_path / "parts/epoch-1.pt")
+    run_epochs(resumed, 2)
+    same_state(*(load_checkpoint(tmp_path / name / "epoch-2.pt") for name in ("whole", "parts")))
+    quant["schemes"]["attention"]["granularity"] = "channel"
+    save_checkpoint(tmp_path / "parts/epoch-1.pt", checkpoint)
+    with pytest.raises(UserError, match="quant.schemes.attention.granularity channel -> tensor"):
+        toy_trainer(tmp_path / "parts").resume(tmp_path / "parts/epoch-1.pt")
