@@ -17,8 +17,8 @@ def text_table(headers: Sequence[object], rows: Sequence[Sequence[object]], left
 
 def markdown_table(headers: Sequence[object], rows: Sequence[Sequence[object]]) -> str:
     """A table for a Markdown page."""
-    cells = [[_printable(cell) for cell in row] for row in rows]
-    return tabulate(cells, headers=list(map(_printable, headers)), tablefmt="github", disable_numparse=True)
+    lines = [headers, ["---"] * len(headers), *rows]  # not padded: a page's history then shows the rows that changed
+    return "\n".join("| " + " | ".join(_printable(cell) for cell in line) + " |" for line in lines)
 
 
 def _printable(cell: object) -> str:

@@ -119,7 +119,7 @@ def main() -> None:
             exp_dir=config.run.exp_dir,
             description=describe_run(config, model_config, quant_config, tokenizer, data.features),
             clip_grad_norm=config.optim.clip_grad_norm,
-            after_update=[floor_of_alphas(config.optim.alpha_floor)],
+            after_update=[floor_of_alphas(model, config.optim.alpha_floor)],
             encode=tokenizer.encode,
             augment=make_spec_augment(config.data.spec_augment),
             ranks=run.ranks,

@@ -26,16 +26,17 @@ from lowbit_k2.errors import UserError, run_main
 from lowbit_k2.recipe.decoding_flags import add_decoding_flags, decoding_errors, read_decoding_flags
 from lowbit_k2.recipe.flags import add_mini_argument, make_parser
 from lowbit_k2.scoring.hub5 import NAMES, SCORERS, Score, score
+from lowbit_k2.tables import markdown_table
 
 
 def format_scores(rows: list[tuple[Evaluation, dict[str, Score]]]) -> str:
     """Markdown: for each precision the error rates of the test set's parts by each method, MB on disk, ratio."""
     head = ["bits"] + [f"%WER {part}, {method}" for method, done in rows[0][1].items() for part in done.subsets]
-    table = [[*head, "MB", "ratio"], ["---"] * (len(head) + 2)]
+    table = []
     for e, scores in rows:
         rates = [f"{100 * stats.rate:.2f}" for done in scores.values() for stats in done.subsets.values()]
         table.append([e.precision, *rates, f"{e.file_bytes / 1e6:.3f}", f"{e.ratio:.1f}"])
-    return "\n".join("| " + " | ".join(line) + " |" for line in table)
+    return markdown_table([*head, "MB", "ratio"], table)
 
 
 def main() -> None:

@@ -18,6 +18,7 @@ from lowbit_k2.asr.recognizer import DecodeConfig
 from lowbit_k2.core.config import ConfigError
 from lowbit_k2.errors import UserError
 from lowbit_k2.scoring.wer import WerStats
+from lowbit_k2.tables import markdown_table
 
 if TYPE_CHECKING:
     from lhotse import CutSet
@@ -112,11 +113,11 @@ def format_table(evaluations: Sequence[Evaluation]) -> str:
     """Markdown: precision, WER by method with its interval and ins/del/sub, MB on disk, ratio."""
     methods = list(evaluations[0].errors)
     head = ["bits", *[cell for method in methods for cell in (f"%WER {method} (ins/del/sub)", "95%")], "MB", "ratio"]
-    rows = [head, ["---"] * len(head)]
+    rows = []
     for e in evaluations:
         cells = [e.precision]
         for method in methods:
             s = e.stats(method)
             cells += [f"{100 * s.rate:.2f} ({s.ins}/{s.dels}/{s.sub})", e.interval_text(method)]
         rows.append([*cells, f"{e.file_bytes / 1e6:.3f}", f"{e.ratio:.1f}"])
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+    return markdown_table(head, rows)

@@ -168,7 +168,7 @@ def methods_for(text: str, loaded: LoadedModel) -> list[str]:
     config = loaded.model_config
     possible = [name for network in config.networks for name, m in METHODS.items() if m.network == network]
     if not possible:
-        raise UserError(f"no search reads what a model of kind {config.kind} puts out: register one")
+        raise UserError(f"no search reads what a model of kind {config.kind} puts out ({', '.join(config.networks)})")
     methods = parse_methods(text or possible[0])
     for method in methods:
         if method not in possible:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-import json
 import math
 import types
 import typing
@@ -189,18 +188,3 @@ def load_named(target: Any) -> Any:
         return target
     module, name = target.split(":")
     return getattr(importlib.import_module(module), name)
-
-
-def read_config_json(text: str, what: str) -> dict[str, Any]:
-    """Parse a JSON object of settings.
-
-    Raises:
-      UserError: it is none; `what` is named.
-    """
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{what} is not JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{what} is no JSON object")
-    return value

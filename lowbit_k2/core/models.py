@@ -50,6 +50,11 @@ class ModelConfig(Config):
         """Input frames that give one output frame."""
         return next(t for t in range(1, 10_000) if self.output_lens(t) > 0)
 
+    def vocabulary_tensors(self) -> set[str]:
+        """Names of the tensors whose shape follows the vocabulary: heads and embeddings."""
+        own, other = self.shapes(), replace(self, vocab_size=self.vocab_size + 1).shapes()
+        return {name for (name, shape), (_, changed) in zip(own, other, strict=True) if shape != changed}
+
     @property
     def networks(self) -> tuple[str, ...]:
         """The kinds of search that can read its output, the usual one first."""

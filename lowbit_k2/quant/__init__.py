@@ -12,7 +12,7 @@ takes a model of your own from float to packed file, `docs/adding-a-quantizer.md
 """
 
 from lowbit_k2.core.grids import PRECISIONS, max_code
-from lowbit_k2.quant.allocation import Allocation, parse_precision
+from lowbit_k2.quant.allocation import Allocation
 from lowbit_k2.quant.codebook import CodebookQuantizer
 from lowbit_k2.quant.config import QuantConfig, TensorScheme
 from lowbit_k2.quant.export import ExportTensor, export_tensors, plain_name, plain_state_dict, rederive_scales
@@ -27,7 +27,7 @@ from lowbit_k2.quant.rules import DEFAULT_RULES
 from lowbit_k2.quant.scales import STATISTICS, register_statistic
 from lowbit_k2.quant.schedule import draw_sp, generator_seed, sp_probabilities
 from lowbit_k2.quant.statistics import quant_statistics
-from lowbit_k2.quant.switching import current_assignment, layer_assignment, layer_names, use_precision
+from lowbit_k2.quant.switching import current_assignment, use_precision
 from lowbit_k2.quant.walker import quantize_model
 
 __all__ = [
@@ -53,11 +53,8 @@ __all__ = [
     "export_tensors",
     "fake_quantize",
     "generator_seed",
-    "layer_assignment",
-    "layer_names",
     "max_code",
     "parameter_groups",
-    "parse_precision",
     "plain_name",
     "plain_state_dict",
     "quant_statistics",

@@ -18,7 +18,6 @@ from torch.autograd.function import once_differentiable
 
 from lowbit_k2.errors import UserError
 from lowbit_k2.quant.config import TensorScheme, low_bits
-from lowbit_k2.quant.fake_quant import DEFAULT_RULE, GradientRule
 from lowbit_k2.quant.quantizer import WeightQuantizer, register_quantizer
 
 MAX_SAMPLES = 1 << 16  # weights that k-means looks at
@@ -35,18 +34,11 @@ class CodebookQuantizer(WeightQuantizer):
     is_index = True
     zero_code = None
 
-    def __init__(
-        self,
-        weight: Tensor,
-        scheme: TensorScheme,
-        name: str = "weight",
-        role: str = "linear",
-        switched: bool = True,
-        rule: GradientRule = DEFAULT_RULE,
-        frozen: bool = False,
-    ) -> None:
-        super().__init__(weight, scheme, name, role, switched, rule, frozen)
-        tables = {str(b): nn.Parameter(cluster(weight, 2**b), requires_grad=not frozen) for b in low_bits(self.bits)}
+    def __init__(self, weight: Tensor, scheme: TensorScheme, *args: Any, **options: Any) -> None:
+        super().__init__(weight, scheme, *args, **options)
+        tables = {
+            str(b): nn.Parameter(cluster(weight, 2**b), requires_grad=not self.frozen) for b in low_bits(self.bits)
+        }
         self.tables = nn.ParameterDict(tables)
 
     @classmethod

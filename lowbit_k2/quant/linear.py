@@ -6,6 +6,7 @@ The grids are in core/grids.py, s in scales.py, the gradients in fake_quant.py.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from lowbit_k2.core.grids import HALF_BITS
 from lowbit_k2.errors import UserError
 from lowbit_k2.quant.config import TensorScheme, low_bits
-from lowbit_k2.quant.fake_quant import DEFAULT_RULE, GradientRule, Spec, fake_quantize_all
+from lowbit_k2.quant.fake_quant import Spec, fake_quantize_all
 from lowbit_k2.quant.projection import expand_steps, project
 from lowbit_k2.quant.quantizer import WeightQuantizer, register_quantizer
 from lowbit_k2.quant.scales import RUNNING_MOMENTUM, STATISTICS, measure, measure_tensors, scale_from_statistic
@@ -27,19 +28,10 @@ class LinearQuantizer(WeightQuantizer):
       statistic: buffer of the statistics that are stored (absmean, lsq, running-absmax); absent with 2std-clipped.
     """
 
-    def __init__(
-        self,
-        weight: Tensor,
-        scheme: TensorScheme,
-        name: str = "weight",
-        role: str = "linear",
-        switched: bool = True,
-        rule: GradientRule = DEFAULT_RULE,
-        frozen: bool = False,
-    ) -> None:
-        super().__init__(weight, scheme, name, role, switched, rule, frozen)
+    def __init__(self, weight: Tensor, scheme: TensorScheme, *args: Any, **options: Any) -> None:
+        super().__init__(weight, scheme, *args, **options)
         one = torch.ones((), dtype=weight.dtype, device=weight.device)
-        alphas = {str(b): nn.Parameter(one.clone(), requires_grad=not frozen) for b in low_bits(self.bits)}
+        alphas = {str(b): nn.Parameter(one.clone(), requires_grad=not self.frozen) for b in low_bits(self.bits)}
         self.alphas = nn.ParameterDict(alphas)
         stored = bool(self.alphas) and STATISTICS[scheme.scale].is_stored
         self.register_buffer("statistic", measure(weight, scheme.scale, scheme.granularity) if stored else None)

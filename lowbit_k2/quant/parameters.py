@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 
@@ -43,7 +45,6 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
     return [group for group in groups if group["params"]]
 
 
-@torch.no_grad()
 def clamp_alphas(model: nn.Module, floor: float = 0.05) -> int:
     """Raise alphas that an update took below `floor`, and return how many; call it after every update.
 
@@ -51,7 +52,12 @@ def clamp_alphas(model: nn.Module, floor: float = 0.05) -> int:
     gradients stay: neither comes back by itself. It happens early in training, when alphas fall from 1 to about 0.4
     (the L2-optimal step of a Gaussian tensor) with momentum.
     """
-    alphas = alpha_parameters(model)
+    return raise_to(alpha_parameters(model), floor)
+
+
+@torch.no_grad()
+def raise_to(alphas: Sequence[nn.Parameter], floor: float) -> int:
+    """`clamp_alphas` of a model's `alpha_parameters`, for a loop that has looked them up before."""
     if not alphas:
         return 0
     raised = int((torch.stack(alphas) < floor).sum())  # one synchronisation with a GPU

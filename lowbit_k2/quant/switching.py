@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from torch import nn
@@ -11,7 +11,6 @@ from torch.nn.utils.parametrize import ParametrizationList
 from lowbit_k2.core.grids import FLOAT_BITS
 from lowbit_k2.errors import UserError
 from lowbit_k2.quant.allocation import Allocation
-from lowbit_k2.quant.config import QuantConfig
 from lowbit_k2.quant.quantizer import PassCache, WeightQuantizer
 
 Assignment = int | Allocation | Mapping[str, int]
@@ -73,27 +72,6 @@ def find_quantizers(model: nn.Module) -> list[WeightQuantizer]:
 def latent_weights(model: nn.Module) -> dict[WeightQuantizer, nn.Parameter]:
     """{quantizer: its latent float weight}."""
     return {quantizer: owner.original for quantizer, owner in quantizer_owners(model).items()}
-
-
-def layer_names(model: nn.Module, config: QuantConfig) -> list[str]:
-    """Module names of the layers, `config.layer_prefix` + ".0" and so on.
-
-    Raises:
-      UserError: the model has no module of that name.
-    """
-    try:
-        layers = model.get_submodule(config.layer_prefix)
-    except AttributeError:
-        raise UserError(
-            f"the model has no module {config.layer_prefix!r}: set layer_prefix of the config, as "
-            'QuantConfig(..., layer_prefix="blocks") where blocks.0 is the first layer'
-        ) from None
-    return [f"{config.layer_prefix}.{name}" for name, _ in layers.named_children()]
-
-
-def layer_assignment(config: QuantConfig, bits_per_layer: Sequence[int]) -> dict[str, int]:
-    """Patterns of an Allocation from one precision per layer."""
-    return dict(Allocation.by_layer(config.layer_prefix, bits_per_layer).bits)
 
 
 def _resolve(quantizers: list[WeightQuantizer], assignment: Assignment) -> dict[WeightQuantizer, int]:

@@ -13,9 +13,6 @@ from lowbit_k2.errors import UserError
 from lowbit_k2.quant import plain_name
 from lowbit_k2.train.checkpoint import load_checkpoint
 
-# What has a row per token: made anew where the vocabulary is another one.
-VOCABULARY = ("ctc_head.", "joiner.output.", "decoder.embedding.", "simple.am.", "simple.lm.")
-
 
 class InitialState:
     """The weights of a checkpoint by their plain names, and the scales of its quantizers."""
@@ -39,6 +36,7 @@ class InitialState:
         Raises:
           UserError: no tensor fits, or one has another shape for another reason than the vocabulary.
         """
+        by_vocabulary = model.config.vocabulary_tensors()
         fresh: list[str] = []
         copied = 0
         for name, tensor in model.state_dict(keep_vars=True).items():
@@ -46,7 +44,7 @@ class InitialState:
             if found is not None and found.shape == tensor.shape:
                 tensor.copy_(found)
                 copied += 1
-            elif found is None or name.startswith(VOCABULARY):
+            elif found is None or name in by_vocabulary:
                 fresh.append(name)
             else:
                 raise UserError(

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from lowbit_k2.core.config import Config, option
-from lowbit_k2.quant import alpha_parameters, clamp_alphas, parameter_groups
+from lowbit_k2.quant import alpha_parameters, parameter_groups
+from lowbit_k2.quant.parameters import raise_to
 
 LEARNED_SCALES = ("alphas", "tables")  # groups of what quantizers learn: their gradients are sums over tensors
 
@@ -81,14 +82,16 @@ def clip_gradients(optimizer: torch.optim.Optimizer, max_norm: float, may_overfl
     return norms
 
 
-def floor_of_alphas(floor: float) -> Callable[[nn.Module, int], dict[str, float]]:
-    """A hook behind updates that raises alphas below `floor`; see `lowbit_k2.quant.clamp_alphas` for why.
+def floor_of_alphas(model: nn.Module, floor: float) -> Callable[[nn.Module, int], dict[str, float]]:
+    """A hook behind updates of this model that raises alphas below `floor`; see `lowbit_k2.quant.clamp_alphas` for why.
 
     Returns:
       A function whose result is `alphas_held`, how many were raised; nothing for a model without alphas.
     """
 
+    alphas = alpha_parameters(model)
+
     def hook(model: nn.Module, update: int) -> dict[str, float]:
-        return {"alphas_held": float(clamp_alphas(model, floor))} if alpha_parameters(model) else {}
+        return {"alphas_held": float(raise_to(alphas, floor))} if alphas else {}
 
     return hook

@@ -154,6 +154,8 @@ class Trainer:
             return
         if self.ranks.is_main:
             logging.info("epoch %d, update %d: %s", self.progress.epoch, number, describe(metrics))
+        if self.board.folder is None:
+            return
         self.board.write("train/current_", metrics, number)
         self.board.write("train/tot_", totals.means(), number)
         self.board.write("quant/", quant_statistics(self.model), number)

@@ -15,7 +15,7 @@ from lowbit_k2.data.batch import Batch
 from lowbit_k2.data.features import FeatureConfig
 from lowbit_k2.errors import UserError
 from lowbit_k2.packed import PackedFileError, read_packed
-from lowbit_k2.quant import layer_assignment, use_precision
+from lowbit_k2.quant import Allocation, use_precision
 from lowbit_k2.quant.walker import quant_config_of
 from lowbit_k2.train.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from tests.asr.running import export
@@ -61,7 +61,7 @@ def test_the_file_is_the_averaged_quantized_model(
 
     loaded, packed = load_trained(CheckpointChoice(exp_dir, avg=2))[0], load_packed(path)
     bits = {"1": [1] * 4, "2": [2] * 4, "1.5": [1, 1, 2, 2], "2,2,1,1": [2, 2, 1, 1]}[precision]
-    with use_precision(loaded.model, layer_assignment(loaded.quant_config, bits)):
+    with use_precision(loaded.model, Allocation.by_layer("encoder.layers", bits)):
         expected, _ = loaded.model(*toy_batch())
     assert torch.equal(packed.model(*toy_batch())[0], expected)
     assert packed.quant_config is None and packed.features == FEATURES and packed.model_config == CONFIG

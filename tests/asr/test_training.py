@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -27,16 +26,6 @@ from tests.recipe.corpus import TINY, Corpus, make_corpus, make_lang
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
     return make_corpus(tmp_path_factory.mktemp("corpus"))
-
-
-@pytest.fixture(autouse=True)
-def unchanged_process() -> Iterator[None]:
-    """run_training sets up the root logger and the arithmetic of small numbers."""
-    root = logging.getLogger()
-    handlers, level = list(root.handlers), root.level
-    yield
-    root.handlers[:], root.level = handlers, level
-    torch.set_flush_denormal(False)
 
 
 def flags(*texts: str):

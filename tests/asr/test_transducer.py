@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
-import logging
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
 from lowbit_k2.asr.evaluation import evaluate
 from lowbit_k2.asr.model_io import CheckpointChoice
@@ -37,15 +34,6 @@ LOSSES = [
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
     return make_corpus(tmp_path_factory.mktemp("corpus"), number=9)
-
-
-@pytest.fixture(autouse=True)
-def unchanged_process() -> Iterator[None]:
-    root = logging.getLogger()
-    handlers, level = list(root.handlers), root.level
-    yield
-    root.handlers[:], root.level = handlers, level
-    torch.set_flush_denormal(False)
 
 
 def train(corpus: Corpus, exp_dir: Path, *more: str) -> None:

@@ -13,7 +13,7 @@ from lowbit_k2.core.grids import PRECISIONS
 from lowbit_k2.errors import UserError
 from lowbit_k2.export import export_float, load_packed_model, pack_model, packed_tensors
 from lowbit_k2.packed import PackedFileError, PackedModel, read_packed, size_table, write_packed
-from lowbit_k2.quant import TensorScheme, layer_assignment, parse_precision, plain_state_dict, use_precision
+from lowbit_k2.quant import Allocation, TensorScheme, plain_state_dict, use_precision
 from lowbit_k2.quant.walker import quant_config_of
 from tests.export.toy import CONFIG, Toy, toy_batch, toy_model
 
@@ -21,8 +21,7 @@ ASSIGNMENTS = ["1", "2", "1.5", "1.5r", "2,1,1,2"]
 
 
 def assign(toy: Toy, text: str):
-    bits = parse_precision(text, CONFIG.num_layers)
-    return bits if isinstance(bits, int) else layer_assignment(quant_config_of(toy.model), bits)
+    return Allocation.parse(text, CONFIG.num_layers, quant_config_of(toy.model).layer_prefix)
 
 
 @torch.no_grad()

@@ -95,6 +95,7 @@ def test_tables_and_zero_points(tmp_path: Path) -> None:
 def test_a_file_of_version_1_gives_the_same_weights() -> None:
     """version1.safetensors was written by the release before version 2, from these codes, steps and tables."""
     path = Path(__file__).with_name("version1.safetensors")
+    assert b'"version":"1"' in path.read_bytes()[:200]
     weights = {tensor.name: tensor.dequantize() for tensor in read_packed(path).tensors}
     assert weights and {n: w.tobytes() for n, w in weights.items()} == {
         n: np.array(w, np.float32).tobytes() for n, w in mini_read(path)[2].items()

@@ -17,10 +17,10 @@ from lowbit_k2.quant import (
     QuantConfig,
     TensorScheme,
     current_assignment,
-    parse_precision,
     quantize_model,
     use_precision,
 )
+from lowbit_k2.quant.allocation import parse_precision
 
 NAMES = ["a.0.ff.weight", "a.1.ff.weight", "a.1.att.weight", "a.10.ff.weight", "head.weight"]
 

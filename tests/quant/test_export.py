@@ -8,10 +8,10 @@ import torch
 
 from lowbit_k2.errors import UserError
 from lowbit_k2.quant import (
+    Allocation,
     QuantConfig,
     TensorScheme,
     export_tensors,
-    layer_assignment,
     plain_state_dict,
     quantize_model,
     rederive_scales,
@@ -41,7 +41,7 @@ def test_codes_times_step_is_the_weight_in_use(scale: str, granularity: str, mak
     schemes = {role: TensorScheme((b,), scale, granularity) for role, b in (("convolution", 4), ("output", 8))}
     config = QuantConfig.preset("all-low", (2, 1), scale=scale, granularity=granularity, schemes=schemes)
     model = quantized(make_model(), config)
-    for assignment in (2, 1, layer_assignment(config, [1, 2, 1]), {"encoder.layers.0": 32}):
+    for assignment in (2, 1, Allocation.by_layer("encoder.layers", [1, 2, 1]), {"encoder.layers.0": 32}):
         with use_precision(model, assignment):
             exported = {t.name: t for t in export_tensors(model)}
             assert list(exported) == [p.name for p in plain_parameters(model)]

@@ -7,11 +7,10 @@ import torch
 
 from lowbit_k2.errors import UserError
 from lowbit_k2.quant import (
+    Allocation,
     QuantConfig,
     TensorScheme,
     current_assignment,
-    layer_assignment,
-    layer_names,
     quantize_model,
     use_precision,
 )
@@ -60,8 +59,7 @@ def test_32_bypasses_every_quantizer(model, make_model, features) -> None:
 
 
 def test_layers_and_longest_prefix(model, config) -> None:
-    assert layer_names(model, config) == [f"encoder.layers.{i}" for i in range(3)]
-    with use_precision(model, layer_assignment(config, [1, 2, 1])):
+    with use_precision(model, Allocation.by_layer("encoder.layers", [1, 2, 1])):
         assert [current_assignment(model)[FF.format(i)] for i in range(3)] == [1, 2, 1]
     mixed = {"encoder.layers": 1, "encoder.layers.1": 2, "encoder.layers.1.ff1.w1": 1, "encoder.layers.2": 32}
     with use_precision(model, mixed):
@@ -144,5 +142,8 @@ def test_switched_32_is_the_float_teacher(make_model) -> None:
 
 
 def test_missing_layers(model) -> None:
-    with pytest.raises(UserError, match="layer_prefix"):
-        layer_names(model, QuantConfig("x", layer_prefix="decoder.blocks"))
+    with (
+        pytest.raises(UserError, match="layer_prefix"),
+        use_precision(model, Allocation.by_layer("decoder.blocks", [1])),
+    ):
+        pass

@@ -12,6 +12,7 @@ from lowbit_k2.errors import UserError
 from lowbit_k2.models import make_model
 from lowbit_k2.quant import QuantConfig, alpha_parameters, quantize_model
 from lowbit_k2.train.initialise import InitialState, freeze
+from lowbit_k2.train.update import update
 from tests.train.toy import CONFIG, ENCODER, run_epochs, toy_batches, toy_trainer
 
 
@@ -65,13 +66,11 @@ def test_frozen_parts_do_not_move(float_checkpoint: Path, tmp_path: Path) -> Non
     model = started(float_checkpoint, frozen=("encoder.subsampling", "encoder.layers.0"))
     before = {name: value.clone() for name, value in model.state_dict().items()}
     trainer = toy_trainer(tmp_path / "run", ("2", "1"))
-    trainer.model, moved = model, set()
+    trainer.model = model
     trainer.optimizer = torch.optim.SGD(
         [{"params": [p for p in model.parameters() if p.requires_grad], "rate_scale": 1.0, "name": "matrices"}], lr=0.1
     )
     trainer.model.train()
-    from lowbit_k2.train.update import update
-
     for batch in toy_batches(1):
         update(trainer, [batch])
     moved = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}

@@ -55,8 +55,9 @@ def test_alphas_have_their_own_rate_and_stay_positive(tmp_path):
     with torch.no_grad():
         alphas[0].fill_(-0.3)
         alphas[1].fill_(0.02)
-    hold = floor_of_alphas(0.05)
+    hold = floor_of_alphas(model, 0.05)
     assert hold(model, 1) == {"alphas_held": 2.0}
     assert [float(a.detach()) for a in alphas[:3]] == pytest.approx([0.05, 0.05, 1.0])
     assert hold(model, 2) == {"alphas_held": 0.0}
-    assert floor_of_alphas(0.05)(toy_trainer(tmp_path, ("32",)).model, 1) == {}
+    plain = toy_trainer(tmp_path, ("32",)).model
+    assert floor_of_alphas(plain, 0.05)(plain, 1) == {}

@@ -57,7 +57,7 @@ def toy_trainer(
         exp_dir=exp_dir,
         description={"model": CONFIG.to_dict(), "quant": config.to_dict(), "co_training": co_training.to_dict()},
         clip_grad_norm=optim.clip_grad_norm,
-        after_update=[floor_of_alphas(optim.alpha_floor)],
+        after_update=[floor_of_alphas(model, optim.alpha_floor)],
         encode=encode,
         augment=augment,
         ranks=ranks,

@@ -43,6 +43,7 @@ from lowbit_k2.errors import UserError, run_main
 from lowbit_k2.fileio import read_json, write_json
 from lowbit_k2.recipe.flags import make_parser
 from lowbit_k2.recipe.training_flags import read_training_flags
+from lowbit_k2.tables import markdown_table
 from lowbit_k2.train.checkpoint import load_checkpoint, numbered
 from lowbit_k2.train.distributed import Ranks
 from lowbit_k2.train.update import update
@@ -215,7 +216,7 @@ def format_results(results: list[dict], methods: tuple[str, ...], ratios: dict[s
     head = ["system", "bits", "seed"]
     for method in methods:
         head += [f"WER {COLUMNS[method]}", "95%", "ins/del/sub"]
-    lines = [[*head, "MB", "ratio", "time"], ["---"] * (len(head) + 3)]
+    lines = []
     for result in results:
         time_ratio = f"{ratios[result['row']]:.2f}" if result["row"] in ratios else "-"
         for values in result["evaluations"]:
@@ -225,7 +226,7 @@ def format_results(results: list[dict], methods: tuple[str, ...], ratios: dict[s
                 s = e.stats(method)
                 cells += [f"{100 * s.rate:.2f}", e.interval_text(method), f"{s.ins}/{s.dels}/{s.sub}"]
             lines.append([*cells, f"{e.file_bytes / 1e6:.3f}", f"{e.ratio:.1f}", time_ratio])
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return markdown_table([*head, "MB", "ratio", "time"], lines)
 
 
 def main() -> None:
