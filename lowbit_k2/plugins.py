@@ -1,4 +1,4 @@
-"""Users' files that register model kinds, objectives, quantizers or statistics: run before anything is looked up."""
+"""Users' files that register model kinds, objectives, searches, quantizers, statistics: run before any lookup."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from pathlib import Path
 
 from lowbit_k2.errors import UserError
 
-PLUGIN_HELP = "a Python file of yours that registers model kinds, objectives, quantizers or statistics; it is run"
+PLUGIN_HELP = (
+    "a Python file of yours that registers model kinds, objectives, searches, quantizers or statistics; it is run"
+)
 
 
 def load_plugins(paths: Sequence[Path]) -> None:

@@ -22,7 +22,7 @@ from lowbit_k2.core.features import FeatureConfig
 from lowbit_k2.data.batch import Batch, collate
 from lowbit_k2.data.datamodule import AsrDataModule, DataConfig
 from lowbit_k2.data.features import extract_wav, make_extractor, read_feature_config
-from lowbit_k2.decode.methods import decode_batch
+from lowbit_k2.decode.hypothesis import Nbest
 from lowbit_k2.errors import UserError
 from lowbit_k2.plugins import load_plugins
 from lowbit_k2.processes import check_num_jobs, in_fresh_processes
@@ -201,8 +201,7 @@ def decode_set(
     """
     found: dict[Search, list[Result]] = {key: [] for key in recognizer.searches}
     timing = Timing(search=dict.fromkeys(recognizer.searches, 0.0))
-    for resources in recognizer.searches.values():
-        resources.num_decoded = resources.num_without_path = 0
+    without_path = dict.fromkeys(recognizer.searches, 0)
     with recognizer.precision():
         for batch in batches:
             start = time.perf_counter()
@@ -210,14 +209,19 @@ def decode_set(
             timing.network += time.perf_counter() - start
             timing.audio += float(batch.input_lens.sum()) * frame_shift
             refs = [text.split() for text in batch.texts]
-            for key, resources in recognizer.searches.items():
+            for key, method in recognizer.searches.items():
                 start = time.perf_counter()
-                hyps = decode_batch(output, resources, refs)
+                hyps = method.nbest(output, 1, refs)
                 timing.search[key] += time.perf_counter() - start
-                found[key] += zip(batch.ids, refs, hyps, strict=True)
+                found[key] += zip(batch.ids, refs, map(best_words, hyps), strict=True)
+                without_path[key] += sum(not nbest for nbest in hyps)
             advance(len(batch.ids))
-    without_path = {key: resources.num_without_path for key, resources in recognizer.searches.items()}
     return SetOutcome(found, timing, without_path)
+
+
+def best_words(nbest: Nbest) -> list[str]:
+    """Words of the best hypothesis; none where no path survived."""
+    return list(nbest[0].words) if nbest else []
 
 
 def report(exp_dir: Path, test_set: str, label: str, outcome: SetOutcome) -> dict[Key, Decoded]:
@@ -266,11 +270,11 @@ def transcribe_files(files: Sequence[Path], recognizers: Sequence[Recognizer]) -
     if len(recognizers) != 1 or len(recognizers[0].searches) != 1:
         raise UserError("audio files are transcribed at one precision, by one method, with one lm_scale")
     [recognizer] = recognizers
-    [resources] = recognizer.searches.values()
+    [method] = recognizer.searches.values()
     config = FeatureConfig.from_dict(recognizer.loaded.features)
     extractor = make_extractor(config)
     with recognizer.precision():
         for file in files:
             batch = collate([extract_wav(file, config, extractor)], [""], [str(file)])
-            [words] = decode_batch(recognizer.run(batch.inputs, batch.input_lens), resources)
-            print(f"{file}\t{' '.join(words)}", flush=True)
+            [nbest] = method.nbest(recognizer.run(batch.inputs, batch.input_lens))
+            print(f"{file}\t{' '.join(best_words(nbest))}", flush=True)

@@ -18,9 +18,9 @@ from lowbit_k2.asr.model_io import (
     precision_label,
 )
 from lowbit_k2.core.config import Config, ConfigError, option
-from lowbit_k2.core.models import TRANSDUCER
+from lowbit_k2.decode import methods as _built_in  # noqa: F401  registers the methods
 from lowbit_k2.decode.lattice import SearchConfig
-from lowbit_k2.decode.methods import METHODS, DecodingResources, NetworkOutput, load_resources, parse_methods
+from lowbit_k2.decode.method import METHODS, Method, NetworkOutput, Setup, parse_methods
 from lowbit_k2.errors import UserError
 from lowbit_k2.quant import Allocation, use_precision
 
@@ -44,8 +44,9 @@ class DecodeConfig(Config):
     decoding_method: str = option("", f"one or several, by commas, of {', '.join(METHODS)}; default: the greedy one")
     lang_dir: Path | None = option(None, "HLG.pt, LG.pt and words.txt, for methods with a lexicon")
     lm_dir: Path | None = option(None, "G_4_gram.pt, for rescoring; default: --lang-dir")
+    token_lm: Path | None = option(None, "n-gram over the model's units (make_lm --units), for modified_beam_search")
     lm_scale: tuple[float, ...] = option(
-        (1.0,), "of the graph and of --lm-dir; several by commas, for dev", parse=split_numbers
+        (1.0,), "of the graph, --lm-dir and --token-lm; several by commas, for dev", parse=split_numbers
     )
     search: SearchConfig = option(SearchConfig, flag="")
     manifest_dir: Path = option(Path("data/fbank"), "cut manifests and features")
@@ -76,7 +77,7 @@ class Recognizer:
     label: str
     allocation: Allocation | None
     device: torch.device
-    searches: dict[tuple[str, str], DecodingResources] = field(default_factory=dict)
+    searches: dict[tuple[str, str], Method] = field(default_factory=dict)
 
     def precision(self) -> object:
         """Context in which the model runs at its precision."""
@@ -91,7 +92,8 @@ class Recognizer:
         lens = input_lens.clamp(min=least).to(self.device)
         found = self.loaded.model.network_output(inputs, lens)
         frames = found.pop("lens").cpu() * (input_lens >= least)
-        return NetworkOutput(frames, **found)
+        known = {name: found.pop(name, None) for name in ("log_probs", "encoder_out")}
+        return NetworkOutput(frames, **known, more=found)
 
 
 def make_recognizers(config: DecodeConfig, part: int = 0) -> list[Recognizer]:
@@ -125,37 +127,33 @@ def make_recognizers(config: DecodeConfig, part: int = 0) -> list[Recognizer]:
 
 def greedy_recognizer(loaded: LoadedModel) -> Recognizer:
     """A packed model with its greedy search, on the CPU: needs neither graphs nor k2. Phones are put out as phones."""
-    [method] = methods_for("", loaded)
-    num_classes = loaded.model_config.vocab_size
-    resources = load_resources(method, loaded.tokenizer.decode, True, num_classes, transducer=transducer_of(loaded))
-    return Recognizer(loaded, method, None, torch.device("cpu"), {(method, ""): resources})
+    [name] = methods_for("", loaded)
+    method = METHODS[name](Setup(loaded.tokenizer, loaded.model, phones_are_words=True))
+    return Recognizer(loaded, name, None, torch.device("cpu"), {(name, ""): method})
 
 
-def transducer_of(loaded: LoadedModel) -> tuple[torch.nn.Module, int] | None:
-    """What transducer search needs of the model; None where there is no such search."""
-    config = loaded.model_config
-    return (loaded.model, config.context_size) if TRANSDUCER in config.networks else None
+def make_searches(config: DecodeConfig, loaded: LoadedModel, device: torch.device) -> dict[tuple[str, str], Method]:
+    """Methods by name and setting: those with a language model have a setting per `lm_scale`.
 
-
-def make_searches(
-    config: DecodeConfig, loaded: LoadedModel, device: torch.device
-) -> dict[tuple[str, str], DecodingResources]:
-    """Resources by method and setting: methods with a language model have a setting per `lm_scale`."""
-    tokenizer, searches = loaded.tokenizer, {}
-    for method in methods_for(config.decoding_method, loaded):
-        for scale in config.lm_scale if METHODS[method].has_lm else [1.0]:
-            setting = f"lm_scale_{scale:g}" if METHODS[method].has_lm else ""
-            searches[method, setting] = load_resources(
-                method,
-                tokenizer.decode,
-                tokenizer.spells_words,
-                loaded.model_config.vocab_size,
-                config.lang_dir,
-                replace(config.search, lm_scale=scale),
-                device,
-                config.lm_dir or config.lang_dir,
-                transducer_of(loaded),
-            )
+    Raises:
+      UserError: what a method needs is missing, or `token_lm` is given and no method uses it.
+    """
+    setup = Setup(
+        units=loaded.tokenizer,
+        model=loaded.model,
+        lang_dir=config.lang_dir,
+        lm_dir=config.lm_dir or config.lang_dir,
+        token_lm=config.token_lm,
+        device=device,
+    )
+    searches: dict[tuple[str, str], Method] = {}
+    for name in methods_for(config.decoding_method, loaded):
+        kind = METHODS[name]
+        for scale in config.lm_scale if kind.has_lm(setup) else [1.0]:
+            setting = f"lm_scale_{scale:g}" if kind.has_lm(setup) else ""
+            searches[name, setting] = kind(replace(setup, search=replace(config.search, lm_scale=scale)))
+    if config.token_lm and "modified_beam_search" not in {name for name, _ in searches}:
+        raise ConfigError("token_lm", "is used by modified_beam_search alone: name it with --decoding-method")
     return searches
 
 
@@ -168,7 +166,11 @@ def methods_for(text: str, loaded: LoadedModel) -> list[str]:
     config = loaded.model_config
     possible = [name for network in config.networks for name, m in METHODS.items() if m.network == network]
     if not possible:
-        raise UserError(f"no search reads what a model of kind {config.kind} puts out ({', '.join(config.networks)})")
+        outputs = ", ".join(config.networks)
+        raise UserError(
+            f"no search reads what a model of kind {config.kind} puts out ({outputs}): register one with "
+            "lowbit_k2.decode.method.register_method in a file that --plugin names"
+        )
     methods = parse_methods(text or possible[0])
     for method in methods:
         if method not in possible:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from lowbit_k2.core.config import Config, ConfigError, option
+from lowbit_k2.decode.hypothesis import Hypothesis, Nbest
 from lowbit_k2.k2_compat import require_k2
 
 if TYPE_CHECKING:
@@ -92,8 +93,12 @@ def make_lattice(log_probs: Tensor, lens: Tensor, graph: k2.Fsa, config: SearchC
     return k2.index_fsa(lattice, back)
 
 
-def one_best(lattice: k2.Fsa) -> list[list[int] | None]:
-    """Output labels (words, or tokens of the CTC topology) on the best path of each lattice; None where it is empty."""
+def one_best(lattice: k2.Fsa) -> list[Nbest]:
+    """The best path of each lattice: its output labels (words, or tokens) and scores; nothing where it is empty.
+
+    Args:
+      lattice: `lm_scores`, where it has them, are the language model's part of its scores.
+    """
     k2 = require_k2()
     best = k2.shortest_path(lattice, use_double_scores=True)
     arcs_to_fsa = best.arcs.shape().remove_axis(1)  # axes: fsa, arc
@@ -102,7 +107,14 @@ def one_best(lattice: k2.Fsa) -> list[list[int] | None]:
     else:
         labels = k2.RaggedTensor(arcs_to_fsa, best.aux_labels)
     found = labels.remove_values_leq(0).tolist()  # 0 is epsilon, -1 ends
-    return [labels if exists else None for labels, exists in zip(found, has_arcs(best), strict=True)]
+    lm_scores = getattr(best, "lm_scores", torch.zeros_like(best.scores))
+    owner = arcs_to_fsa.row_ids(1).long()  # FSA of each arc
+    acoustic, lm = (
+        torch.zeros(len(found), dtype=torch.float64, device=owner.device).index_add_(0, owner, values.double()).tolist()
+        for values in (best.scores - lm_scores, lm_scores)
+    )
+    paths = zip(found, acoustic, lm, has_arcs(best), strict=True)
+    return [[Hypothesis(tuple(labels), a, b)] if exists else [] for labels, a, b, exists in paths]
 
 
 def first_arcs(fsas: k2.Fsa) -> Tensor:
@@ -157,29 +169,24 @@ def take_arcs(fsa: k2.Fsa, arcs: Tensor) -> k2.Fsa:
     return k2.connect(taken)
 
 
-Labels = list[list[int] | None]  # of each utterance of a batch; None where no path survived
-
-
 def search_with_retry(
-    lens: Tensor, config: SearchConfig, search: Callable[[Tensor, SearchConfig], Labels]
-) -> tuple[list[list[int]], list[int]]:
-    """Output labels of a batch; where no path survives the beams, the search is repeated with wider ones.
+    lens: Tensor, config: SearchConfig, search: Callable[[Tensor, SearchConfig], list[Nbest]]
+) -> list[Nbest]:
+    """Hypotheses of a batch; where no path survives the beams, the search is repeated with wider ones.
 
     Args:
       lens: (N,) valid frames; utterances without a frame have no path.
       search: gets the utterances to search, (M,) indexes on the CPU, and the beams.
 
     Returns:
-      N lists of labels, and the indexes of the utterances without any path, whose list is empty.
+      N lists of hypotheses, empty for utterances without any path.
     """
-    results: list[list[int]] = [[] for _ in range(len(lens))]
+    results: list[Nbest] = [[] for _ in range(len(lens))]
     left = torch.nonzero(lens.cpu() >= 1).flatten()
-    failed = torch.nonzero(lens.cpu() < 1).flatten().tolist()
     for beams in (config, config.widened()):
         if len(left) == 0:
             break
-        labels = search(left, beams)
-        for n, found in zip(left.tolist(), labels, strict=True):
-            results[n] = found or []
-        left = left[torch.tensor([found is None for found in labels])]
-    return results, sorted(failed + left.tolist())
+        for n, found in zip(left.tolist(), search(left, beams), strict=True):
+            results[n] = found
+        left = left[torch.tensor([not results[n] for n in left.tolist()])]
+    return results

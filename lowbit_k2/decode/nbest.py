@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from lowbit_k2.decode.lattice import SAME_SCORE, Labels, has_arcs, one_best, scale_graph
+from lowbit_k2.decode.hypothesis import Hypothesis, Nbest, best_first
+from lowbit_k2.decode.lattice import SAME_SCORE, has_arcs, one_best, scale_graph
 from lowbit_k2.k2_compat import forget_properties, require_k2
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def rescoring_grammar(grammar: k2.Fsa, backoff: int, lm_scale: float, device: st
       backoff: id of `#0`.
     """
     k2 = require_k2()
-    acceptor = scale_graph(k2.Fsa(grammar.arcs), lm_scale)
+    acceptor = keep_lm_scores(scale_graph(k2.Fsa(grammar.arcs), lm_scale))
     acceptor = k2.arc_sort(k2.add_epsilon_self_loops(acceptor))
     return RescoringGrammar(k2.create_fsa_vec([acceptor]).to(device), backoff)
 
@@ -69,8 +70,10 @@ def sample_sequences(lattice: k2.Fsa, num_paths: int, scale: float) -> k2.Ragged
     return different
 
 
-def total_scores(lattice: k2.Fsa, sequences: k2.RaggedTensor, grammar: RescoringGrammar | None = None) -> Tensor:
-    """Log of the summed probabilities of all alignments of each sequence in its lattice, plus the language model.
+def sequence_scores(
+    lattice: k2.Fsa, sequences: k2.RaggedTensor, grammar: RescoringGrammar | None = None
+) -> tuple[Tensor, Tensor]:
+    """Log of the summed probabilities of all alignments of each sequence in its lattice, and the language model.
 
     An n-gram with back-off arcs accepts a sentence along several paths, and with each of them all alignments are in
     the lattice: the best one counts, as in decoding, and the sum goes over the alignments along it.
@@ -80,7 +83,7 @@ def total_scores(lattice: k2.Fsa, sequences: k2.RaggedTensor, grammar: Rescoring
       grammar: instead of the language model of the lattice.
 
     Returns:
-      (number of sequences,), float64.
+      Acoustic and language model scores, (number of sequences,) each, float64.
     """
     k2 = require_k2()
     linear = k2.linear_fsa(sequences.remove_axis(0))
@@ -96,8 +99,10 @@ def total_scores(lattice: k2.Fsa, sequences: k2.RaggedTensor, grammar: Rescoring
     acoustic.scores = torch.where(on_best, matched.scores - lm_scores, torch.full_like(lm_scores, NEVER))
     if grammar is not None:
         by_lm = against_grammar(linear, grammar)
-    best_lm = by_lm.get_tot_scores(use_double_scores=True, log_semiring=False)
-    return best_lm + acoustic.get_tot_scores(use_double_scores=True, log_semiring=True)
+    return (
+        acoustic.get_tot_scores(use_double_scores=True, log_semiring=True),
+        by_lm.get_tot_scores(use_double_scores=True, log_semiring=False),
+    )
 
 
 def against_grammar(fsas: k2.Fsa, grammar: RescoringGrammar) -> k2.Fsa:
@@ -107,7 +112,7 @@ def against_grammar(fsas: k2.Fsa, grammar: RescoringGrammar) -> k2.Fsa:
     on the lattice's states: two labels, so that no path is found twice and no cycle arises.
 
     Returns:
-      An FsaVec of acceptors, top-sorted, whose labels include the back-off label.
+      An FsaVec of acceptors, top-sorted, whose labels include the back-off label; `lm_scores` are the grammar's.
     """
     k2 = require_k2()
     acceptors = k2.Fsa(fsas.clone().arcs)
@@ -128,31 +133,24 @@ def _relabel(fsa: k2.Fsa, names: dict[int, int]) -> None:
     forget_properties(fsa)
 
 
-def best_of(sequences: k2.RaggedTensor, scores: Tensor) -> Labels:
-    """The sequence of each lattice with the highest score; None where there is none."""
-    found: Labels = []
-    scores = scores.tolist()
-    start = 0
+def draw(lattice: k2.Fsa, num_paths: int, scale: float, grammar: RescoringGrammar | None = None) -> list[Nbest]:
+    """Sequences along paths that are drawn from each lattice, by their total scores.
+
+    Args:
+      num_paths, scale: as `sample_sequences` takes them.
+      grammar: scores the sequences instead of the lattice's own language model, which then only drew them.
+    """
+    sequences = sample_sequences(lattice, num_paths, scale)
+    acoustic, lm = (scores.tolist() for scores in sequence_scores(lattice, sequences, grammar))
+    found, start = [], 0
     for candidates in sequences.tolist():
-        own = scores[start : start + len(candidates)]
-        found.append(candidates[max(range(len(own)), key=own.__getitem__)] if own else None)
+        own = range(start, start + len(candidates))
+        found.append(best_first(Hypothesis(tuple(c), acoustic[i], lm[i]) for c, i in zip(candidates, own, strict=True)))
         start += len(candidates)
     return found
 
 
-def nbest(lattice: k2.Fsa, num_paths: int, scale: float) -> Labels:
-    """Of the drawn sequences the one with the highest total score."""
-    sequences = sample_sequences(lattice, num_paths, scale)
-    return best_of(sequences, total_scores(lattice, sequences))
-
-
-def rescore_nbest(lattice: k2.Fsa, num_paths: int, scale: float, grammar: RescoringGrammar) -> Labels:
-    """Of the drawn sequences the best by the network and another language model; the first one only drew them."""
-    sequences = sample_sequences(lattice, num_paths, scale)
-    return best_of(sequences, total_scores(lattice, sequences, grammar))
-
-
-def rescore_lattice(lattice: k2.Fsa, grammar: RescoringGrammar) -> Labels:
+def rescore_lattice(lattice: k2.Fsa, grammar: RescoringGrammar) -> list[Nbest]:
     """Best path of each lattice once the first language model is replaced by another."""
     k2 = require_k2()
     acoustic = lattice.clone()
@@ -164,14 +162,13 @@ def rescore_lattice(lattice: k2.Fsa, grammar: RescoringGrammar) -> Labels:
     return one_best(rescored)
 
 
-def oracle(lattice: k2.Fsa, num_paths: int, scale: float, references: Sequence[Sequence[int]]) -> Labels:
-    """Of the drawn sequences the one with the fewest errors: what a perfect rescoring could reach."""
+def rank_by_errors(found: Sequence[Nbest], references: Sequence[Sequence[int]]) -> list[Nbest]:
+    """N-best lists by rising edit distance to the references: what a perfect rescoring could reach."""
     from kaldialign import edit_distance
 
-    drawn = sample_sequences(lattice, num_paths, scale).tolist()
     return [
-        min(candidates, key=lambda hyp: edit_distance(list(ref), hyp)["total"]) if candidates else None
-        for candidates, ref in zip(drawn, references, strict=True)
+        sorted(hypotheses, key=lambda hyp: edit_distance(list(reference), list(hyp.labels))["total"])
+        for hypotheses, reference in zip(found, references, strict=True)
     ]
 
 

@@ -24,6 +24,7 @@ from pathlib import Path
 
 from lowbit_k2.errors import UserError
 from lowbit_k2.fileio import atomic_write
+from lowbit_k2.graphs.lexicon import read_lines
 
 BOS, EOS = "<s>", "</s>"
 FALLBACK_DISCOUNTS = (0.5, 1.0, 1.5)  # of an order whose counts of counts leave the formula undefined
@@ -192,6 +193,40 @@ def write_arpa(model: BackoffModel, path: str | Path) -> None:
                 fields = [_log10(table[ngram]), " ".join(ngram)] + ([_log10(backoff)] if backoff else [])
                 out.write("\t".join(fields) + "\n")
         out.write("\n\\end\\\n")
+
+
+def read_arpa(path: str | Path) -> BackoffModel:
+    """Read an ARPA file.
+
+    Raises:
+      UserError: it is missing or damaged; the line is named.
+    """
+    tables: list[dict[Ngram, float]] = []
+    backoffs: dict[Ngram, float] = {}
+    sizes: list[int] = []
+    section = ""
+    for number, line in enumerate(read_lines(path), start=1):
+        try:
+            if line.startswith("\\"):
+                section = line.strip()
+                tables += [{}] if section.endswith("-grams:") else []
+            elif line.strip() and section == "\\data\\":
+                sizes.append(int(line.split("=")[1]))
+            elif line.strip() and tables:
+                order = len(tables)
+                score, *ngram = line.split()
+                if len(ngram) == order + 1:
+                    backoffs[tuple(ngram[:order])] = 10.0 ** float(ngram.pop())
+                if len(ngram) != order:
+                    raise ValueError(line)
+                tables[-1][tuple(ngram)] = 10.0 ** float(score)
+        except (ValueError, IndexError):
+            raise UserError(f"{path} line {number}: {line.strip()[:60]!r} is no line of an ARPA file") from None
+    if section != "\\end\\" or [len(table) for table in tables] != sizes or not sizes:
+        found = [len(table) for table in tables]
+        raise UserError(f"{path} is no whole ARPA file: {found} n-grams, and {sizes} by its header; make it again")
+    vocabulary = tuple(word for (word,) in tables[0] if word != BOS)
+    return BackoffModel(tuple(tables), backoffs, vocabulary)
 
 
 def _log10(value: float) -> str:

@@ -29,7 +29,7 @@ def add_decoding_flags(parser: argparse.ArgumentParser, precisions: bool = True)
         text = f"{PRECISIONS}; several are decoded in turn; default: the first trained"
         model.add_argument("--precision", nargs="+", default=[], help=text)
     search = parser.add_argument_group("search")
-    add_flags(search, DecodeConfig, only=("decoding_method", "lang_dir", "lm_dir", "lm_scale"))
+    add_flags(search, DecodeConfig, only=("decoding_method", "lang_dir", "lm_dir", "token_lm", "lm_scale"))
     add_flags(search, SearchConfig)
     data = parser.add_argument_group("data")
     add_flags(data, DecodeConfig, only=("manifest_dir", "max_duration", "num_workers", "on_the_fly_feats"))

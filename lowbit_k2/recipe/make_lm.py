@@ -1,6 +1,7 @@
-"""Estimate the word n-gram of a graph and write it as ARPA.
+"""Estimate an n-gram and write it as ARPA: over the words of a graph, or over a model's units for `--token-lm`.
 
   python -m lowbit_k2.recipe.make_lm --transcript data/train.txt --words data/lang/words.txt --arpa data/3gram.arpa
+  python -m lowbit_k2.recipe.make_lm --transcript data/train.txt --units data/lang_bpe_500 --arpa data/units.arpa
 
 The smoothing is interpolated modified Kneser-Ney (graphs/ngram.py). All words of words.txt get a unigram. Words of
 the transcript that are not in it are left out with their n-grams, unless `--unknown-word` gives them a symbol.
@@ -12,10 +13,12 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from lowbit_k2.data.tokenizer import load_tokenizer
 from lowbit_k2.errors import UserError, run_main
 from lowbit_k2.graphs.lexicon import read_lines, read_symbols
 from lowbit_k2.graphs.ngram import estimate, write_arpa
 from lowbit_k2.recipe.prepare_lang import RESERVED
+from lowbit_k2.recipe.train_bpe import SPECIALS
 
 
 def make_lm(
@@ -36,12 +39,28 @@ def make_lm(
     return [len(table) for table in model.probabilities]
 
 
+def make_token_lm(transcript: Path, order: int, units: Path, arpa: Path, min_counts: Sequence[int] = ()) -> list[int]:
+    """Write an n-gram over the units of a tokenizer and return the number of n-grams of each order.
+
+    Raises:
+      UserError: unreadable files, an empty transcript, or words that the tokenizer cannot spell.
+    """
+    tokenizer = load_tokenizer(units)
+    pieces = tokenizer.pieces()
+    sentences = [[pieces[i] for i in tokenizer.encode(line)] for line in read_lines(transcript) if line.strip()]
+    model = estimate(sentences, order, [piece for piece in pieces if piece not in SPECIALS], None, min_counts)
+    write_arpa(model, arpa)
+    return [len(table) for table in model.probabilities]
+
+
 def get_parser() -> argparse.ArgumentParser:
     """Flags of this stage."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--transcript", type=Path, required=True, help="one sentence per line")
     parser.add_argument("--order", type=int, default=3)
-    parser.add_argument("--words", type=Path, required=True, help="words.txt of the lang directory")
+    over = parser.add_mutually_exclusive_group(required=True)
+    over.add_argument("--words", type=Path, help="over words: words.txt of the lang directory")
+    over.add_argument("--units", type=Path, help="over a model's units: its lang directory or bpe.model")
     parser.add_argument("--arpa", type=Path, required=True, help="output")
     parser.add_argument("--unknown-word", help="symbol for words outside words.txt, e.g. <UNK>; default: none")
     parser.add_argument(
@@ -57,7 +76,12 @@ def min_counts(text: str) -> list[int]:
 
 def main() -> None:
     args = get_parser().parse_args()
-    sizes = make_lm(args.transcript, args.order, args.words, args.arpa, args.unknown_word, args.min_counts)
+    if args.units and args.unknown_word:
+        raise UserError("--unknown-word goes with --words: units spell every word")
+    if args.units:
+        sizes = make_token_lm(args.transcript, args.order, args.units, args.arpa, args.min_counts)
+    else:
+        sizes = make_lm(args.transcript, args.order, args.words, args.arpa, args.unknown_word, args.min_counts)
     print(f"{args.arpa}: " + ", ".join(f"{size} {n}-grams" for n, size in enumerate(sizes, start=1)))
 
 

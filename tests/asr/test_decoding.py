@@ -20,7 +20,8 @@ from lowbit_k2.data.batch import Batch
 from lowbit_k2.data.features import FeatureConfig, extract_wav
 from lowbit_k2.data.tokenizer import SentencePieceTokenizer
 from lowbit_k2.decode.greedy import ctc_greedy_search
-from lowbit_k2.decode.methods import load_resources
+from lowbit_k2.decode.method import Setup
+from lowbit_k2.decode.methods import CtcGreedySearch
 from lowbit_k2.errors import UserError
 from lowbit_k2.k2_compat import has_k2
 from lowbit_k2.models import ConformerConfig, CtcConfig
@@ -58,11 +59,9 @@ def spelled_batch(texts: list[str], refs: list[str]) -> Batch:
 
 @pytest.fixture
 def speller() -> Recognizer:
-    resources = load_resources("ctc-greedy-search", TOKENIZER.decode, True, TOKENIZER.vocab_size)
+    searches = {("ctc-greedy-search", ""): CtcGreedySearch(Setup(TOKENIZER))}
     loaded = LoadedModel(Speller(), TINY, None, TOKENIZER, FeatureConfig().to_dict())
-    return Recognizer(
-        loaded, "epoch-3-avg-2-precision-1", None, torch.device("cpu"), {(resources.method, ""): resources}
-    )
+    return Recognizer(loaded, "epoch-3-avg-2-precision-1", None, torch.device("cpu"), searches)
 
 
 @pytest.fixture
@@ -140,9 +139,9 @@ def test_every_precision_from_one_checkpoint(exp_dir: Path, wavs: list[Path]) ->
         for path in wavs[:2]:
             features = extract_wav(path, FeatureConfig())
             with torch.no_grad(), use_precision(loaded.model, assignment):
-                [ids] = ctc_greedy_search(*loaded.model(features[None], torch.tensor([len(features)])))
+                [best] = ctc_greedy_search(*loaded.model(features[None], torch.tensor([len(features)])))
             hyp = [line for line in recogs.splitlines() if f"{path.stem}" in line and "hyp=" in line]
-            assert len(hyp) == 1 and hyp[0].endswith(f"hyp={TOKENIZER.decode(ids).split()}")
+            assert len(hyp) == 1 and hyp[0].endswith(f"hyp={TOKENIZER.decode(best.labels).split()}")
 
 
 def test_processes_share_a_test_set(exp_dir: Path, wavs: list[Path], capsys: pytest.CaptureFixture[str]) -> None:

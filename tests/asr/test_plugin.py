@@ -1,4 +1,4 @@
-"""A kind of model in a user's own file - settings, rules, loss - goes from train.py to `lowbit-k2 transcribe`."""
+"""A kind of model in a user's own file - settings, rules, loss, search - goes from train.py to `transcribe`."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pytest
 import soundfile
 
 from lowbit_k2.core.models import MODEL_KINDS
+from lowbit_k2.decode.method import METHODS
 from lowbit_k2.losses.objectives import OBJECTIVES
 from lowbit_k2.train.checkpoint import load_checkpoint
 from tests.egs.scripts import AN4, ROOT, call, spawn
@@ -25,6 +26,8 @@ from torch import nn
 
 from lowbit_k2.core.config import Config, option
 from lowbit_k2.core.models import ModelConfig, register_model
+from lowbit_k2.decode.hypothesis import Hypothesis, best_first
+from lowbit_k2.decode.method import Method, register_method
 from lowbit_k2.losses.ctc import CtcCriterion
 from lowbit_k2.losses.objectives import Objective, register_objective
 from lowbit_k2.losses.output import PassOutput
@@ -49,7 +52,7 @@ class Pile(nn.Module):
 
     def network_output(self, inputs, input_lens):
         log_probs, lens = self(inputs, input_lens)
-        return {"lens": lens, "log_probs": log_probs}
+        return {"lens": lens, "log_probs": log_probs, "energy": inputs.mean()}
 
 
 @register_model
@@ -59,6 +62,7 @@ class PileConfig(ModelConfig):
     build: ClassVar[type] = Pile
     rules: ClassVar[tuple] = (("pile.*.weight", "linear"), ("top.weight", "output"))
     presets: ClassVar[dict] = {"flat": {}}
+    networks: ClassVar[tuple] = ("pile",)
 
     vocab_size: int = option(10, flag="", low=2)
     num_features: int = option(80, flag="", low=1)
@@ -95,6 +99,23 @@ class Scaled(CtcCriterion):
 
 
 register_objective("pile", Objective(PileConfig, Scaled, ScaledConfig))
+
+
+@register_method("commonest-tokens")
+class CommonestTokens(Method):
+    """The tokens with the most probability over all frames, the shortest of equally good answers first."""
+
+    network = "pile"
+
+    def search(self, output, n, references):
+        assert output.more["energy"].dim() == 0
+        found = []
+        for scores, length in zip(output.log_probs, output.lens.tolist()):
+            mass, order = scores[:length, 3:].exp().sum(dim=0).sort(descending=True)
+            found.append(best_first(
+                Hypothesis(tuple((order[:k] + 3).tolist()), float(mass[:k].sum()) - 0.01 * k) for k in range(1, 4)
+            ))
+        return found
 '''
 
 
@@ -114,6 +135,7 @@ def plugin(tmp_path: Path) -> Iterator[Path]:
     yield path
     MODEL_KINDS.pop("pile", None)
     OBJECTIVES.pop("pile", None)
+    METHODS.pop("commonest-tokens", None)
 
 
 def test_from_training_to_transcription(corpus: Corpus, plugin: Path, tmp_path: Path) -> None:
@@ -131,10 +153,12 @@ def test_from_training_to_transcription(corpus: Corpus, plugin: Path, tmp_path: 
     call(AN4 / "export.py", *where, "--exp-dir", exp, "--precision", 2, "--output", file).good()
     call(AN4 / "decode.py", *where, "--packed", file, "--exp-dir", exp, "--quiet", "-j", 2).good()
     model, packed = (
-        sorted(line for line in next((exp / "ctc-greedy-search").glob(f"recogs-test-{name}*")).read_text().splitlines())
+        sorted(line for line in next((exp / "commonest-tokens").glob(f"recogs-test-{name}*")).read_text().splitlines())
         for name in ("epoch", "packed")
     )
-    assert model == packed and model
+    assert model == packed and all(line.count("', '") or "hyp=['" in line for line in model if "hyp=" in line)
+    refused = call(AN4 / "decode.py", *where, "--exp-dir", exp, "--decoding-method", "greedy_search").error()
+    assert "--decoding-method greedy_search does not fit this pile model: choose of commonest-tokens" in refused
     soundfile.write(tmp_path / "a.wav", np.random.default_rng(0).normal(size=16000) * 0.1, 16000)
     command = ["-m", "lowbit_k2.cli", "transcribe", "--packed", file, tmp_path / "a.wav"]
     refused = spawn(sys.executable, *command, cwd=ROOT)

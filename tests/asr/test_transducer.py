@@ -14,6 +14,7 @@ from lowbit_k2.decode.lattice import SearchConfig
 from lowbit_k2.errors import UserError
 from lowbit_k2.k2_compat import has_k2
 from lowbit_k2.packed import read_packed
+from lowbit_k2.recipe.make_lm import make_token_lm
 from lowbit_k2.recipe.training_flags import training_parser
 from lowbit_k2.train.checkpoint import load_checkpoint
 from tests.asr import running
@@ -67,6 +68,19 @@ def test_from_training_to_the_packed_file(loss: str, corpus: Corpus, tmp_path: P
     assert "joiner.output.weight" in names and "ctc_head.weight" in names
     assert not any(name.startswith("simple.") for name in names)
     assert decode(corpus, tmp_path) == {"greedy_search"}, "the default method of a transducer"
+    decode_with_token_lm(corpus, tmp_path)
+
+
+def decode_with_token_lm(corpus: Corpus, exp_dir: Path) -> None:
+    text, arpa = exp_dir / "text", exp_dir / "units.arpa"
+    text.write_text("\n".join(cut.supervisions[0].text for cut in corpus.cuts))
+    make_token_lm(text, 3, corpus.lang_dir, arpa)
+    flags = ["--decoding-method", "greedy_search,modified_beam_search", "--token-lm", str(arpa)]
+    decode(corpus, exp_dir, *flags, "--lm-scale", "0,0.5")
+    found = [path.name for path in (exp_dir / "modified_beam_search").glob("recogs-*")]
+    assert sorted(name.split("-")[2] for name in found) == ["lm_scale_0", "lm_scale_0.5"]
+    with pytest.raises(UserError, match="--token-lm is used by modified_beam_search alone"):
+        decode(corpus, exp_dir, "--token-lm", str(arpa))
 
 
 @pytest.mark.parametrize("loss", LOSSES)

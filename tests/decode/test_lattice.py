@@ -10,6 +10,7 @@ import torch
 from torch.nn.functional import ctc_loss
 
 from lowbit_k2.decode.greedy import ctc_greedy_search
+from lowbit_k2.decode.hypothesis import Nbest
 from lowbit_k2.decode.lattice import (
     SearchConfig,
     first_arcs,
@@ -19,11 +20,13 @@ from lowbit_k2.decode.lattice import (
     scale_graph,
     search_with_retry,
 )
-from lowbit_k2.decode.methods import NetworkOutput, decode_batch, load_graph, load_resources
+from lowbit_k2.decode.method import NetworkOutput
+from lowbit_k2.decode.methods import load_graph
 from lowbit_k2.decode.nbest import keep_lm_scores
 from lowbit_k2.errors import UserError
 from lowbit_k2.graphs.ngram import BackoffModel
 from tests.decode import toy
+from tests.decode.toy import labels_of, make_method, words_of
 
 pytestmark = pytest.mark.k2
 WIDE = SearchConfig(search_beam=200.0, output_beam=200.0, min_active_states=9999)
@@ -42,7 +45,7 @@ def topology():
     return ctc_topology(toy.NUM_CLASSES)
 
 
-def decode_lattice(log_probs, lens, graph, config: SearchConfig) -> tuple[list[list[int]], list[int]]:
+def decode_lattice(log_probs, lens, graph, config: SearchConfig) -> list[Nbest]:
     return search_with_retry(
         lens, config, lambda rows, beams: one_best(make_lattice(log_probs[rows], lens[rows], graph, beams))
     )
@@ -56,7 +59,8 @@ def test_score_by_hand(topology) -> None:
     # Frame 1: blank .5, x .3, y .2; frame 2: x .9, blank and y .05: best is blank x.
     log_probs = torch.tensor([[[0.5, 0.3, 0.2], [0.05, 0.9, 0.05]]]).log()  # (1, 2, 3)
     lattice = make_lattice(log_probs, torch.tensor([2]), topology, WIDE)
-    assert one_best(lattice) == [[1]]
+    [[best]] = one_best(lattice)
+    assert best.labels == (1,) and best.total == best.acoustic == pytest.approx(math.log(0.5 * 0.9))
     assert best_score(lattice) == pytest.approx([math.log(0.5 * 0.9)])
 
 
@@ -66,7 +70,8 @@ def test_topology_against_all_paths(topology) -> None:
     expected = [
         max((s, k) for k, s in toy.best_alignments(x[:t]).items()) for x, t in zip(log_probs, lens, strict=True)
     ]
-    assert one_best(lattice) == [list(tokens) for _, tokens in expected]
+    assert labels_of(one_best(lattice)) == [list(tokens) for _, tokens in expected]
+    assert [best.total for [best] in one_best(lattice)] == pytest.approx([score for score, _ in expected], abs=1e-5)
     assert best_score(lattice) == pytest.approx([score for score, _ in expected], abs=1e-5)
     # All 3^T paths are in the lattice and their probabilities sum to 1.
     total = lattice.get_tot_scores(use_double_scores=True, log_semiring=True)
@@ -75,9 +80,9 @@ def test_topology_against_all_paths(topology) -> None:
 
 def test_ctc_decoding_is_greedy_search_through_k2(topology) -> None:
     log_probs, lens = toy.random_log_probs(1, 8, 40), torch.arange(1, 41, 5)
-    labels, without_path = decode_lattice(log_probs, lens, topology, SearchConfig())
-    assert labels == ctc_greedy_search(log_probs, lens)
-    assert not without_path
+    found, greedy = decode_lattice(log_probs, lens, topology, SearchConfig()), ctc_greedy_search(log_probs, lens)
+    assert labels_of(found) == [list(best.labels) for best in greedy]
+    assert [best.total for [best] in found] == pytest.approx([best.total for best in greedy], abs=1e-4)
 
 
 def test_topology_gives_torchs_ctc_loss(topology) -> None:
@@ -102,26 +107,28 @@ def test_topology_gives_torchs_ctc_loss(topology) -> None:
 @pytest.mark.parametrize("lm_scale", [1.0, 0.4])
 def test_hlg_against_all_word_sequences(lang: tuple[Path, BackoffModel], lm_scale: float) -> None:
     path, model = lang
-    graph = load_graph(path / "HLG.pt", toy.NUM_CLASSES, lm_scale, "cpu")
+    graph = keep_lm_scores(load_graph(path / "HLG.pt", toy.NUM_CLASSES, lm_scale, "cpu"))
     words = {int(line.split()[1]): line.split()[0] for line in (path / "words.txt").read_text().splitlines()}
     log_probs, lens = toy.random_log_probs(3, 12, 5), torch.tensor([5, 4, 3, 5] * 3)
     lattice = make_lattice(log_probs, lens, graph, WIDE)
     found = one_best(lattice)
     for n, (x, frames) in enumerate(zip(log_probs, lens.tolist(), strict=True)):
         score, expected = toy.best_words(x[:frames], model, lm_scale)
-        assert [words[i] for i in found[n]] == expected
-        assert best_score(lattice)[n] == pytest.approx(score, abs=1e-4)
+        [best] = found[n]
+        assert [words[i] for i in best.labels] == expected
+        assert best.total == best_score(lattice)[n] == pytest.approx(score, abs=1e-4)
+        assert best.lm == pytest.approx(lm_scale * toy.graph_score(expected, model), abs=1e-4)
 
 
 def test_order_of_the_batch_does_not_matter(lang: tuple[Path, BackoffModel]) -> None:
     graph = load_graph(lang[0] / "HLG.pt", toy.NUM_CLASSES, 1.0, "cpu")
     log_probs, lens = toy.random_log_probs(4, 7, 20), torch.tensor([3, 20, 7, 20, 1, 11, 5])
-    together, _ = decode_lattice(log_probs, lens, graph, SearchConfig())
+    together = decode_lattice(log_probs, lens, graph, SearchConfig())
     alone = [
-        decode_lattice(log_probs[n : n + 1, :t], lens[n : n + 1], graph, SearchConfig())[0][0]
+        decode_lattice(log_probs[n : n + 1, :t], lens[n : n + 1], graph, SearchConfig())[0]
         for n, t in enumerate(lens.tolist())
     ]
-    assert together == alone
+    assert labels_of(together) == labels_of(alone)
 
 
 def only_xy():
@@ -138,10 +145,8 @@ def test_empty_lattices_are_retried_then_counted() -> None:
     log_probs = torch.tensor([[0.0, -1.0, -9.0], [-9.0, -1.0, 0.0]]).log_softmax(-1).expand(3, 2, 3)
     narrow = SearchConfig(search_beam=0.5, output_beam=0.5, min_active_states=0, max_active_states=1)
     lens = torch.tensor([2, 1, 0])  # one frame, or none, cannot hold two tokens
-    assert one_best(make_lattice(log_probs[:1], lens[:1], only_xy(), narrow)) == [None]
-    labels, without_path = decode_lattice(log_probs, lens, only_xy(), narrow)
-    assert labels == [[1, 2], [], []]
-    assert without_path == [1, 2]
+    assert one_best(make_lattice(log_probs[:1], lens[:1], only_xy(), narrow)) == [[]]
+    assert labels_of(decode_lattice(log_probs, lens, only_xy(), narrow)) == [[1, 2], None, None]
 
 
 def test_scaling_leaves_the_graph_alone(topology) -> None:
@@ -152,25 +157,23 @@ def test_scaling_leaves_the_graph_alone(topology) -> None:
 
 
 def test_methods_give_words(lang: tuple[Path, BackoffModel]) -> None:
-    resources = load_resources("1best", str, False, toy.NUM_CLASSES, lang[0])
     log_probs = toy.random_log_probs(5, 2, 6)
-    hypotheses = decode_batch(NetworkOutput(torch.tensor([6, 0]), log_probs), resources)
-    assert set(hypotheses[0]) <= set(toy.ENTRIES) and hypotheses[1] == []
-    assert (resources.num_decoded, resources.num_without_path) == (2, 1)
+    found = make_method("1best", lang_dir=lang[0]).nbest(NetworkOutput(torch.tensor([6, 0]), log_probs))
+    assert set(words_of(found)[0]) <= set(toy.ENTRIES) and found[1] == []
 
 
 def test_methods_refuse_what_cannot_work(lang: tuple[Path, BackoffModel], tmp_path: Path) -> None:
     with pytest.raises(UserError, match="spell no words"):
-        load_resources("ctc-decoding", str, False, 3)
+        make_method("ctc-decoding")
     with pytest.raises(UserError, match="needs --lang-dir"):
-        load_resources("1best", str, True, 3)
+        make_method("1best")
     with pytest.raises(UserError, match="HLG.pt does not exist"):
-        load_resources("1best", str, True, 3, tmp_path)
+        make_method("1best", lang_dir=tmp_path)
     with pytest.raises(UserError, match="the model 2 classes"):
-        load_resources("1best", str, True, 2, lang[0])
+        make_method("1best", vocab_size=2, lang_dir=lang[0])
     (tmp_path / "HLG.pt").write_bytes(b"no graph")
     with pytest.raises(UserError, match="cannot be read as a graph"):
-        load_resources("1best", str, True, 3, tmp_path)
+        make_method("1best", lang_dir=tmp_path)
 
 
 def test_every_path_of_a_beam_search_is_scored_exactly(lang: tuple[Path, BackoffModel]) -> None:
@@ -214,7 +217,9 @@ def test_large_lattices_are_pruned(lang: tuple[Path, BackoffModel], topology, gr
     most = max(int(share * sizes[0]), int(sizes[2]))
     pruned = limit_arcs(lattice, most)
     assert bool((first_arcs(pruned).diff() <= most).all()), "the best path has at most as many arcs as the last lattice"
-    assert one_best(pruned) == one_best(lattice) and best_score(pruned) == pytest.approx(best_score(lattice))
+    assert labels_of(one_best(pruned)) == labels_of(one_best(lattice)) and best_score(pruned) == pytest.approx(
+        best_score(lattice)
+    )
     for n in range(3):
         before, after = paths_by_score(lattice[n]), paths_by_score(pruned[n])
         assert after.items() <= before.items(), "paths that remain are as they were"

@@ -7,9 +7,11 @@ import torch
 
 from lowbit_k2.data.tokenizer import SentencePieceTokenizer
 from lowbit_k2.decode.lattice import SearchConfig
-from lowbit_k2.decode.methods import METHODS, NetworkOutput, decode_batch, load_resources, parse_methods
+from lowbit_k2.decode.method import METHODS, Method, NetworkOutput, Setup, parse_methods, register_method
+from lowbit_k2.decode.methods import CtcGreedySearch
 from lowbit_k2.errors import UserError
 from lowbit_k2.recipe.train_bpe import train_sentencepiece
+from tests.decode.toy import words_of
 
 
 def test_greedy_gives_the_words_that_were_encoded() -> None:
@@ -20,9 +22,17 @@ def test_greedy_gives_the_words_that_were_encoded() -> None:
     scores = torch.zeros(3, int(lens.max()), tokenizer.vocab_size)  # (N, T, V)
     for n, row in enumerate(frames):
         scores[n, range(len(row)), row] = 9.0
-    resources = load_resources("ctc-greedy-search", tokenizer.decode, True, tokenizer.vocab_size)
-    assert decode_batch(NetworkOutput(lens, scores.log_softmax(-1)), resources) == [text.split() for text in texts]
-    assert resources.num_decoded == 3
+    log_probs = scores.log_softmax(-1)
+    found = CtcGreedySearch(Setup(tokenizer)).nbest(NetworkOutput(lens, log_probs))
+    assert words_of(found) == [text.split() for text in texts]
+    best = [float(x[:n].max(dim=-1).values.double().sum()) for x, n in zip(log_probs, lens, strict=True)]
+    assert [nbest[0].total for nbest in found] == pytest.approx(best) and len(found[2]) == 1
+
+
+def test_names_of_methods_are_taken_once() -> None:
+    with pytest.raises(ValueError, match="'1best' is registered already, as OneBest"):
+        register_method("1best")(type("Other", (Method,), {}))
+    assert METHODS["1best"].name == "1best"
 
 
 def test_lists_of_methods() -> None:

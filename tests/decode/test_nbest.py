@@ -8,13 +8,16 @@ from pathlib import Path
 import pytest
 import torch
 
+from lowbit_k2.decode.hypothesis import Nbest
 from lowbit_k2.decode.lattice import SearchConfig, make_lattice
-from lowbit_k2.decode.methods import NetworkOutput, decode_batch, load_graph, load_resources
-from lowbit_k2.decode.nbest import keep_lm_scores, sample_sequences, total_scores
+from lowbit_k2.decode.method import NetworkOutput
+from lowbit_k2.decode.methods import load_graph
+from lowbit_k2.decode.nbest import draw, keep_lm_scores
 from lowbit_k2.errors import UserError
 from lowbit_k2.graphs.ngram import BackoffModel, estimate, write_arpa
 from lowbit_k2.recipe.compile_g import compile_g
 from tests.decode import toy
+from tests.decode.toy import make_method, words_of
 from tests.decode.toy_transducer import log_sum
 
 pytestmark = pytest.mark.k2
@@ -48,9 +51,9 @@ def alignments_of_words(log_probs: torch.Tensor) -> dict[tuple[str, ...], list[f
     return found
 
 
-def decode(method: str, path: Path, log_probs: torch.Tensor, config: SearchConfig, references=None) -> list[list[str]]:
-    resources = load_resources(method, str, False, toy.NUM_CLASSES, path, config, lm_dir=path)
-    return decode_batch(NetworkOutput(LENS, log_probs), resources, references)
+def decode(method: str, path: Path, log_probs: torch.Tensor, config: SearchConfig, references=None) -> list[Nbest]:
+    made = make_method(method, search=config, lang_dir=path, lm_dir=path)
+    return made.nbest(NetworkOutput(LENS, log_probs), 9999, references)
 
 
 @pytest.mark.parametrize("lm_scale", [1.0, 0.4])
@@ -66,46 +69,49 @@ def test_all_methods_against_all_word_sequences(lang: tuple[Path, BackoffModel, 
         acoustic = alignments_of_words(x[:length])
         first = {words: lm_scale * toy.graph_score(words, bigram) for words in acoustic}
         second = {words: lm_scale * toy.graph_score(words, trigram) for words in acoustic}
-        for method, score in {
-            "1best": lambda w: max(acoustic[w]) + first[w],  # noqa: B023
-            "nbest": lambda w: log_sum(acoustic[w]) + first[w],  # noqa: B023
-            "nbest-rescoring": lambda w: log_sum(acoustic[w]) + second[w],  # noqa: B023
-            "whole-lattice-rescoring": lambda w: max(acoustic[w]) + second[w],  # noqa: B023
-        }.items():
-            words = tuple(found[method][n])
-            assert score(words) == pytest.approx(max(map(score, acoustic)), abs=1e-4), (method, n)
-    assert found["1best"] != found["whole-lattice-rescoring"], "the language models differ"
+        for method, alignments, lm in (
+            ("1best", max, first),
+            ("nbest", log_sum, first),
+            ("nbest-rescoring", log_sum, second),
+            ("whole-lattice-rescoring", max, second),
+        ):
+            expected = {words: alignments(scores) + lm[words] for words, scores in acoustic.items()}
+            own = found[method][n]
+            assert expected[own[0].words] == pytest.approx(max(expected.values()), abs=1e-4), (method, n)
+            assert {h.words: h.total for h in own} == pytest.approx({h.words: expected[h.words] for h in own}, abs=1e-4)
+            assert {h.words: h.lm for h in own} == pytest.approx({h.words: lm[h.words] for h in own}, abs=1e-4)
+            assert len(own) > 0.9 * len(acoustic) if "nbest" in method else len(own) == 1
+            assert [h.total for h in own] == sorted((h.total for h in own), reverse=True)
+    assert words_of(found["1best"]) != words_of(found["whole-lattice-rescoring"]), "the language models differ"
 
 
-def test_total_scores_are_sums_over_all_alignments(lang: tuple[Path, BackoffModel, BackoffModel]) -> None:
+def test_scores_are_sums_over_all_alignments(lang: tuple[Path, BackoffModel, BackoffModel]) -> None:
     path, bigram, _ = lang
     words = {int(line.split()[1]): line.split()[0] for line in (path / "words.txt").read_text().splitlines()}
     log_probs = toy.random_log_probs(9, len(LENS), 5)
     lattice = make_lattice(
         log_probs, LENS, keep_lm_scores(load_graph(path / "HLG.pt", toy.NUM_CLASSES, 1.0, "cpu")), WIDE
     )
-    sequences = sample_sequences(lattice, 20000, 0.05)
-    scores = total_scores(lattice, sequences).tolist()
-    for x, length, candidates in zip(log_probs, LENS, sequences.tolist(), strict=True):
+    for x, length, drawn in zip(log_probs, LENS, draw(lattice, 20000, 0.05), strict=True):
         acoustic = alignments_of_words(x[:length])
-        spelled = [tuple(words[i] for i in candidate) for candidate in candidates]
-        assert len(set(spelled)) == len(spelled)
+        spelled = {tuple(words[i] for i in hypothesis.labels): hypothesis for hypothesis in drawn}
+        assert len(spelled) == len(drawn)
         assert set(spelled) == set(acoustic), "no sentence is lost in the graph, homophones before a back-off included"
-        for sequence in spelled:
-            expected = log_sum(acoustic[sequence]) + toy.graph_score(sequence, bigram)
-            assert scores.pop(0) == pytest.approx(expected, abs=1e-4)
+        for sequence, hypothesis in spelled.items():
+            assert hypothesis.acoustic == pytest.approx(log_sum(acoustic[sequence]), abs=1e-4)
+            assert hypothesis.lm == pytest.approx(toy.graph_score(sequence, bigram), abs=1e-4)
 
 
 def test_oracle(lang: tuple[Path, BackoffModel, BackoffModel]) -> None:
     path, _, _ = lang
     log_probs = toy.random_log_probs(10, len(LENS), 5)
     references = [["TO", "A"], ["AT"], ["UNKNOWN"], ["EH", "EH"], [], ["A"], ["TO", "TO"], ["A", "AT"]]
-    found = decode("nbest-oracle", path, log_probs, WIDE, references)
+    found = words_of(decode("nbest-oracle", path, log_probs, WIDE, references))
     assert [f for f, r in zip(found, references, strict=True) if "UNKNOWN" not in r] == [
         r for r in references if "UNKNOWN" not in r
     ], "with paths enough, every possible sentence is among them"
     assert len(found[2]) <= 1
-    few = decode("nbest-oracle", path, log_probs, SearchConfig(num_paths=1), references)
+    few = words_of(decode("nbest-oracle", path, log_probs, SearchConfig(num_paths=1), references))
     assert few != found
     with pytest.raises(UserError, match="needs references"):
         decode("nbest-oracle", path, log_probs, WIDE)
@@ -114,9 +120,9 @@ def test_oracle(lang: tuple[Path, BackoffModel, BackoffModel]) -> None:
 def test_missing_grammar(lang: tuple[Path, BackoffModel, BackoffModel], tmp_path: Path) -> None:
     path, _, _ = lang
     with pytest.raises(UserError, match="needs --lm-dir with G_4_gram.pt"):
-        load_resources("nbest-rescoring", str, False, toy.NUM_CLASSES, path)
+        make_method("nbest-rescoring", lang_dir=path)
     with pytest.raises(UserError, match="compile_g"):
-        load_resources("whole-lattice-rescoring", str, False, toy.NUM_CLASSES, path, lm_dir=tmp_path)
+        make_method("whole-lattice-rescoring", lang_dir=path, lm_dir=tmp_path)
 
 
 def test_grammar_is_made_once(lang: tuple[Path, BackoffModel, BackoffModel], tmp_path: Path) -> None:

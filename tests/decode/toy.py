@@ -10,6 +10,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+import lowbit_k2.decode.methods  # noqa: F401  registers them
+from lowbit_k2.decode.hypothesis import Nbest
+from lowbit_k2.decode.method import METHODS, Method, Setup
 from lowbit_k2.graphs.ngram import BackoffModel, estimate, write_arpa
 from lowbit_k2.recipe.compile_hlg import compile_lang
 from lowbit_k2.recipe.prepare_lang import prepare_lang
@@ -19,6 +22,34 @@ ENTRIES = {"A": [("x",)], "AT": [("x", "y")], "EH": [("x",)], "TO": [("y", "x"),
 TOKENS = {"x": 1, "y": 2}
 TEXT = ["A TO EH", "AT A", "TO TO", "EH AT", "A TO A", "A A"]
 NUM_CLASSES = 3
+
+
+class ToyUnits:
+    """Tokens that spell words, or phones that do not, by their ids."""
+
+    def __init__(self, vocab_size: int = NUM_CLASSES, spells_words: bool = True) -> None:
+        self.vocab_size, self.spells_words = vocab_size, spells_words
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return " ".join(map(str, ids))
+
+    def pieces(self) -> list[str]:
+        return ["<blk>", *map(str, range(1, self.vocab_size))]
+
+
+def make_method(name: str, spells_words: bool = False, vocab_size: int = NUM_CLASSES, **setup) -> Method:
+    """A method for the toy's units."""
+    return METHODS[name](Setup(ToyUnits(vocab_size, spells_words), **setup))
+
+
+def words_of(nbest: list[Nbest]) -> list[list[str]]:
+    """Words of the best hypotheses."""
+    return [list(hypotheses[0].words) if hypotheses else [] for hypotheses in nbest]
+
+
+def labels_of(nbest: list[Nbest]) -> list[list[int] | None]:
+    """Labels of the best hypotheses; None without any path."""
+    return [list(hypotheses[0].labels) if hypotheses else None for hypotheses in nbest]
 
 
 def make_lang(path: Path) -> BackoffModel:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from lowbit_k2.asr.recognizer import METHODS as METHODS_BY_NAME
 from lowbit_k2.data.manifests import cuts_path, load_cuts
-from lowbit_k2.decode.methods import METHODS as METHODS_BY_NAME
 from lowbit_k2.k2_compat import has_k2
 from lowbit_k2.train.checkpoint import load_checkpoint
 from tests.egs.scripts import LIBRISPEECH, TINY, Flag, call, files_of

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from lowbit_k2.asr.recognizer import METHODS
 from lowbit_k2.data.features import read_feature_config
 from lowbit_k2.data.manifests import load_cuts
-from lowbit_k2.decode.methods import METHODS
 from lowbit_k2.k2_compat import has_k2
 from lowbit_k2.train.checkpoint import load_checkpoint
 from tests.egs.scripts import ROOT, TINY, Flag, Run, call, files_of, spawn

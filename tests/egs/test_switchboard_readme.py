@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 import pytest
 
-from lowbit_k2.decode.methods import METHODS
+from lowbit_k2.asr.recognizer import METHODS
 from lowbit_k2.scoring.sclite import VARIABLE
 from tests.egs.scripts import ROOT, call, spawn
 from tests.egs.swbd_discs import SWITCHBOARD, local_module

@@ -20,6 +20,7 @@ from lowbit_k2.graphs.ngram import (
     count_ngrams,
     discounts,
     estimate,
+    read_arpa,
     write_arpa,
 )
 
@@ -129,7 +130,7 @@ def test_every_context_sums_to_one(sentences: Sentences, order: int, unknown: st
     assert not any(w in "cd" for table in model.probabilities for gram in table for w in gram)
 
 
-def read_arpa(path: Path) -> tuple[dict[tuple[str, ...], float], dict[tuple[str, ...], float]]:
+def arpa_fields(path: Path) -> tuple[dict[tuple[str, ...], float], dict[tuple[str, ...], float]]:
     """Probabilities and back-off weights of all n-grams of an ARPA file."""
     probabilities, backoffs = {}, {}
     for line in path.read_text().splitlines():
@@ -159,7 +160,7 @@ def corpus() -> Sentences:
 def test_arpa_file_holds_the_model(tmp_path: Path, corpus: Sentences) -> None:
     model = estimate(corpus, 3, sorted({w for s in corpus for w in s} | {"never"}))
     write_arpa(model, tmp_path / "lm.arpa")
-    probabilities, backoffs = read_arpa(tmp_path / "lm.arpa")
+    probabilities, backoffs = arpa_fields(tmp_path / "lm.arpa")
     header = (tmp_path / "lm.arpa").read_text().split("\n\\1-grams")[0]
     sizes = [f"ngram {n}={len(t) + (n == 1)}" for n, t in enumerate(model.probabilities, start=1)]
     assert header.strip() == "\n".join(["\\data\\", *sizes])
@@ -168,6 +169,30 @@ def test_arpa_file_holds_the_model(tmp_path: Path, corpus: Sentences) -> None:
             assert probabilities[gram] == pytest.approx(p, rel=1e-6)
             assert backoffs[gram] == pytest.approx(model.backoffs.get(gram, 1.0), rel=1e-6)
     assert ("never",) in probabilities
+    read = read_arpa(tmp_path / "lm.arpa")
+    assert set(read.vocabulary) == set(model.vocabulary) and read.order == 3
+    assert {gram: p for table in read.probabilities for gram, p in table.items()} == probabilities
+    assert all(read.backoffs.get(gram, 1.0) == backoff for gram, backoff in backoffs.items())
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("ngram 2=", "ngram 2=1", "no whole ARPA file"),
+        ("\\end\\", "", "no whole ARPA file"),
+        ("\ta b", "\ta", "line 14: .* is no line of an ARPA file"),
+        ("\ta b", "\ta b c d", "line 14: .* is no line of an ARPA file"),
+        ("ngram 2=", "ngrams:", "line 3: .* is no line of an ARPA file"),
+        ("\ta b", "x\ta b", "is no line of an ARPA file"),
+    ],
+)
+def test_damaged_arpa_files(tmp_path: Path, old: str, new: str, message: str) -> None:
+    write_arpa(estimate([("a", "b"), ("b",)], 2, ["a", "b"]), tmp_path / "lm.arpa")
+    whole = (tmp_path / "lm.arpa").read_text()
+    assert read_arpa(tmp_path / "lm.arpa").order == 2 and whole.count(old) == 1
+    (tmp_path / "lm.arpa").write_text(whole.replace(old, new))
+    with pytest.raises(UserError, match=message):
+        read_arpa(tmp_path / "lm.arpa")
 
 
 def discounted_part(model: BackoffModel, gram: tuple[str, ...]) -> float:
@@ -185,7 +210,7 @@ def test_against_irstlm(tmp_path: Path, corpus: Sentences) -> None:
     text.write_text("".join(f"<s> {' '.join(s)} </s>\n" for s in corpus))
     command = ["irstlm", "tlm", f"-tr={text}", "-n=3", "-lm=ImprovedKneserNey", "-ps=no", f"-oarpa={arpa}"]
     subprocess.run(command, check=True, capture_output=True, cwd=tmp_path)
-    theirs, their_backoffs = read_arpa(arpa)
+    theirs, their_backoffs = arpa_fields(arpa)
     model = estimate(corpus, 3, sorted({w for s in corpus for w in s}))
     for n in (2, 3):
         for gram in model.probabilities[n - 1]:
