@@ -20,6 +20,7 @@ import statistics
 import subprocess
 import sys
 import time
+from itertools import product
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -28,6 +29,7 @@ from lowbit_k2.launch import use_project_interpreter
 use_project_interpreter()
 
 import torch
+from tqdm import tqdm
 
 from lowbit_k2.core.encoders import ConformerConfig
 from lowbit_k2.data.batch import Batch
@@ -38,6 +40,7 @@ from lowbit_k2.losses.rnnt import KINDS, RnntConfig, RnntCriterion
 from lowbit_k2.models import CtcConfig, TransducerConfig, make_model
 from lowbit_k2.quant import QuantConfig, quantize_model, use_precision
 from lowbit_k2.recipe.flags import make_parser
+from lowbit_k2.tables import text_table
 from lowbit_k2.train.optim import OptimConfig, clip_gradients, make_optimizer, set_rate
 from lowbit_k2.train.trainer import LoopConfig, make_scaler
 from lowbit_k2.train.update import run_branches
@@ -132,8 +135,11 @@ def kilobytes(name: str) -> int:
     return int(Path("/proc/self/status").read_text(encoding="ascii").split(f"{name}:")[1].split()[0])
 
 
-def measure(args: argparse.Namespace, objective: str, system: str, utterances: int) -> str:
-    """A line of the table."""
+HEAD = ("loss", "batch", "bits", "passes", "float s", "ours s", "ratio", "quantizers", "float MB", "ours MB", "ratio")
+
+
+def measure(args: argparse.Namespace, objective: str, system: str, utterances: int) -> list[object]:
+    """A row of the table."""
     precisions = tuple(system.split(","))
     passes = len(precisions)
     ours = Update(args, objective, precisions, 1, utterances)
@@ -144,8 +150,8 @@ def measure(args: argparse.Namespace, objective: str, system: str, utterances: i
     ratio = statistics.median(b / a for a, b in times)
     share = passes * quantizer_seconds(ours.model, args.repeats) / mine
     memory = [peak_megabytes(args, objective, precision, utterances) for precision in ("32", system)]
-    cells = f"{objective:<6}{utterances:>6}{system:>8}{passes:>7}{base:>10.3f}{mine:>9.3f}{ratio:>7.2f}{share:>12.1%}"
-    return f"{cells}{memory[0]:>10.0f}{memory[1]:>9.0f}{memory[1] / memory[0]:>7.2f}"
+    cells = [objective, utterances, system, passes, f"{base:.3f}", f"{mine:.3f}", f"{ratio:.2f}", f"{share:.1%}"]
+    return [*cells, f"{memory[0]:.0f}", f"{memory[1]:.0f}", f"{memory[1] / memory[0]:.2f}"]
 
 
 def main() -> None:
@@ -176,15 +182,9 @@ def main() -> None:
     where = torch.cuda.get_device_name() if DEVICE.type == "cuda" else f"CPU, {args.threads} threads"
     print(f"torch {torch.__version__}, {where}; {args.model}, {args.frames} frames an utterance,")
     print(f"{'bfloat16' if args.bf16 else 'float32'}, median of {args.repeats} interleaved updates")
-    print(
-        f"{'loss':<6}{'batch':>6}{'bits':>8}{'passes':>7}{'float s':>10}{'ours s':>9}{'ratio':>7}{'quantizers':>12}",
-        end="",
-    )
-    print(f"{'float MB':>10}{'ours MB':>9}{'ratio':>7}")
-    for objective in args.objective:
-        for utterances in args.utterances:
-            for system in args.precisions:
-                print(measure(args, objective, system, utterances), flush=True)
+    systems = list(product(args.objective, args.precisions, args.utterances))
+    rows = [measure(args, *system) for system in tqdm(systems, leave=False)]
+    print(text_table(HEAD, rows))
 
 
 if __name__ == "__main__":

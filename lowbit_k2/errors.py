@@ -51,7 +51,8 @@ def run_main(main: Callable[[], object]) -> None:
         print("error: interrupted", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
-        line = str(error) if is_one_line_error(error) else file_system_refusal(error)
+        spell = getattr(error, "as_flag", error.__str__)  # errors about a setting name its flag
+        line = spell() if is_one_line_error(error) else file_system_refusal(error)
         if line is None:
             raise
         print("error: " + " ".join(line.split()), file=sys.stderr)

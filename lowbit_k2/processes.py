@@ -21,6 +21,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import TypeVar
 
+from lowbit_k2.core.config import ConfigError
 from lowbit_k2.errors import UserError
 
 _Item, _Result = TypeVar("_Item"), TypeVar("_Result")
@@ -37,7 +38,7 @@ def check_num_jobs(num_jobs: int) -> None:
       UserError: it is.
     """
     if num_jobs < 1:
-        raise UserError(f"--num-jobs {num_jobs} is out of range: give 1 or more")
+        raise ConfigError("num_jobs", f"{num_jobs} is out of range: give 1 or more")
 
 
 def in_fresh_processes(
@@ -118,9 +119,7 @@ def _receive(receiver: Connection, process: BaseProcess, num_jobs: int) -> objec
     except EOFError:
         process.join()
         how = f"by signal {-process.exitcode}" if process.exitcode < 0 else f"with status {process.exitcode}"
-        raise UserError(
-            f"one of {num_jobs} processes ended early, {how}: if memory ran out, use fewer (--num-jobs)"
-        ) from None
+        raise UserError(f"one of {num_jobs} processes ended early, {how}: if memory ran out, use fewer") from None
     process.join()
     receiver.close()
     if error is not None:

@@ -31,6 +31,7 @@ ARROWS: dict[str, set[str]] = {
     "data": {"graphs.lexicon"},  # phone tokenizers read a lexicon; no k2 in that
     "graphs": set(),
     "decode": {"graphs"},
+    "synthesis": set(),  # speech for the demonstration recipes; nothing of the library needs it
     "scoring": set(),
     "packed": set(),
     "export": {"quant", "models", "packed"},

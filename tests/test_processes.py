@@ -106,7 +106,7 @@ def test_what_cannot_be_sent_is_an_error_too() -> None:
 @pytest.mark.parametrize(("how", "message"), [(-signal.SIGKILL, "by signal 9"), (3, "with status 3")])
 def test_a_process_that_dies(how: int, message: str, method: str, tmp_path: Path) -> None:
     start = time.monotonic()
-    with pytest.raises(UserError, match=f"one of 3 processes ended early, {message}: .*--num-jobs"):
+    with pytest.raises(UserError, match=f"one of 3 processes ended early, {message}: .* use fewer"):
         in_fresh_processes(partial(die, how, tmp_path), [(i, LARGE) for i in range(4)], 3, method)
     assert time.monotonic() - start < 30
     assert not [path.name for path in tmp_path.iterdir() if is_running(int(path.name))]
@@ -114,7 +114,7 @@ def test_a_process_that_dies(how: int, message: str, method: str, tmp_path: Path
 
 def test_no_processes() -> None:
     assert in_fresh_processes(count_calls, [], 2) == []
-    with pytest.raises(UserError, match="--num-jobs 0"):
+    with pytest.raises(UserError, match="num_jobs 0"):
         in_fresh_processes(count_calls, [b"a"], 0)
 
 

@@ -18,6 +18,7 @@ import torch
 from tqdm import tqdm
 
 from lowbit_k2.asr.recognizer import DecodeConfig, Recognizer, make_recognizers
+from lowbit_k2.core.config import ConfigError
 from lowbit_k2.core.features import FeatureConfig
 from lowbit_k2.data.batch import Batch, collate
 from lowbit_k2.data.datamodule import AsrDataModule, DataConfig
@@ -173,10 +174,8 @@ def make_data(config: DecodeConfig, features: FeatureConfig) -> AsrDataModule:
       UserError: the stored features were made with other settings.
     """
     if not config.on_the_fly_feats and read_feature_config(config.manifest_dir).stored() != features.stored():
-        raise UserError(
-            f"the features in {config.manifest_dir} are not those that the model was trained on: "
-            "use --on-the-fly-feats true, or compute them again"
-        )
+        problem = f"{config.manifest_dir} holds other features than those that the model was trained on"
+        raise ConfigError("manifest_dir", f"{problem}: set on_the_fly_feats, or compute them again")
     data = DataConfig(
         manifest_dir=config.manifest_dir,
         max_duration=config.max_duration,
@@ -252,7 +251,7 @@ def print_details(decoded: Decoded, outcome: SetOutcome, search: Search) -> None
         low, high = decoded.interval
         line = f"  95% interval {low:.2%} - {high:.2%} (bootstrap over {len(decoded.results)} utterances)," + line[1:]
     if outcome.without_path[search]:
-        line += f"; {outcome.without_path[search]} utterances without any path were left empty: widen --search-beam"
+        line += f"; {outcome.without_path[search]} utterances without any path were left empty: widen the search beam"
     print(line, flush=True)
 
 

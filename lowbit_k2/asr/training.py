@@ -35,7 +35,7 @@ from lowbit_k2.losses.objectives import OBJECTIVES
 from lowbit_k2.quant import DEFAULT_RULES, PRESETS, QuantConfig
 from lowbit_k2.quant.fake_quant import ALPHA_GRAD_SCALES, ALPHA_GRADS, WEIGHT_GRADS
 from lowbit_k2.quant.scales import STATISTICS
-from lowbit_k2.train.distributed import Ranks, launch_ranks, process_group
+from lowbit_k2.train.distributed import DistributedContext, launch_ranks, process_group
 from lowbit_k2.train.metrics import log_to_file, log_to_screen
 from lowbit_k2.train.oom_scan import scan_for_oom
 from lowbit_k2.train.optim import OptimConfig
@@ -137,7 +137,7 @@ class Run:
     """What a script works in: the processes, the device, the checkpoint to continue from (None: a new run)."""
 
     config: TrainingConfig
-    ranks: Ranks
+    ranks: DistributedContext
     device: torch.device
     start: Path | None
 
@@ -187,11 +187,11 @@ def find_start(config: RunConfig) -> Path | None:
         return exp_dir / f"{name}.pt"
     newest = newest_checkpoint(exp_dir)
     if newest is not None and not config.resume:
-        raise UserError(f"{newest} is there already: use --resume true to continue it, or another --exp-dir")
+        raise ConfigError("exp_dir", f"{exp_dir} holds {newest.name} already: set resume, or choose another")
     return newest
 
 
-def set_up_device(num_threads: int, loop: LoopConfig, ranks: Ranks) -> torch.device:
+def set_up_device(num_threads: int, loop: LoopConfig, ranks: DistributedContext) -> torch.device:
     """Seed, threads and device."""
     if num_threads > 0:
         torch.set_num_threads(num_threads)
@@ -217,7 +217,7 @@ def _cpu_info() -> str:
         return ""
 
 
-def describe_machine(device: torch.device, ranks: Ranks) -> list[str]:
+def describe_machine(device: torch.device, ranks: DistributedContext) -> list[str]:
     """Lines for the head of a log: command, versions, commit, machine."""
     packages = {"lowbit_k2": __version__, "python": platform.python_version(), "torch": torch.__version__}
     for name in ("k2", "lhotse", "numpy"):

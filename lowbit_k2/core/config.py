@@ -37,6 +37,10 @@ class ConfigError(UserError):
         super().__init__(f"{name} {problem}")
         self.name, self.problem = name, problem
 
+    def as_flag(self) -> str:
+        """The line for a script, whose flags are named like fields unless `errors_name_flags` knows better."""
+        return f"--{self.name.replace('_', '-')} {self.problem}"
+
     def __reduce__(self) -> tuple[type, tuple[str, str]]:
         """Errors travel between processes."""
         return type(self), (self.name, self.problem)

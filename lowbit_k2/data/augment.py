@@ -40,6 +40,7 @@ def spec_augment(features: Tensor, lens: Tensor, config: SpecAugmentConfig, gene
     Returns:
       (N, T, F), a new tensor; padding stays as it is.
     """
+    assert features.dim() == 3 and lens.shape == features.shape[:1], (features.shape, lens.shape)
     (batch, num_frames, num_bins), device = features.shape, features.device
     # All draws come first and on the CPU: their number depends on the shape and the config alone.
     warp_draws = torch.rand((batch, 2), generator=generator).to(device)
@@ -57,7 +58,7 @@ def spec_augment(features: Tensor, lens: Tensor, config: SpecAugmentConfig, gene
     masked = (in_freq.unsqueeze(1) | in_time.unsqueeze(2)) & speech.unsqueeze(2)  # (N, T, F)
     if config.fill == "zero":
         return features.masked_fill(masked, 0.0)
-    total = (features * speech.unsqueeze(2)).sum(dim=1, keepdim=True)
+    total = (features * speech.unsqueeze(2)).sum(dim=1, keepdim=True)  # (N, 1, F)
     return torch.where(masked, total / lens.clamp(min=1).view(-1, 1, 1), features)
 
 
@@ -71,6 +72,7 @@ def draw_masks(draws: Tensor, max_width: Tensor, length: Tensor, size: int) -> T
     Returns:
       (N, size) bool.
     """
+    assert draws.shape[:2] == (2, len(length)) and length.shape == max_width.shape, (draws.shape, length.shape)
     widths = (draws[0] * (max_width.unsqueeze(1) + 1)).long()  # (N, K)
     starts = (draws[1] * (length.unsqueeze(1) - widths + 1)).long()  # (N, K)
     position = torch.arange(size, device=draws.device).view(1, 1, -1)

@@ -29,6 +29,10 @@ class Batch:
     ids: list[str]
     targets: Any = None
 
+    def __post_init__(self) -> None:
+        sizes = len(self.inputs), len(self.input_lens), len(self.texts), len(self.ids)
+        assert len(set(sizes)) == 1, sizes
+
     def to(self, device: torch.device) -> Batch:
         """The batch with its tensors on a device."""
         targets = self.targets.to(device) if isinstance(self.targets, Tensor) else self.targets
@@ -38,6 +42,8 @@ class Batch:
 def collate(features: Sequence[Tensor], texts: Sequence[str], ids: Sequence[str]) -> Batch:
     """Pad utterances (T_n, F) to one batch, in the order given."""
     assert len(features) == len(texts) == len(ids), (len(features), len(texts), len(ids))
+    widths = {matrix.size(1) for matrix in features}
+    assert len(widths) == 1, widths
     lens = torch.tensor([len(matrix) for matrix in features], dtype=torch.int64)
     # Copied by numpy, on one thread: on a busy machine torch waits for its threads 20 times as long as this takes.
     padded = np.zeros((len(features), int(lens.max()), features[0].size(1)), dtype=np.float32)  # (N, T, F)

@@ -95,11 +95,12 @@ def _kaldifeat_extractor(config: FeatureConfig, device: str) -> FeatureExtractor
     try:
         return KaldifeatFbank(KaldifeatFbankConfig(frame_opts=frames, mel_opts=mel, device=device))
     except (ImportError, OSError, AssertionError):
-        raise UserError("kaldifeat is not installed: run `make kaldifeat`, or use --feature-extractor lhotse") from None
+        raise UserError("kaldifeat is not installed: run `make kaldifeat`, or choose the lhotse extractor") from None
 
 
 def normalize_features(features: Tensor, config: FeatureConfig) -> Tensor:
     """Normalise the features of one whole utterance, as `config.normalize` says. (T, F) -> (T, F)"""
+    assert features.dim() == 2, features.shape
     if config.normalize == "none":
         return features
     centred = features - features.mean(dim=0, keepdim=True)
@@ -136,7 +137,7 @@ def load_features(cut: Cut, config: FeatureConfig, extractor: FeatureExtractor |
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"the {what} of cut {cut.id} cannot be read ({type(error).__name__}: {reason})") from None
     if matrix is None:
-        raise UserError(f"cut {cut.id} has no stored features: run compute_fbank, or use --on-the-fly-feats true")
+        raise UserError(f"cut {cut.id} has no stored features: run compute_fbank, or compute them on the fly")
     return normalize_features(torch.as_tensor(matrix, dtype=torch.float32), config)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lowbit_k2.core.config import ConfigError
 from lowbit_k2.errors import UserError
 from lowbit_k2.fileio import atomic_write
 
@@ -52,7 +53,7 @@ def read_cuts(path: str | Path, lazy: bool = False) -> CutSet:
 
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"{path} does not exist: run prepare.sh (compute_fbank) first, or check --manifest-dir")
+        raise UserError(f"{path} does not exist: run prepare.sh (compute_fbank) first, or give its folder")
     try:
         lazy_cuts = CutSet.from_jsonl_lazy(path)
         first = next(iter(lazy_cuts), None)
@@ -124,5 +125,5 @@ def load_noise(manifest_dir: str | Path) -> CutSet:
 
     paths = sorted(Path(manifest_dir).glob("musan_cuts*.jsonl.gz"))
     if not paths:
-        raise UserError(f"--enable-musan true, but {manifest_dir} holds no musan_cuts*.jsonl.gz: prepare MUSAN first")
+        raise ConfigError("enable_musan", f"finds no musan_cuts*.jsonl.gz in {manifest_dir}: prepare MUSAN first")
     return CutSet.from_cuts(cut for path in paths for cut in read_cuts(path))

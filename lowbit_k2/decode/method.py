@@ -21,9 +21,9 @@ from typing import ClassVar, Protocol, TypeVar
 import torch
 from torch import Tensor
 
+from lowbit_k2.core.config import ConfigError
 from lowbit_k2.decode.hypothesis import Nbest
 from lowbit_k2.decode.lattice import SearchConfig
-from lowbit_k2.errors import UserError
 
 References = Sequence[Sequence[str]]  # words of each utterance
 
@@ -108,12 +108,12 @@ class Method(ABC):
         self.setup = setup
         if not (self.gives_words or setup.units.spells_words or setup.phones_are_words):
             others = [name for name, kind in METHODS.items() if kind.network == self.network and kind.gives_words]
-            remedy = f"use --decoding-method {others[0]}" if others else "no method with a lexicon reads this network"
-            raise UserError(f"{self.name} gives phones, which spell no words: {remedy}")
+            remedy = f"choose {others[0]}" if others else "no method with a lexicon reads this network"
+            raise ConfigError("decoding_method", f"{self.name} gives phones, which spell no words: {remedy}")
 
     @classmethod
     def has_lm(cls, setup: Setup) -> bool:
-        """A language model takes part, which `--lm-scale` scales."""
+        """A language model takes part, which `search.lm_scale` scales."""
         return False
 
     @abstractmethod
@@ -139,7 +139,7 @@ class Method(ABC):
           UserError: no references for a method that needs them.
         """
         if self.needs_references and references is None:
-            raise UserError(f"--decoding-method {self.name} needs references: it cannot transcribe")
+            raise ConfigError("decoding_method", f"{self.name} needs references: it cannot transcribe")
         found = self.search(output, n, references)
         assert len(found) == len(output.lens), (self.name, len(found), len(output.lens))
         return [[replace(h, words=tuple(self.words_of(h.labels))) for h in hypotheses[:n]] for hypotheses in found]
@@ -175,7 +175,7 @@ def parse_methods(text: str) -> list[str]:
     names = [name.strip() for name in text.split(",") if name.strip()]
     for name in names:
         if name not in METHODS:
-            raise UserError(f"--decoding-method {name!r} is unknown: choose of {', '.join(METHODS)}")
+            raise ConfigError("decoding_method", f"{name!r} is unknown: choose of {', '.join(METHODS)}")
     if not names or len(set(names)) != len(names):
-        raise UserError(f"--decoding-method {text!r} must name methods, each once: {', '.join(METHODS)}")
+        raise ConfigError("decoding_method", f"{text!r} must name methods, each once: {', '.join(METHODS)}")
     return names

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
+from lowbit_k2.core.config import ConfigError
 from lowbit_k2.core.models import CTC, TRANSDUCER
 from lowbit_k2.decode.fast_beam import any_tokens, keep_final_scores, transducer_lattice
 from lowbit_k2.decode.greedy import ctc_greedy_search
@@ -77,7 +78,7 @@ class LatticeMethod(Method):
             self.fsa = self.token_graph()
             return
         if setup.lang_dir is None:
-            raise UserError(f"--decoding-method {self.name} needs --lang-dir with {self.graph}.pt and words.txt")
+            raise ConfigError("lang_dir", f"with {self.graph}.pt and words.txt is needed by {self.name}")
         path = setup.lang_dir / f"{self.graph}.pt"
         self.fsa = keep_lm_scores(load_graph(path, setup.units.vocab_size, setup.search.lm_scale, setup.device))
         self.ids = read_symbols(setup.lang_dir / "words.txt")
@@ -160,7 +161,7 @@ class Rescoring(OneBest):
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)
         if setup.lm_dir is None:
-            raise UserError(f"--decoding-method {self.name} needs --lm-dir with {LATTICE_GRAMMAR}: see compile_g")
+            raise ConfigError("lm_dir", f"with {LATTICE_GRAMMAR} is needed by {self.name}: see compile_g")
         path = setup.lm_dir / LATTICE_GRAMMAR
         if not path.is_file():
             raise UserError(f"{path} does not exist: make it with python -m lowbit_k2.recipe.compile_g")
@@ -168,7 +169,7 @@ class Rescoring(OneBest):
 
         grammar, backoff = load_fsa(path), self.ids[WORD_DISAMBIG]
         if int(grammar.labels.max()) > backoff:
-            raise UserError(f"{path} was made for other words than those of --lang-dir: make it again with compile_g")
+            raise UserError(f"{path} was made for other words than words.txt has: make it again with compile_g")
         self.grammar = rescoring_grammar(grammar, backoff, setup.search.lm_scale, setup.device)
 
 
@@ -286,6 +287,6 @@ def load_graph(path: Path, num_classes: int, lm_scale: float, device: str | torc
     if int(graph.labels.max()) >= num_classes:
         raise UserError(
             f"{path} has tokens up to {int(graph.labels.max())} but the model {num_classes} classes: "
-            "give the --lang-dir that the model was trained with"
+            "give the lang directory that the model was trained with"
         )
     return scale_graph(graph, lm_scale).to(device)

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from lowbit_k2.core.config import ConfigError
 from lowbit_k2.errors import UserError
 from lowbit_k2.graphs.lexicon import BLANK
 from lowbit_k2.graphs.ngram import BOS, EOS, BackoffModel, Ngram, read_arpa
@@ -60,7 +61,7 @@ class TokenLm:
         try:
             return cls(read_arpa(path), pieces)
         except UserError as error:
-            raise UserError(f"--token-lm {path}: {error}; make it with make_lm --units") from None
+            raise ConfigError("token_lm", f"{path}: {error}; make it with make_lm") from None
 
     def _make_row(self, history: Ngram) -> Tensor:
         """(V + 1,) float64: next tokens and the end of the sentence after the last words of a history."""

@@ -37,7 +37,7 @@ def load_packed_model(path: str | Path) -> LoadedPackedModel:
     packed = read_packed(path)
     if packed.extra.get("reference"):
         raise UserError(
-            f"{path} holds the latent weights of a low-bit model, as a measure of size: decode from --output"
+            f"{path} holds the latent weights of a low-bit model, as a measure of size: decode from the packed file"
         )
     try:
         config = model_config_from_dict(packed.model_config)

@@ -22,6 +22,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from lowbit_k2.core.config import ConfigError
 from lowbit_k2.errors import UserError
 from lowbit_k2.fileio import atomic_write
 from lowbit_k2.graphs.lexicon import read_lines
@@ -115,9 +116,9 @@ def estimate(
       UserError: no sentence, no vocabulary, an order below 1, or impossible cut-offs.
     """
     if order < 1:
-        raise UserError(f"--order must be at least 1, not {order}")
+        raise ConfigError("order", f"must be at least 1, not {order}")
     if len(min_counts) > order or any(count < 1 for count in min_counts) or list(min_counts[:1]) > [1]:
-        raise UserError(f"--min-counts takes up to {order} numbers from 1 on, the first of them 1")
+        raise ConfigError("min_counts", f"takes up to {order} numbers from 1 on, the first of them 1")
     known = dict.fromkeys(w for w in vocabulary if w not in (BOS, EOS))
     if not known:
         raise UserError("the vocabulary is empty: give words.txt with at least one word")

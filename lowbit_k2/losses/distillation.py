@@ -45,6 +45,9 @@ class Posterior:
     weights: Tensor
     normalized: bool = True
 
+    def __post_init__(self) -> None:
+        assert self.scores.shape[:-1] == self.weights.shape, (self.scores.shape, self.weights.shape)
+
     @cached_property
     def log_probs(self) -> Tensor:
         """(..., V)."""
@@ -114,6 +117,7 @@ class FeaturesTarget:
     metric: str
 
     def divergence(self, student: Features) -> Tensor:
+        assert student.values.shape == self.values.shape, (student.values.shape, self.values.shape)
         if self.metric == "mse":
             per_frame = (student.values.float() - self.values.float()).square().mean(dim=-1)  # (N, T)
         else:

@@ -163,7 +163,8 @@ class RnntCriterion:
 
 def pad_targets(targets: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
     """Token sequences as (N, S), padded with blanks, and their lengths (N,)."""
-    lens = torch.tensor([len(t) for t in targets])
+    assert all(len(target) for target in targets), [len(target) for target in targets]
+    lens = torch.tensor([len(t) for t in targets])  # (N,)
     symbols = torch.full((len(targets), int(lens.max())), BLANK, dtype=torch.int64)
     for row, target in zip(symbols, targets, strict=True):
         row[: len(target)] = torch.tensor(list(target))
@@ -172,7 +173,8 @@ def pad_targets(targets: Sequence[Sequence[int]], device: torch.device) -> tuple
 
 def node_weights(nodes: Tensor, lens: Tensor, symbol_lens: Tensor) -> Tensor:
     """Weights of the KL: nodes (N, T', R) of the utterance share their frame equally, others have 0."""
-    valid = valid_frames(lens, nodes.size(1))[..., None] & (nodes <= symbol_lens[:, None, None])
+    assert nodes.dim() == 3 and len(nodes) == len(lens) == len(symbol_lens), (nodes.shape, lens, symbol_lens)
+    valid = valid_frames(lens, nodes.size(1))[..., None] & (nodes <= symbol_lens[:, None, None])  # (N, T', R)
     return valid / valid.sum(dim=-1, keepdim=True).clamp(min=1)
 
 

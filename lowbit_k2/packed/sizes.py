@@ -112,5 +112,5 @@ def _float_bytes(model: PackedModel, reference: PackedModel) -> dict[str, int]:
     if shapes != expected:
         raise PackedFileError("the float file holds other tensors than the packed file: export both from one model")
     if any(tensor.encoding != "float32" for tensor in reference.tensors):
-        raise PackedFileError("the float file is not float32 throughout: make it with export.py --float-output")
+        raise PackedFileError("the float file is not float32 throughout: export it as float32 from the same model")
     return {tensor.name: tensor.nbytes for tensor in reference.tensors}

@@ -14,10 +14,12 @@ import argparse
 import logging
 import shutil
 import tempfile
+from collections.abc import Sequence
 from functools import partial
 from itertools import islice, pairwise
 from pathlib import Path
 
+from lowbit_k2.core.config import ConfigError
 from lowbit_k2.data.features import read_feature_config, write_feature_config
 from lowbit_k2.data.manifests import cuts_path, read_cuts, shar_path
 from lowbit_k2.errors import UserError, run_main
@@ -27,29 +29,41 @@ from lowbit_k2.processes import check_num_jobs, in_fresh_processes
 COMPRESSION = {"features": "lilcom", "recording": "flac"}
 
 
-def write_shar(args: argparse.Namespace) -> None:
+def write_shar(
+    manifest_dir: Path,
+    output_dir: Path,
+    corpus: str,
+    splits: Sequence[str],
+    field: str = "features",
+    shard_size: int = 1000,
+    num_jobs: int = 1,
+) -> None:
     """Do all splits that are not done.
+
+    Args:
+      field: what the shards hold, a key of `COMPRESSION`.
+      shard_size: cuts in each.
 
     Raises:
       UserError: a manifest that is missing, or cuts without the data that the shards shall hold.
     """
-    check_num_jobs(args.num_jobs)
-    if args.shard_size < 1:
-        raise UserError("--shard-size must be at least 1")
-    for split in args.splits.split():
-        target = shar_path(args.output_dir, args.corpus, split)
+    check_num_jobs(num_jobs)
+    if shard_size < 1:
+        raise ConfigError("shard_size", "must be at least 1")
+    for split in splits:
+        target = shar_path(output_dir, corpus, split)
         if target.is_dir():
             logging.info("%s is there already: skipped", target)
             continue
-        manifest = cuts_path(args.manifest_dir, args.corpus, split)
+        manifest = cuts_path(manifest_dir, corpus, split)
         cuts = read_cuts(manifest, lazy=True)
         first, total = next(iter(cuts)), sum(1 for _ in cuts)
-        if not getattr(first, f"has_{args.field}"):
-            raise UserError(f"the cuts of {split} have no {args.field}, first {first.id}: choose another --field")
-        args.output_dir.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=TEMPORARY, dir=args.output_dir))
+        if not getattr(first, f"has_{field}"):
+            raise UserError(f"the cuts of {split} have no {field}, first {first.id}: choose another field")
+        output_dir.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=TEMPORARY, dir=output_dir))
         try:
-            write_shards(manifest, folder, args.field, args.shard_size, total, args.num_jobs)
+            write_shards(manifest, folder, field, shard_size, total, num_jobs)
             folder.chmod(0o755)
             folder.rename(target)
         except Exception as error:  # the audio libraries have no common class
@@ -57,7 +71,7 @@ def write_shar(args: argparse.Namespace) -> None:
             raise UserError(f"{target} cannot be written ({type(error).__name__}: {reason})") from None
         finally:
             shutil.rmtree(folder, ignore_errors=True)
-        write_feature_config(args.output_dir, read_feature_config(args.manifest_dir))
+        write_feature_config(output_dir, read_feature_config(manifest_dir))
         logging.info("%s: %d shards", target, len(list(target.glob("cuts.*"))))
 
 
@@ -101,9 +115,14 @@ def get_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def run(args: argparse.Namespace) -> None:
+    """`write_shar` as flags describe it."""
+    write_shar(**{**vars(args), "splits": args.splits.split()})
+
+
 def main() -> None:
     logging.basicConfig(format="%(asctime)s %(message)s", level=logging.INFO, datefmt="%Y-%m-%d %H:%M:%S")
-    write_shar(get_parser().parse_args())
+    run(get_parser().parse_args())
 
 
 if __name__ == "__main__":

@@ -34,6 +34,7 @@ from lowbit_k2.scoring.nist import (
 )
 from lowbit_k2.scoring.sclite import HYPOTHESIS, NAME, REFERENCE, VARIABLE, find_sclite, score_with_sclite
 from lowbit_k2.scoring.stm import StmSegment, format_seconds, read_stm, read_stm_header, write_stm
+from lowbit_k2.tables import markdown_table
 
 if TYPE_CHECKING:
     from lhotse import CutSet
@@ -117,7 +118,7 @@ def choose_scorer(scorer: str) -> Path | None:
     if program is None and scorer == "sclite":
         raise UserError(
             "sclite is not installed: `apt-get install sctk` (Debian, Ubuntu), or let "
-            f"{VARIABLE} name the folder that holds it, or use --scorer python"
+            f"{VARIABLE} name the folder that holds it, or use the Python scorer"
         )
     return program
 
@@ -216,11 +217,5 @@ def format_score(done: Score) -> str:
         "ins / del / sub": [f"{s.ins} / {s.dels} / {s.sub}" for s in done.subsets.values()],
         "segments": [str(s.segments) for s in done.subsets.values()],
     }
-    head = ["", *done.subsets]
-    table = [head, ["---", *["---:"] * len(done.subsets)], *([name, *cells] for name, cells in rows.items())]
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    lines = []
-    for name, *cells in table:
-        padded = [name.ljust(widths[0]), *(c.rjust(width) for c, width in zip(cells, widths[1:], strict=True))]
-        lines.append(f"| {' | '.join(padded)} |")
-    return "\n".join([*lines, f"Scored by {NAMES[done.scorer]}; `{ALL}` weights the parts by their words."])
+    table = markdown_table(["", *done.subsets], [[name, *cells] for name, cells in rows.items()])
+    return f"{table}\nScored by {NAMES[done.scorer]}; `{ALL}` weights the parts by their words."

@@ -79,7 +79,7 @@ def score_with_sclite(
         if [place for place, _ in counts] != [segment_place(segment) for segment in scored]:
             raise UserError(
                 f"{program} scored {len(counts)} segments instead of {len(scored)}: "
-                "is it NIST's? choose another, or --scorer python"
+                "is it NIST's? choose another, or the Python scorer"
             )
         for path in folder.iterdir():
             path.replace(output_dir / path.name)
@@ -116,11 +116,11 @@ def _run(program: Path, folder: Path) -> None:
     try:
         done = subprocess.run(command, cwd=folder, capture_output=True, timeout=TIMEOUT, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise UserError(f"{program} cannot be run ({error}): choose another, or --scorer python") from None
+        raise UserError(f"{program} cannot be run ({error}): choose another, or the Python scorer") from None
     if done.returncode != 0 or not (folder / f"{NAME}.pra").is_file():
         said = (done.stderr or done.stdout).decode("utf-8", "replace").split("\n")
         last = next((line.strip() for line in reversed(said) if line.strip()), "it said nothing")
-        raise UserError(f"{program} failed with status {done.returncode} ({last[:200]}): try --scorer python")
+        raise UserError(f"{program} failed with status {done.returncode} ({last[:200]}): try the Python scorer")
 
 
 def read_counts(path: Path) -> list[tuple[tuple[str, str], Counts]]:

@@ -80,7 +80,7 @@ def bootstrap_interval(
       Lower and upper end, as fractions.
     """
     errors = np.array([kaldialign.edit_distance(list(ref), list(hyp))["total"] for _, ref, hyp in results])
-    words = np.array([len(ref) for _, ref, _ in results])
+    words = np.array([len(ref) for _, ref, _ in results])  # (utterances,), as `errors`
     assert words.sum() > 0, "no reference words"
     random, size = np.random.default_rng(seed), len(results)
     drawn = (random.integers(size, size=size) for _ in range(num_samples))  # one sample at a time: sets may be large

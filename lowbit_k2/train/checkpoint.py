@@ -16,6 +16,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor, nn
 
+from lowbit_k2.core.config import ConfigError
 from lowbit_k2.errors import UserError
 from lowbit_k2.fileio import atomic_write
 
@@ -46,7 +47,7 @@ def save_checkpoint(path: str | Path, checkpoint: Checkpoint) -> None:
             save_tensors(temporary, content)
     except OSError as error:
         reason = error.strerror or error
-        raise UserError(f"{path} cannot be written ({reason}): is the disk full? --resume true goes on later") from None
+        raise UserError(f"{path} cannot be written ({reason}): is the disk full? the run can go on later") from None
 
 
 class _LateErrors:
@@ -89,7 +90,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     """
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"{path} does not exist: train first, or point --exp-dir and --epoch at a checkpoint")
+        raise UserError(f"{path} does not exist: train first, or choose the folder and epoch of a checkpoint")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
@@ -158,6 +159,7 @@ def to_float64(state: Tensors) -> Tensors:
 
 def average_states(states: Sequence[Tensors], weights: Sequence[float]) -> Tensors:
     """Weighted sum of states in float64, returned in the types of the last; integer tensors are the last one's."""
+    assert len(states) == len(weights) > 0, (len(states), len(weights))
     result: Tensors = {}
     for name, last in states[-1].items():
         if not last.is_floating_point():
@@ -186,7 +188,7 @@ def average_between(start: Path, end: Path) -> Checkpoint:
     period = last.meta["average_period"]
     n_first, n_last = (c.meta["update"] // period * period for c in (first, last))
     if n_last <= n_first:
-        raise UserError(f"{end} has no averaged update after {start}: use another --epoch or --avg")
+        raise ConfigError("avg", f"covers no averaged update: {end} has none after {start}; choose another")
     weights = [-n_first / (n_last - n_first), n_last / (n_last - n_first)]
     return Checkpoint(model=average_states([first.model_avg, last.model_avg], weights), meta=last.meta)
 
@@ -211,7 +213,7 @@ def select_checkpoint(exp_dir: Path, epoch: int, iteration: int, avg: int, use_a
     its ends; when the stretch goes back to the first one, the mean since the start. `--epoch 0` is the newest one.
     """
     if not exp_dir.is_dir():
-        raise UserError(f"--exp-dir {exp_dir} does not exist: give the folder that train.py wrote")
+        raise ConfigError("exp_dir", f"{exp_dir} does not exist: give the folder that train.py wrote")
     if iteration > 0:
         numbers = [n for n in numbered(exp_dir, "checkpoint") if n <= iteration]
         name, number = "checkpoint", iteration
@@ -222,7 +224,7 @@ def select_checkpoint(exp_dir: Path, epoch: int, iteration: int, avg: int, use_a
     if number not in numbers:
         raise UserError(f"{exp_dir / f'{name}-{number}.pt'} does not exist: see what {exp_dir} holds")
     if avg < 1 or avg > len(numbers):
-        raise UserError(f"--avg {avg} is impossible: {exp_dir} holds {len(numbers)} {name}s up to {number}")
+        raise ConfigError("avg", f"{avg} is impossible: {exp_dir} holds {len(numbers)} {name}s up to {number}")
     paths = [exp_dir / f"{name}-{n}.pt" for n in numbers]
     if not use_averaged_model or avg == 1:
         return average_checkpoints(paths[-avg:])

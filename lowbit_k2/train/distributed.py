@@ -30,7 +30,7 @@ POLL_SECONDS = 0.2
 
 
 @dataclass(frozen=True)
-class Ranks:
+class DistributedContext:
     """Which of how many processes this is."""
 
     rank: int = 0
@@ -60,16 +60,16 @@ class Ranks:
         return dict(zip(values, sums.tolist(), strict=True))
 
 
-def ranks_from_environment() -> Ranks | None:
+def ranks_from_environment() -> DistributedContext | None:
     """What `start_ranks` or torchrun has set, None in a process that was started by hand."""
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
         return None
     rank = int(os.environ["RANK"])
-    return Ranks(rank, int(os.environ["WORLD_SIZE"]), int(os.environ.get("LOCAL_RANK", rank)))
+    return DistributedContext(rank, int(os.environ["WORLD_SIZE"]), int(os.environ.get("LOCAL_RANK", rank)))
 
 
 @contextmanager
-def process_group(ranks: Ranks) -> Iterator[Ranks]:
+def process_group(ranks: DistributedContext) -> Iterator[DistributedContext]:
     """Connect the ranks for the length of the body: NCCL where there are GPUs, Gloo elsewhere.
 
     Raises:
@@ -147,7 +147,7 @@ def stop(processes: Sequence[subprocess.Popen]) -> None:
             process.wait()
 
 
-def launch_ranks(world_size: int) -> Ranks:
+def launch_ranks(world_size: int) -> DistributedContext:
     """This process's rank; in the process that the user started, run all ranks and exit with their status.
 
     Raises:
@@ -158,4 +158,4 @@ def launch_ranks(world_size: int) -> Ranks:
     ranks = ranks_from_environment()
     if ranks is None and world_size > 1:
         sys.exit(start_ranks(world_size, [sys.executable, *sys.argv]))
-    return ranks or Ranks()
+    return ranks or DistributedContext()

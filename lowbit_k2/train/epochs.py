@@ -11,7 +11,7 @@ from tqdm import tqdm
 from lowbit_k2.data.batch import Batch
 from lowbit_k2.quant import use_precision
 from lowbit_k2.train.checkpoint import save_tensors
-from lowbit_k2.train.metrics import FrameMeans, describe
+from lowbit_k2.train.metrics import MetricsTracker, describe
 from lowbit_k2.train.trainer import Trainer
 from lowbit_k2.train.update import arithmetic, update
 
@@ -41,7 +41,7 @@ def train_epoch(
       The epoch's means.
     """
     trainer.model.train()
-    totals, config = FrameMeans(), trainer.config
+    totals, config = MetricsTracker(), trainer.config
     silent = None if trainer.ranks.is_main else True  # None: silent where there is no terminal
     name = f"epoch {trainer.progress.epoch}"
     bar = tqdm(batches, desc=name, initial=trainer.progress.batch, total=total, disable=silent)
@@ -96,7 +96,7 @@ def validate(trainer: Trainer, batches: Iterable[Batch]) -> dict[str, float]:
     if not trainer.ranks.is_main:
         return {}
     trainer.model.eval()
-    means = {precision: FrameMeans() for precision in trainer.co_training.config.trained_precisions}
+    means = {precision: MetricsTracker() for precision in trainer.co_training.config.trained_precisions}
     for batch in map(trainer.with_targets, batches):
         for precision, mean in means.items():
             with use_precision(trainer.model, precision), arithmetic(trainer.device.type, trainer.config.amp):

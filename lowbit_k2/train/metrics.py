@@ -13,7 +13,7 @@ FRAMES = "frames"
 FORMAT = "%(asctime)s %(levelname)s %(message)s"
 
 
-class FrameMeans:
+class MetricsTracker:
     """Means of per-frame metrics over batches; every batch counts by its `frames`."""
 
     def __init__(self) -> None:

@@ -32,8 +32,8 @@ from lowbit_k2.train.checkpoint import (
     optimizer_tensors,
     save_checkpoint,
 )
-from lowbit_k2.train.distributed import Ranks
-from lowbit_k2.train.metrics import Board, FrameMeans, describe
+from lowbit_k2.train.distributed import DistributedContext
+from lowbit_k2.train.metrics import Board, MetricsTracker, describe
 
 Augment = Callable[[Tensor, Tensor, torch.Generator], Tensor]
 Schedule = Callable[[int], float]  # number of the update, from 1 -> learning rate
@@ -90,7 +90,7 @@ class Trainer:
         after_update: Sequence[Hook] = (),
         encode: Callable[[str], list[int]] | None = None,
         augment: Augment | None = None,
-        ranks: Ranks | None = None,
+        ranks: DistributedContext | None = None,
     ) -> None:
         """
         Args:
@@ -105,7 +105,7 @@ class Trainer:
         self.optimizer, self.schedule, self.normalizer = optimizer, schedule, normalizer
         self.config, self.exp_dir, self.description = config, exp_dir, dict(description)
         self.clip_grad_norm, self.after_update = clip_grad_norm, tuple(after_update)
-        self.encode, self.augment, self.ranks = encode, augment, ranks or Ranks()
+        self.encode, self.augment, self.ranks = encode, augment, ranks or DistributedContext()
         self.device = next(model.parameters()).device
         self.progress = Progress()
         self.average = RunningAverage(model, config.average_period)
@@ -147,7 +147,7 @@ class Trainer:
         for buffer in buffers:
             buffer.div_(self.ranks.world_size)
 
-    def report(self, metrics: Mapping[str, float], totals: FrameMeans) -> None:
+    def report(self, metrics: Mapping[str, float], totals: MetricsTracker) -> None:
         """A line of the log and points of the curves, every `log_interval` updates."""
         number = self.progress.update
         if number % self.config.log_interval:

@@ -35,12 +35,14 @@ def update(trainer: Trainer, batches: Sequence[Batch]) -> dict[str, float]:
     Raises:
       FloatingPointError: the loss or a gradient is not finite.
     """
+    assert batches, "an update needs a batch"
     start, number = time.perf_counter(), trainer.progress.update + 1
     torch.manual_seed(generator_seed("dropout", trainer.config.seed, trainer.rank_number(number)))
     rate = trainer.schedule(number)
     set_rate(trainer.optimizer, rate)
     trainer.optimizer.zero_grad(set_to_none=True)
     size = trainer.all_ranks_size(batches)
+    assert size > 0, size
     metrics: dict[str, float] = {}
     for index, batch in enumerate(batches):
         shares = run_branches(trainer, trainer.prepare(batch, number, index), number, size)
@@ -75,6 +77,7 @@ def run_branches(trainer: Trainer, batch: Batch, number: int, size: float) -> di
         with use_precision(trainer.model, branch.allocation):
             with arithmetic(trainer.device.type, trainer.config.amp):
                 out = trainer.criterion(trainer.model, batch, number, shared)
+            assert out.loss.dim() == 0, (branch.name, out.loss.shape)
             own = out.loss / size
             loss = branch.weight * own
             if targets and branch.distill_weight:

@@ -229,7 +229,7 @@ def test_refusals(exp_dir: Path, more: list[str], reason: str) -> None:
 
 def test_stored_features_must_be_the_models(exp_dir: Path, tmp_path: Path) -> None:
     (tmp_path / "features.json").write_text('{"num_mel_bins": 40}')
-    with pytest.raises(UserError, match="not those that the model was trained on"):
+    with pytest.raises(UserError, match="other features than those that the model was trained on"):
         run_decode(exp_dir, dict, "--manifest-dir", str(tmp_path))
 
 

@@ -18,7 +18,7 @@ from lowbit_k2.errors import UserError
 from lowbit_k2.losses.co_training import CoTraining
 from lowbit_k2.recipe.training_flags import read_training_flags, training_parser
 from lowbit_k2.train.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from lowbit_k2.train.distributed import Ranks
+from lowbit_k2.train.distributed import DistributedContext
 from tests.asr.running import run_training
 from tests.recipe.corpus import TINY, Corpus, make_corpus, make_lang
 
@@ -101,7 +101,7 @@ def test_where_a_run_starts(tmp_path: Path) -> None:
     assert start("--resume true") == tmp_path / "epoch-2.pt"
     assert start("--start-epoch 2") == tmp_path / "epoch-1.pt"
     assert start("--start-batch 15") == tmp_path / "checkpoint-15.pt"
-    with pytest.raises(UserError, match=r"epoch-2\.pt is there already"):
+    with pytest.raises(UserError, match=r"holds epoch-2\.pt already: set resume"):
         start()
     with pytest.raises(UserError, match=r"epoch-3\.pt does not exist"):
         start("--start-epoch 4")
@@ -183,7 +183,7 @@ def test_a_cpu_without_bfloat16_is_named(
     monkeypatch.setattr(training, "CPU_INFO", tmp_path / "cpuinfo")
     for given in ("true", "false"):
         caplog.clear()
-        set_up_device(0, configs(f"--use-bf16 {given}").loop, Ranks())
+        set_up_device(0, configs(f"--use-bf16 {given}").loop, DistributedContext())
         assert ("no bfloat16 instructions" in caplog.text) == (warned and given == "true")
 
 

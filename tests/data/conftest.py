@@ -50,7 +50,7 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def toy_corpus(tmp_path_factory: pytest.TempPathFactory) -> ToyCorpus:
     from lowbit_k2.data.manifests import load_cuts
-    from lowbit_k2.recipe.compute_fbank import compute_fbank, get_parser
+    from lowbit_k2.recipe.compute_fbank import get_parser, run
 
     root = tmp_path_factory.mktemp("toy")
     recordings, supervisions = [], []
@@ -70,5 +70,5 @@ def toy_corpus(tmp_path_factory: pytest.TempPathFactory) -> ToyCorpus:
             manifest_dir / f"toy_supervisions_{split}.jsonl.gz"
         )
     flags = ["--corpus", "toy", "--splits", "train dev", "--manifest-dir", str(manifest_dir)]
-    compute_fbank(get_parser().parse_args([*flags, "--output-dir", str(fbank_dir)]))
+    run(get_parser().parse_args([*flags, "--output-dir", str(fbank_dir)]))
     return ToyCorpus(root / "wav", manifest_dir, fbank_dir, load_cuts(fbank_dir, "toy", "train"))

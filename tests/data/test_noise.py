@@ -10,7 +10,7 @@ from lowbit_k2.data.datamodule import AsrDataModule, DataConfig
 from lowbit_k2.data.features import FeatureConfig, load_features, make_extractor, num_frames, read_audio
 from lowbit_k2.data.noise import NoiseConfig, add_noise
 from lowbit_k2.errors import UserError
-from lowbit_k2.recipe.compute_fbank import compute_fbank, get_parser
+from lowbit_k2.recipe.compute_fbank import get_parser, run
 
 from .conftest import RATE, ToyCorpus, lhotse, soundfile
 
@@ -29,7 +29,7 @@ def noises(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> list:
         recordings.append(lhotse.Recording.from_file(target))
     lhotse.RecordingSet.from_recordings(recordings).to_file(root / "musan_recordings_noise.jsonl.gz")
     flags = f"--corpus musan --splits noise --window 2 --manifest-dir {root} --output-dir {root / 'fbank'}"
-    compute_fbank(get_parser().parse_args(flags.split()))
+    run(get_parser().parse_args(flags.split()))
     cuts = list(lhotse.CutSet.from_file(root / "fbank" / "musan_cuts_noise.jsonl.gz"))
     assert len(cuts) == 15  # 5 recordings of 5 s: 2 + 2 + 1 s
     assert all(cut.has_features and cut.duration <= 2 for cut in cuts)

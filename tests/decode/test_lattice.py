@@ -165,7 +165,7 @@ def test_methods_give_words(lang: tuple[Path, BackoffModel]) -> None:
 def test_methods_refuse_what_cannot_work(lang: tuple[Path, BackoffModel], tmp_path: Path) -> None:
     with pytest.raises(UserError, match="spell no words"):
         make_method("ctc-decoding")
-    with pytest.raises(UserError, match="needs --lang-dir"):
+    with pytest.raises(UserError, match="lang_dir with HLG.pt .* is needed by 1best"):
         make_method("1best")
     with pytest.raises(UserError, match="HLG.pt does not exist"):
         make_method("1best", lang_dir=tmp_path)

@@ -39,7 +39,7 @@ def test_lists_of_methods() -> None:
     assert parse_methods("ctc-greedy-search, 1best") == ["ctc-greedy-search", "1best"]
     assert parse_methods(",".join(METHODS)) == list(METHODS)
     for text in ("", "greedy", "1best,1best"):
-        with pytest.raises(UserError, match="--decoding-method"):
+        with pytest.raises(UserError, match="decoding_method"):
             parse_methods(text)
 
 

@@ -119,7 +119,7 @@ def test_oracle(lang: tuple[Path, BackoffModel, BackoffModel]) -> None:
 
 def test_missing_grammar(lang: tuple[Path, BackoffModel, BackoffModel], tmp_path: Path) -> None:
     path, _, _ = lang
-    with pytest.raises(UserError, match="needs --lm-dir with G_4_gram.pt"):
+    with pytest.raises(UserError, match="lm_dir with G_4_gram.pt is needed"):
         make_method("nbest-rescoring", lang_dir=path)
     with pytest.raises(UserError, match="compile_g"):
         make_method("whole-lattice-rescoring", lang_dir=path, lm_dir=tmp_path)

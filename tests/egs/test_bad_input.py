@@ -110,7 +110,7 @@ def test_flags_that_do_not_exist(script: Path | str, flags: str, tmp_path: Path)
 def test_another_run_is_there(an4_training: list[Flag], an4_data: Path, exp: Path, tmp_path: Path) -> None:
     flags = [*an4_training, "--exp-dir", exp, "--num-epochs", 3]
     line = refused(tmp_path, TRAIN, *flags)
-    assert f"{exp / 'epoch-2.pt'} is there already: use --resume true to continue it, or another --exp-dir" in line
+    assert f"--exp-dir {exp} holds epoch-2.pt already: set resume, or choose another" in line
     for more, what in (
         (["--d-model", 32], "another model configuration"),
         (["--precisions", "2,1"], "another co_training configuration"),
@@ -286,7 +286,7 @@ def test_graphs_that_are_missing_or_for_other_units(an4_data: Path, exp: Path, t
     line = refused(tmp_path, DECODE, *flags, "--lang-dir", lang)
     assert f"{lang / 'HLG.pt'} does not exist: run prepare_lang and compile_hlg" in line
     line = refused(tmp_path, DECODE, *flags, "--lang-dir", an4_data / "lang_bpe_60")
-    assert "the model 30 classes: give the --lang-dir that the model was trained with" in line
+    assert "the model 30 classes: give the lang directory that the model was trained with" in line
 
 
 def test_lattices_without_k2(an4_data: Path, exp: Path, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from lowbit_k2.data.grammar import parse_grammar, vocabulary
+from lowbit_k2.synthesis.grammar import parse_grammar, vocabulary
 
 LOCAL = Path(__file__).resolve().parents[2] / "egs" / "librispeech" / "local"
 FIRST_SENTENCE = "WHO IS THE YOUNG STRANGER WITH HELEN"

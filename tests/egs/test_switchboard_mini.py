@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 import soundfile
 
-from lowbit_k2.data.grammar import vocabulary
 from lowbit_k2.data.sphere import read_header
-from lowbit_k2.data.synthetic_audio import rms
 from lowbit_k2.scoring.glm import filter_reference, read_glm
 from lowbit_k2.scoring.stm import read_stm, read_stm_header
+from lowbit_k2.synthesis.audio import rms
+from lowbit_k2.synthesis.grammar import vocabulary
 from tests.egs.scripts import ROOT, Run, spawn
 
 LOCAL = ROOT / "egs" / "switchboard" / "local"

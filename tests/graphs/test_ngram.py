@@ -114,7 +114,7 @@ def test_cut_offs_worked_by_hand() -> None:
 
 @pytest.mark.parametrize("wrong", [[2], [1, 0], [1, 1, 1, 1]])
 def test_impossible_cut_offs_are_refused(wrong: list[int]) -> None:
-    with pytest.raises(UserError, match="--min-counts"):
+    with pytest.raises(UserError, match="min_counts"):
         estimate([("a",)], 3, ["a"], min_counts=wrong)
 
 
@@ -227,7 +227,7 @@ def test_against_irstlm(tmp_path: Path, corpus: Sentences) -> None:
 
 
 def test_refusals() -> None:
-    with pytest.raises(UserError, match="--order"):
+    with pytest.raises(UserError, match="order"):
         estimate([("a",)], 0, ["a"])
     with pytest.raises(UserError, match="vocabulary is empty"):
         estimate([("a",)], 2, [])

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from lowbit_k2.data import extraction as module
 from lowbit_k2.data.features import FeatureConfig, load_features, make_extractor, read_feature_config
 from lowbit_k2.data.manifests import cuts_path, read_cuts
 from lowbit_k2.errors import UserError
-from lowbit_k2.recipe import compute_fbank as module
-from lowbit_k2.recipe.compute_fbank import compute_fbank, get_parser
+from lowbit_k2.recipe import compute_fbank
 
 lhotse = pytest.importorskip("lhotse")
 soundfile = pytest.importorskip("soundfile")
@@ -22,7 +22,7 @@ RAW = FeatureConfig(normalize="none")
 
 
 def run(*flags: str | Path) -> None:
-    compute_fbank(get_parser().parse_args(list(map(str, flags))))
+    compute_fbank.run(compute_fbank.get_parser().parse_args(list(map(str, flags))))
 
 
 def make_corpus(folder: Path, count: int = 4, rate: int = RATE) -> Path:

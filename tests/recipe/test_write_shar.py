@@ -12,9 +12,7 @@ from lowbit_k2.data.datamodule import AsrDataModule, DataConfig
 from lowbit_k2.data.filter import FilterConfig, filter_cuts
 from lowbit_k2.data.manifests import load_cuts
 from lowbit_k2.errors import UserError
-from lowbit_k2.recipe.compute_fbank import compute_fbank
-from lowbit_k2.recipe.compute_fbank import get_parser as fbank_parser
-from lowbit_k2.recipe.write_shar import get_parser, write_shar
+from lowbit_k2.recipe import compute_fbank, write_shar
 from tests.recipe.test_compute_fbank import make_corpus
 
 lhotse = pytest.importorskip("lhotse")
@@ -24,13 +22,13 @@ lhotse = pytest.importorskip("lhotse")
 def fbank(tmp_path: Path) -> Path:
     corpus = make_corpus(tmp_path / "manifests", count=5)
     flags = ["--corpus", "toy", "--splits", "train", "--manifest-dir", corpus, "--output-dir", tmp_path / "fbank"]
-    compute_fbank(fbank_parser().parse_args(list(map(str, flags))))
+    compute_fbank.run(compute_fbank.get_parser().parse_args(list(map(str, flags))))
     return tmp_path / "fbank"
 
 
 def shar(fbank: Path, output: Path, *more: str) -> None:
     flags = ["--manifest-dir", fbank, "--output-dir", output, "--corpus", "toy", "--splits", "train", *more]
-    write_shar(get_parser().parse_args(list(map(str, flags))))
+    write_shar.run(write_shar.get_parser().parse_args(list(map(str, flags))))
 
 
 @pytest.mark.parametrize("jobs", ["1", "2"])
@@ -86,7 +84,7 @@ def test_the_second_run_does_nothing(fbank: Path, tmp_path: Path) -> None:
 
 
 def test_what_is_refused(fbank: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="--shard-size"):
+    with pytest.raises(UserError, match="shard_size"):
         shar(fbank, tmp_path / "shar", "--shard-size", "0")
     with pytest.raises(UserError, match="toy_cuts_other.jsonl.gz does not exist"):
         shar(fbank, tmp_path / "shar", "--splits", "other")

@@ -112,12 +112,12 @@ def test_reports_of_an_earlier_run_do_not_stay(inputs: Inputs) -> None:
 def test_table(inputs: Inputs) -> None:
     done = score(inputs.recogs, inputs.cuts, inputs.stm, inputs.glm, inputs.folder, "python")
     assert format_score(done).splitlines() == [
-        "|                 |      swbd |    callhm |       all |",
-        "| ---             |      ---: |      ---: |      ---: |",
-        "| %WER            |     66.67 |     12.50 |     21.05 |",
-        "| words           |         3 |        16 |        19 |",
+        "|  | swbd | callhm | all |",
+        "| --- | --- | --- | --- |",
+        "| %WER | 66.67 | 12.50 | 21.05 |",
+        "| words | 3 | 16 | 19 |",
         "| ins / del / sub | 0 / 2 / 0 | 1 / 0 / 1 | 1 / 2 / 1 |",
-        "| segments        |         1 |         3 |         4 |",
+        "| segments | 1 | 3 | 4 |",
         "Scored by lowbit_k2's own scorer (by NIST's rules, without sclite); `all` weights the parts by their words.",
     ]
 
@@ -134,7 +134,7 @@ def test_auto_takes_sclite_where_it_is(inputs: Inputs, monkeypatch: pytest.Monke
 
 def test_sclite_wanted_but_missing(inputs: Inputs, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hub5, "find_sclite", lambda: None)
-    with pytest.raises(UserError, match="sclite is not installed: `apt-get install sctk`.*--scorer python"):
+    with pytest.raises(UserError, match="sclite is not installed: `apt-get install sctk`.*the Python scorer"):
         inputs.score("sclite")
     assert not inputs.folder.exists()
 

@@ -138,7 +138,10 @@ def test_words_that_overflow_buffers(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("script", "match"),
     [
-        ("echo no >&2; echo 'no memory left' >&2; exit 3", r"failed with status 3 \(no memory left\): try --scorer"),
+        (
+            "echo no >&2; echo 'no memory left' >&2; exit 3",
+            r"failed with status 3 \(no memory left\): try the",
+        ),
         ("kill -SEGV $$", "failed with status -11"),
         ("exit 0", r"failed with status 0 \(it said nothing\)"),
         ("echo 'Scores: (#C #S #D #I) 1 0 0 0' > sclite.pra", "scored 1 segments instead of 3"),

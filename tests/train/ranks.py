@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from lowbit_k2.train.distributed import Ranks, process_group, ranks_from_environment
+from lowbit_k2.train.distributed import DistributedContext, process_group, ranks_from_environment
 from lowbit_k2.train.trainer import LoopConfig, Trainer
 from lowbit_k2.train.update import update
 from tests.train.toy import run_epochs, toy_batches, toy_trainer
@@ -19,10 +19,11 @@ LOOP = LoopConfig(num_epochs=2, average_period=2, save_every_n=2, tensorboard=Fa
 def split(batch, rank: int):
     """The utterance of a batch of two that a rank gets."""
     part = slice(rank, rank + 1)
-    return replace(batch, inputs=batch.inputs[part], input_lens=batch.input_lens[part], texts=batch.texts[part])
+    names = {"texts": batch.texts[part], "ids": batch.ids[part]}
+    return replace(batch, inputs=batch.inputs[part], input_lens=batch.input_lens[part], **names)
 
 
-def one_update(ranks: Ranks, exp_dir: Path, precisions: tuple[str, ...]) -> Trainer:
+def one_update(ranks: DistributedContext, exp_dir: Path, precisions: tuple[str, ...]) -> Trainer:
     """A trainer after an update on its half of a batch, without dropout and augmentation."""
     trainer = toy_trainer(exp_dir, precisions, loop=LOOP, augment=None, ranks=ranks)
     trainer.model.eval()
@@ -34,7 +35,7 @@ def one_update(ranks: Ranks, exp_dir: Path, precisions: tuple[str, ...]) -> Trai
     return trainer
 
 
-def train(ranks: Ranks, exp_dir: Path) -> None:
+def train(ranks: DistributedContext, exp_dir: Path) -> None:
     """Two epochs with dropout and augmentation; the model of every rank is saved."""
     trainer = toy_trainer(exp_dir, loop=LOOP, ranks=ranks)
     run_epochs(trainer, 2)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -95,11 +97,29 @@ def test_average_between_two_epochs(tmp_path):
 
 def test_selection_refuses_what_is_not_there(tmp_path):
     save_checkpoint(tmp_path / "epoch-1.pt", Checkpoint(model={"w": torch.ones(1)}, meta={}))
-    with pytest.raises(UserError, match="--avg 2"):
+    with pytest.raises(UserError, match="avg 2"):
         select_checkpoint(tmp_path, 1, 0, 2, False)
     with pytest.raises(UserError, match=r"epoch-5\.pt"):
         select_checkpoint(tmp_path, 5, 0, 1, False)
     with pytest.raises(UserError, match=r"checkpoint-100\.pt"):
         select_checkpoint(tmp_path, 0, 100, 1, False)
-    with pytest.raises(UserError, match="--exp-dir"):
+    with pytest.raises(UserError, match="exp_dir"):
         select_checkpoint(tmp_path / "nowhere", 1, 0, 1, False)
+
+
+class _Harmful:
+    """Unpickled, it leaves a file behind."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple:
+        return (os.system, (f"touch {self.mark}",))
+
+
+def test_code_in_a_checkpoint_never_runs(tmp_path: Path) -> None:
+    mark = tmp_path / "mark"
+    torch.save({"model": _Harmful(mark)}, tmp_path / "epoch-1.pt")
+    with pytest.raises(UserError, match="epoch-1.pt"):
+        load_checkpoint(tmp_path / "epoch-1.pt")
+    assert not mark.exists()

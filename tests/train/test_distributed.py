@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from lowbit_k2.errors import UserError
-from lowbit_k2.train.distributed import Ranks, launch_ranks, ranks_from_environment, start_ranks
+from lowbit_k2.train.distributed import DistributedContext, launch_ranks, ranks_from_environment, start_ranks
 from tests.train.ranks import one_update
 
 RANKS = 2
@@ -23,7 +23,7 @@ def run(task: str, folder: Path) -> int:
 @pytest.mark.parametrize("precisions", ["32", "2,1,sp"])
 def test_gradients_are_those_of_one_process_with_all_utterances(tmp_path: Path, precisions: str) -> None:
     assert run(precisions, tmp_path) == 0
-    one_update(Ranks(), tmp_path, tuple(precisions.split(",")))
+    one_update(DistributedContext(), tmp_path, tuple(precisions.split(",")))
     expected = torch.load(tmp_path / "update-0-of-1.pt")
     for rank in range(RANKS):
         found = torch.load(tmp_path / f"update-{rank}-of-{RANKS}.pt")
@@ -50,11 +50,11 @@ def test_one_failure_ends_all_and_says_why(tmp_path: Path, capsys: pytest.Captur
 
 
 def test_ranks_of_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert ranks_from_environment() is None and launch_ranks(1) == Ranks()
+    assert ranks_from_environment() is None and launch_ranks(1) == DistributedContext()
     monkeypatch.setenv("RANK", "9")
     monkeypatch.setenv("WORLD_SIZE", "16")
     monkeypatch.setenv("LOCAL_RANK", "1")
-    assert launch_ranks(8) == Ranks(rank=9, world_size=16, local_rank=1)
+    assert launch_ranks(8) == DistributedContext(rank=9, world_size=16, local_rank=1)
     assert not launch_ranks(8).is_main
 
 
@@ -67,7 +67,7 @@ def test_draws_differ_between_ranks(tmp_path: Path) -> None:
     from tests.train.toy import toy_batches, toy_trainer
 
     [batch] = toy_batches(1, count=1)
-    trainers = [toy_trainer(tmp_path, ranks=Ranks(rank, 2)) for rank in range(2)]
+    trainers = [toy_trainer(tmp_path, ranks=DistributedContext(rank, 2)) for rank in range(2)]
     draws = [trainer.rank_number(number) for number in range(5) for trainer in trainers]
     assert len(set(draws)) == len(draws)
     masked = [trainer.prepare(batch, 3).inputs for trainer in trainers]

@@ -74,6 +74,7 @@ def test_accumulated_batches_equal_one_large_batch(tmp_path):
                 inputs=whole.inputs[i : i + 1],
                 input_lens=whole.input_lens[i : i + 1],
                 texts=whole.texts[i : i + 1],
+                ids=whole.ids[i : i + 1],
             )
             for i in range(2)
         ]

@@ -45,7 +45,7 @@ from lowbit_k2.recipe.flags import make_parser
 from lowbit_k2.recipe.training_flags import read_training_flags
 from lowbit_k2.tables import markdown_table
 from lowbit_k2.train.checkpoint import load_checkpoint, numbered
-from lowbit_k2.train.distributed import Ranks
+from lowbit_k2.train.distributed import DistributedContext
 from lowbit_k2.train.update import update
 
 RESULTS = RECIPE / "results"
@@ -172,7 +172,12 @@ def time_rows(rows: list[Row], rounds: int, further: list[str]) -> dict:
             flags = [*r.flags, "--seed", str(r.seed), "--exp-dir", f"{folder}/{name}", "--tensorboard", "false"]
             config = read_training_flags(make_training_parser().parse_args([*flags, *further]))
             data = AsrDataModule(config.data)
-            run = Run(config, Ranks(), set_up_device(config.run.num_threads, config.loop, Ranks()), None)
+            run = Run(
+                config,
+                DistributedContext(),
+                set_up_device(config.run.num_threads, config.loop, DistributedContext()),
+                None,
+            )
             trainers[name] = make_trainer(config, run, load_tokenizer(config.run.tokens), data)
             trainers[name].model.train()
         seconds: dict[str, list[float]] = {name: [] for name in trainers}

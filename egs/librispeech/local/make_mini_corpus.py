@@ -19,17 +19,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
 from mini_plan import DEFAULT_HOURS, DEFAULT_SEED, SPLITS, Plan, Speaker, Utterance, make_plan
 
-from lowbit_k2.data.espeak import Espeak, Prosody
-from lowbit_k2.data.synthesis import (
+from lowbit_k2.errors import run_main
+from lowbit_k2.processes import check_num_jobs
+from lowbit_k2.synthesis.audio import SAMPLING_RATE, record
+from lowbit_k2.synthesis.corpus import (
     README_NAME,
     corpus_parser,
     holds_corpus,
     synthesize_all,
     whole_folder,
 )
-from lowbit_k2.data.synthetic_audio import SAMPLING_RATE, record
-from lowbit_k2.errors import run_main
-from lowbit_k2.processes import check_num_jobs
+from lowbit_k2.synthesis.espeak import Espeak, Prosody
 
 README = """\
 Synthetic speech in the directory layout of LibriSpeech, made by lowbit_k2's egs/librispeech/local/make_mini_corpus.py

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 from mini_text import distinct_sentences
 
-from lowbit_k2.data.grammar import uniform_int
-from lowbit_k2.data.synthesis import check_hours
+from lowbit_k2.synthesis.corpus import check_hours
+from lowbit_k2.synthesis.grammar import uniform_int
 
 DEFAULT_HOURS = 1.0
 # Of the seeds 1-160 the one whose rarest dev or test word is heard most often in training (4 times).

@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 
-from lowbit_k2.data.grammar import Rules, expand, parse_grammar
+from lowbit_k2.synthesis.grammar import Rules, expand, parse_grammar
 
 GRAMMAR_TEXT = """
 sentence: <date> | <date> | <date> | <journey> | <journey> | <command> | <command> | <command> | <number> |

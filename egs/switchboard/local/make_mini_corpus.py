@@ -27,16 +27,16 @@ from mini_discs import audio_path, write_eval, write_ms98, write_sphere, write_t
 from mini_line import LINE_RATE
 from mini_talk import Talk, make_call
 
-from lowbit_k2.data.espeak import Espeak
-from lowbit_k2.data.synthesis import (
+from lowbit_k2.errors import run_main
+from lowbit_k2.processes import check_num_jobs
+from lowbit_k2.synthesis.corpus import (
     README_NAME,
     corpus_parser,
     holds_corpus,
     synthesize_all,
     whole_folder,
 )
-from lowbit_k2.errors import run_main
-from lowbit_k2.processes import check_num_jobs
+from lowbit_k2.synthesis.espeak import Espeak
 
 GLM = Path(__file__).with_name("mini.glm")
 README = """\

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 from mini_dialogue import RULES, TOPICS, Turn, Writer, estimate_seconds
 
-from lowbit_k2.data.grammar import draw, uniform_int
-from lowbit_k2.data.synthesis import check_hours
+from lowbit_k2.synthesis.corpus import check_hours
+from lowbit_k2.synthesis.grammar import draw, uniform_int
 
 DEFAULT_HOURS = 1.2
 # Of the seeds 1-300 the one whose rarest test or dev word (broken-off words left out) is heard most often in training

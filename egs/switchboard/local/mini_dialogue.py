@@ -11,7 +11,7 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from lowbit_k2.data.grammar import Rules, draw, expand, parse_grammar, uniform_int, vocabulary
+from lowbit_k2.synthesis.grammar import Rules, draw, expand, parse_grammar, uniform_int, vocabulary
 
 TOPICS = ("weather", "family", "cars", "cooking", "music", "work", "vacations")
 HESITATIONS = ("uh", "um")

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from mini_dialogue import said
 
-from lowbit_k2.data.espeak import Espeak
+from lowbit_k2.synthesis.espeak import Espeak
 
 VOICE = "en-us"
 HEADER = """\

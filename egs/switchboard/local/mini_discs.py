@@ -20,7 +20,7 @@ from mini_dialogue import EVENTS, HESITATIONS, TOPICS
 from mini_line import LINE_RATE
 from mini_talk import Segment, Talk
 
-from lowbit_k2.data.grammar import draw, uniform_int
+from lowbit_k2.synthesis.grammar import draw, uniform_int
 
 IGNORED = "IGNORE_TIME_SEGMENT_IN_SCORING"
 ALTERNATIVES = {"because_1": "{ BECAUSE / 'CAUSE }", "bye-bye": "{ BYE-BYE / BYE BYE }"}  # as spelled in references

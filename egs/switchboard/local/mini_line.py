@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lowbit_k2.data.synthetic_audio import next_smooth, noise, rms, shape_spectrum, tilt
+from lowbit_k2.synthesis.audio import next_smooth, noise, rms, shape_spectrum, tilt
 
 LINE_RATE = 8000
 FLOOR = -70.0  # dB: what is left outside the band

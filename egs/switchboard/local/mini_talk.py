@@ -11,8 +11,8 @@ from mini_calls import SIDES, Call, Caller
 from mini_dialogue import EVENTS, HESITATIONS, Sentence, Turn, said
 from mini_line import LINE_RATE, draw_line, receive, transmit
 
-from lowbit_k2.data.espeak import Espeak, Prosody
-from lowbit_k2.data.synthetic_audio import noise, resample, rms, shape_spectrum, to_int16, trim
+from lowbit_k2.synthesis.audio import noise, resample, rms, shape_spectrum, to_int16, trim
+from lowbit_k2.synthesis.espeak import Espeak, Prosody
 
 GAPS = (0.15, 0.9)  # seconds between turns
 OVERLAPS, OVERLAP_CHANCE = (0.05, 0.3), 0.15  # seconds that a turn begins before the other's end

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-HEAD = "import json\nfrom lowbit_k2.data.espeak import Espeak, Prosody\nfrom lowbit_k2.errors import run_main\n"
+HEAD = "import json\nfrom lowbit_k2.synthesis.espeak import Espeak, Prosody\nfrom lowbit_k2.errors import run_main\n"
 
 
 def run(code: str) -> subprocess.CompletedProcess[str]:

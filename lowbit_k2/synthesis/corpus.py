@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
+from lowbit_k2.core.config import ConfigError
 from lowbit_k2.errors import UserError
 from lowbit_k2.processes import in_fresh_processes
 
@@ -54,7 +55,7 @@ def check_hours(hours: float) -> None:
       UserError: hours are not between 0.01 and 20.
     """
     if not 0.01 <= hours <= 20:
-        raise UserError(f"--hours {hours:g} is out of range: give 0.01 to 20")
+        raise ConfigError("hours", f"{hours:g} is out of range: give 0.01 to 20")
 
 
 def holds_corpus(folder: Path, readme: str) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from lowbit_k2.data.grammar import draw, expand, parse_grammar, uniform_int, vocabulary
+from lowbit_k2.synthesis.grammar import draw, expand, parse_grammar, uniform_int, vocabulary
 
 RULES = parse_grammar("""
 sentence: the <animal> sleeps | where is

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from lowbit_k2.data.synthetic_audio import (
+from lowbit_k2.synthesis.audio import (
     PEAK,
     next_smooth,
     noise,
