@@ -55,7 +55,7 @@ def read_json(path: str | Path) -> Any:
       UserError: the file is missing or is not JSON.
     """
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return json.loads(Path(path).read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise UserError(f"{path} does not exist") from None
     except (OSError, ValueError) as error:

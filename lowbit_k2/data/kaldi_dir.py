@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lowbit_k2.errors import UserError
+from lowbit_k2.textfile import numbered_lines
 
 if TYPE_CHECKING:
     from lhotse import CutSet, Recording, SupervisionSegment
 
+MISSING = "a Kaldi data directory holds wav.scp and text"
 # A segment may end this much behind its recording: Kaldi rounds times to 0.01 s, and tools cut generously.
 END_TOLERANCE = 0.1  # seconds
 
@@ -24,17 +26,9 @@ def read_table(path: Path, num_fields: int) -> dict[str, list[str]]:
     Raises:
       UserError: missing file, not UTF-8, a key given twice, or too few fields.
     """
-    if not path.is_file():
-        raise UserError(f"{path} does not exist: a Kaldi data directory holds wav.scp and text")
     table: dict[str, list[str]] = {}
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read as UTF-8 text: {error}") from None
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        key, *fields = line.strip().split(maxsplit=num_fields)
+    for number, line in numbered_lines(path, MISSING):
+        key, *fields = line.split(maxsplit=num_fields)
         if len(fields) < num_fields:
             raise UserError(f"{path} line {number}: expected {num_fields} fields behind {key}, found {len(fields)}")
         if key in table:
@@ -119,12 +113,8 @@ def read_kaldi_dir(data_dir: str | Path) -> CutSet:
 
 def read_texts(path: Path) -> dict[str, str]:
     """The file `text`; an utterance may have no words."""
-    if not path.is_file():
-        raise UserError(f"{path} does not exist: a Kaldi data directory holds wav.scp and text")
     texts: dict[str, str] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
-        if not line.strip():
-            continue
+    for number, line in numbered_lines(path, MISSING):
         name, *words = line.split()
         if name in texts:
             raise UserError(f"{path} line {number}: {name} occurs twice")

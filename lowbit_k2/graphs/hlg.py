@@ -8,18 +8,24 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
 from lowbit_k2.errors import UserError
-from lowbit_k2.graphs.lexicon import BLANK, WORD_DISAMBIG, read_lines
+from lowbit_k2.graphs.lexicon import BLANK, WORD_DISAMBIG, read_symbols
+from lowbit_k2.graphs.ngram import BOS, EOS
 from lowbit_k2.k2_compat import forget_properties, require_k2
+from lowbit_k2.textfile import read_lines
 
 if TYPE_CHECKING:
     import k2
+
+
+NO_WORDS = {BOS, EOS, "<unk>", "<UNK>"}  # of an ARPA file, whatever words.txt holds
 
 
 def ctc_topology(num_classes: int, device: str = "cpu") -> k2.Fsa:
@@ -31,22 +37,26 @@ def ctc_topology(num_classes: int, device: str = "cpu") -> k2.Fsa:
     return k2.arc_sort(k2.ctc_topo(max_token=num_classes - 1, modified=False, device=device))
 
 
-def read_grammar(path: str | Path, words: Path, order: int | None = None) -> k2.Fsa:
+def read_grammar(
+    path: str | Path, words: Path, order: int | None = None, log: Callable[[str], None] = lambda line: None
+) -> k2.Fsa:
     """G from an ARPA file (through kaldilm), or from its text form in OpenFst's format (`G_3_gram.fst.txt`).
 
     Args:
       path: ARPA or OpenFst text.
       words: words.txt; n-grams with other words are left out.
       order: highest order of n-grams taken from the ARPA file; all by default.
+      log: called with a line that says how much was left out.
 
     Raises:
-      UserError: the file is missing or is neither.
+      UserError: the file is missing or is neither, none of its words is in words.txt, or no sentence can end.
     """
     k2 = require_k2()
-    lines = read_lines(path)
+    lines = read_lines(path, "make it with make_lm, or give the path of an n-gram")
     text = "\n".join(lines) + "\n"
     if any(line.strip() == "\\data\\" for line in lines[:1000]):
-        text = _arpa_to_fst(Path(path), words, order)
+        check_vocabulary(path, lines, words, log)
+        text = _arpa_to_fst(Path(path), text, words, order)
     elif not lines or not lines[0].split() or not all(field.isdigit() for field in lines[0].split()[:4]):
         raise UserError(f"{path} is neither an ARPA file nor a grammar in OpenFst's text format")
     try:
@@ -58,13 +68,48 @@ def read_grammar(path: str | Path, words: Path, order: int | None = None) -> k2.
     return fsa
 
 
-def _arpa_to_fst(arpa: Path, words: Path, order: int | None) -> str:
-    """kaldilm's OpenFst text of an ARPA file; in a process of its own, because it aborts on damaged files."""
-    command = [sys.executable, "-m", "kaldilm", f"--read-symbol-table={words}", f"--disambig-symbol={WORD_DISAMBIG}"]
-    command += [f"--max-order={order or -1}", str(arpa)]
-    done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", check=False)
+def check_vocabulary(path: str | Path, lines: Sequence[str], words: Path, log: Callable[[str], None]) -> None:
+    """Say how many words and n-grams of an ARPA file are not in words.txt, and so are left out.
+
+    Raises:
+      UserError: none of its words is in words.txt, or it has no `</s>`.
+    """
+    known, unigrams, ngrams, left_out, order = set(read_symbols(words)), set(), 0, 0, 0
+    for line in lines:
+        if line.startswith("\\"):
+            order = int(line[1:-7]) if line.endswith("-grams:") and line[1:-7].isdigit() else 0
+        elif order and line.strip():
+            ngram = line.split()[1 : order + 1]
+            unigrams |= set(ngram) if order == 1 else set()
+            ngrams, left_out = ngrams + 1, left_out + (not known.issuperset(ngram))
+    if EOS not in unigrams:
+        raise UserError(f"{path} has no unigram {EOS}, so no sentence could end: make it again with sentence ends")
+    own = {word for word in unigrams if word not in NO_WORDS}
+    missing = sorted(own - known)
+    if own and len(missing) == len(own):
+        raise UserError(f"{path} shares no word with {words}, its first is {missing[0]}: are letter cases equal?")
+    if left_out:
+        log(
+            f"warning: {len(missing)} of the {len(own)} words of {path} are not in {words} (first: "
+            f"{', '.join(missing[:3])}); {left_out} of its {ngrams} n-grams are left out"
+        )
+
+
+def _arpa_to_fst(path: Path, text: str, words: Path, order: int | None) -> str:
+    """kaldilm's OpenFst text of an ARPA file; in a process of its own, because it aborts on damaged files.
+
+    Args:
+      path: what the user gave.
+      text: what it holds, as `textfile` reads it: kaldilm takes neither gzip nor CRLF.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        arpa = Path(folder) / "lm.arpa"
+        arpa.write_text(text, encoding="utf-8")
+        command = [sys.executable, "-m", "kaldilm", f"--read-symbol-table={words}"]
+        command += [f"--disambig-symbol={WORD_DISAMBIG}", f"--max-order={order or -1}", str(arpa)]
+        done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", check=False)
     if done.returncode != 0 or not done.stdout:
-        raise UserError(f"{arpa} cannot be turned into a grammar{_reason(done.stderr)}: is it a complete ARPA file?")
+        raise UserError(f"{path} cannot be turned into a grammar{_reason(done.stderr)}: is it a complete ARPA file?")
     return done.stdout
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from lowbit_k2.errors import UserError
 from lowbit_k2.fileio import atomic_write
+from lowbit_k2.textfile import numbered_lines, read_lines
 
 if TYPE_CHECKING:
     import k2
@@ -23,21 +24,10 @@ WORD_DISAMBIG = "#0"  # the word-side symbol that keeps back-off arcs of G apart
 Entry = tuple[str, tuple[str, ...]]  # one pronunciation: the word and its tokens
 Arc = tuple[int, int, int, int, float]  # from state, to state, input label, output label, score
 
+COMMENT = ";;;"
+TOKEN = re.compile(r"[^#\x00-\x1f\x7f][^\x00-\x1f\x7f]*")  # what begins with # tells homophones apart in graphs
+NUMBER = re.compile(r"[0-9]*\.[0-9]+|1(\.0*)?")
 _VARIANT = re.compile(r"(?<=.)\(\d+\)$")  # CMU's mark of a second pronunciation: READ(2)
-
-
-def read_lines(path: str | Path) -> list[str]:
-    """Lines of a UTF-8 text file.
-
-    Raises:
-      UserError: the file is missing, a folder, or not UTF-8.
-    """
-    try:
-        return Path(path).read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist: run the stage that makes it first") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read as UTF-8 text: {error}") from None
 
 
 def read_symbols(path: str | Path) -> dict[str, int]:
@@ -69,17 +59,30 @@ def write_symbols(path: str | Path, table: Mapping[str, int]) -> None:
 def read_lexicon(path: str | Path) -> list[Entry]:
     """Read `WORD token token ...` lines; CMU's variant marks are removed (`READ(2)` is `READ`), repeats dropped.
 
+    Comments are passed over: lines that begin with `;;;`, and a field `#` with all behind it, as CMUdict has them.
+
     Raises:
-      UserError: missing file, a word without pronunciation, or no entry at all.
+      UserError: missing file, a word without pronunciation, columns that are no tokens, or no entry at all.
     """
     entries: dict[Entry, None] = {}
-    for number, line in enumerate(read_lines(path), start=1):
-        fields = line.split()
+    for number, line in numbered_lines(path):
+        fields = [] if line.startswith(COMMENT) else line.split()
+        if "#" in fields:
+            fields = fields[: fields.index("#")]
         if not fields:
             continue
-        if len(fields) < 2:
-            raise UserError(f"{path} line {number}: word {fields[0]} has no pronunciation")
-        entries[(_VARIANT.sub("", fields[0]), tuple(fields[1:]))] = None
+        word, *tokens = fields
+        if not tokens:
+            raise UserError(f"{path} line {number}: word {word} has no pronunciation")
+        odd = next((token for token in tokens if token in (EPSILON, BLANK) or not TOKEN.fullmatch(token)), None)
+        if odd is not None:
+            raise UserError(f"{path} line {number}: {odd!r} can be no token of {word}: expected WORD token token ...")
+        if NUMBER.fullmatch(tokens[0]):
+            raise UserError(
+                f"{path} line {number}: {tokens[0]} behind {word} looks like a probability (Kaldi's lexiconp.txt): "
+                "give the lexicon without them"
+            )
+        entries[(_VARIANT.sub("", word), tuple(tokens))] = None
     if not entries:
         raise UserError(f"{path} holds no pronunciation")
     return list(entries)

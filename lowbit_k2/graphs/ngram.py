@@ -25,7 +25,7 @@ from pathlib import Path
 from lowbit_k2.core.config import ConfigError
 from lowbit_k2.errors import UserError
 from lowbit_k2.fileio import atomic_write
-from lowbit_k2.graphs.lexicon import read_lines
+from lowbit_k2.textfile import read_lines
 
 BOS, EOS = "<s>", "</s>"
 FALLBACK_DISCOUNTS = (0.5, 1.0, 1.5)  # of an order whose counts of counts leave the formula undefined

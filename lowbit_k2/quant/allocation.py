@@ -103,7 +103,7 @@ class Allocation:
           UserError: the file is missing, or holds no allocation.
         """
         try:
-            return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
+            return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8-sig")))
         except OSError as error:
             raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
         except (ValueError, RecursionError):

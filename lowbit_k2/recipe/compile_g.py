@@ -29,8 +29,12 @@ def compile_g(lm: Path, words: Path, output: Path) -> bool:
             raise UserError(f"{path} does not exist: run prepare_lang and make_lm first")
     if output.is_file() and output.stat().st_mtime >= max(path.stat().st_mtime for path in (lm, words)):
         return False
-    save_fsa(output, read_grammar(lm, words))
+    save_fsa(output, read_grammar(lm, words, log=say))
     return True
+
+
+def say(line: str) -> None:
+    print(line, flush=True)
 
 
 def get_parser() -> argparse.ArgumentParser:

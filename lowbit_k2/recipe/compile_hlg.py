@@ -40,7 +40,7 @@ def compile_lang(lang_dir: Path, lm: Path, order: int | None, output_dir: Path |
         return False
     record.unlink(missing_ok=True)
     tokens, words = read_symbols(lang_dir / "tokens.txt"), read_symbols(lang_dir / "words.txt")
-    lexicon, grammar = load_fsa(lang_dir / "L_disambig.pt"), read_grammar(lm, lang_dir / "words.txt", order)
+    lexicon, grammar = load_fsa(lang_dir / "L_disambig.pt"), read_grammar(lm, lang_dir / "words.txt", order, say)
     lg = compile_lg(lexicon, grammar, tokens, words, say)
     save_fsa(lg_path, lg)
     save_fsa(hlg_path, compile_hlg(lg, tokens[WORD_DISAMBIG], say))

@@ -10,15 +10,19 @@ the transcript that are not in it are left out with their n-grams, unless `--unk
 from __future__ import annotations
 
 import argparse
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 from lowbit_k2.data.tokenizer import load_tokenizer
 from lowbit_k2.errors import UserError, run_main
-from lowbit_k2.graphs.lexicon import read_lines, read_symbols
+from lowbit_k2.graphs.lexicon import read_symbols
 from lowbit_k2.graphs.ngram import estimate, write_arpa
 from lowbit_k2.recipe.prepare_lang import RESERVED
 from lowbit_k2.recipe.train_bpe import SPECIALS
+from lowbit_k2.textfile import read_lines
+
+MANY_UNKNOWN = 0.1  # share of a text's words from which on their absence is a warning
 
 
 def make_lm(
@@ -34,9 +38,29 @@ def make_lm(
         raise UserError(f"--unknown-word {unknown} is not in {words}: choose one of its symbols")
     vocabulary = [word for word in symbols if word not in RESERVED and not word.startswith("#")]
     sentences = [line.split() for line in read_lines(transcript) if line.strip()]
+    report_unknown(Counter(word for sentence in sentences for word in sentence), set(vocabulary), transcript, words)
     model = estimate(sentences, order, vocabulary, unknown, min_counts)
     write_arpa(model, arpa)
     return [len(table) for table in model.probabilities]
+
+
+def report_unknown(counts: Counter[str], known: set[str], transcript: Path, words: Path) -> None:
+    """Print how many words of a text words.txt lacks.
+
+    Raises:
+      UserError: it lacks all of them.
+    """
+    unknown = Counter({word: number for word, number in counts.items() if word not in known})
+    if not unknown:
+        return
+    first, share = unknown.most_common(1)[0][0], unknown.total() / counts.total()
+    if len(unknown) == len(counts):
+        raise UserError(f"no word of {transcript} is in {words}, the commonest is {first}: are letter cases equal?")
+    print(
+        f"{'warning: ' if share > MANY_UNKNOWN else ''}{unknown.total()} of {counts.total()} words of {transcript} "
+        f"({share:.1%}) are not in {words}, most often {first}",
+        flush=True,
+    )
 
 
 def make_token_lm(transcript: Path, order: int, units: Path, arpa: Path, min_counts: Sequence[int] = ()) -> list[int]:

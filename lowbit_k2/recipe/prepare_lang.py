@@ -25,11 +25,11 @@ from lowbit_k2.graphs.lexicon import (
     add_disambig,
     lexicon_fsa,
     read_lexicon,
-    read_lines,
     write_lexicon,
     write_symbols,
 )
 from lowbit_k2.k2_compat import has_k2
+from lowbit_k2.textfile import read_lines
 
 UNKNOWN_WORD = "<UNK>"
 RESERVED = {EPSILON, UNKNOWN_WORD, WORD_DISAMBIG, "<s>", "</s>", "!SIL"}

@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING
 
 from lowbit_k2.errors import UserError
 from lowbit_k2.fileio import atomic_write
-from lowbit_k2.scoring.stm import format_seconds, read_text
+from lowbit_k2.scoring.stm import format_seconds
+from lowbit_k2.textfile import read_lines
 
 if TYPE_CHECKING:
     from lhotse import CutSet
@@ -80,10 +81,8 @@ def read_recogs(path: str | Path) -> dict[str, list[str]]:
       UserError: missing file, a line of another format, or no utterances.
     """
     path = Path(path)
-    if not path.is_file():
-        raise UserError(f"{path} does not exist: give the recogs-*.txt that decode.py wrote for this test set")
     hypotheses = {}
-    for number, line in enumerate(read_text(path).splitlines(), start=1):
+    for number, line in enumerate(read_lines(path, "give the recogs-*.txt that decode.py wrote for this test set"), 1):
         found = RECOGS_LINE.fullmatch(line)
         words = None if found is None else _literal(found["words"])
         if words is None:

@@ -28,7 +28,8 @@ from pathlib import Path
 from lowbit_k2.errors import UserError
 from lowbit_k2.fileio import atomic_write
 from lowbit_k2.scoring.ctm import CtmWord, share_out
-from lowbit_k2.scoring.stm import StmSegment, read_text
+from lowbit_k2.scoring.stm import StmSegment
+from lowbit_k2.textfile import read_lines
 
 COMMENT = ";;"
 DEPENDENT = re.compile(r';;\s+INPUT_DEPENDENT_APPLICATION\s*=\s*"([^"]*)"')
@@ -152,7 +153,7 @@ def read_glm(path: str | Path, kind: str) -> GlobalMap:
       UserError: missing file, or one that is no GLM, with the line.
     """
     path, rules, switches = Path(path), [], {}
-    lines = read_text(path).splitlines()
+    lines = read_lines(path, "give the test set's GLM", legacy=True)
     if not lines or not lines[0].startswith(COMMENT):
         raise UserError(f"{path} is no global mapping file: its first line should be a comment, {COMMENT} ...")
     for number, line in _lines_for({"ref": "stm ref", "hyp": "ctm hyp"}[kind].split(), lines, path):

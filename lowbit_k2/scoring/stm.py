@@ -19,8 +19,10 @@ from pathlib import Path
 
 from lowbit_k2.errors import UserError
 from lowbit_k2.fileio import atomic_write
+from lowbit_k2.textfile import numbered_lines, read_lines
 
 COMMENT = ";;"
+MISSING = "check the folder that was given"
 IGNORED = "IGNORE_TIME_SEGMENT_IN_SCORING"
 GAP_SPEAKER = "inter_segment_gap"  # what the NIST files call stretches in which nobody's words are known
 LINE = re.compile(
@@ -75,7 +77,7 @@ def read_stm(path: str | Path) -> list[StmSegment]:
       UserError: missing or empty file, or a line that is no segment.
     """
     path = Path(path)
-    segments = [parse_line(line, f"{path} line {number}") for number, line in numbered_lines(path)]
+    segments = [parse_line(line, f"{path} line {number}") for number, line in segment_lines(path)]
     if not segments:
         raise UserError(f"{path} holds no segments: is it an STM file?")
     return segments
@@ -88,7 +90,7 @@ def read_stm_header(path: str | Path) -> list[str]:
       UserError: missing file.
     """
     header = []
-    for line in read_text(Path(path)).splitlines():
+    for line in read_lines(path, MISSING, legacy=True):
         if line.strip() and not line.startswith(COMMENT):
             break
         if line.strip():
@@ -103,27 +105,11 @@ def write_stm(path: str | Path, segments: Iterable[StmSegment], header: Iterable
         temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
 
-def read_text(path: Path) -> str:
-    """A text of the discs: UTF-8, or Latin-1 where it is not (as some of the older files).
-
-    Raises:
-      UserError: missing or unreadable file.
-    """
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}: check the folder that was given") from None
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        return data.decode("latin-1")
-
-
-def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
+def segment_lines(path: Path) -> Iterator[tuple[int, str]]:
     """Lines that are neither empty nor comments, with their numbers from 1."""
-    for number, line in enumerate(read_text(path).splitlines(), start=1):
-        if line.strip() and not line.lstrip().startswith(COMMENT):
-            yield number, line.strip()
+    for number, line in numbered_lines(path, MISSING, legacy=True):
+        if not line.startswith(COMMENT):
+            yield number, line
 
 
 def parse_line(line: str, where: str) -> StmSegment:

@@ -108,7 +108,7 @@ def test_missing_files(kaldi_dir: Path) -> None:
             read_kaldi_dir(kaldi_dir)
         (kaldi_dir / "away").rename(kaldi_dir / name)
     (kaldi_dir / "wav.scp").write_bytes(b"\xff\xfe\n")
-    with pytest.raises(UserError, match="UTF-8"):
+    with pytest.raises(UserError, match="UTF-16"):
         read_kaldi_dir(kaldi_dir)
     with pytest.raises(UserError, match="no folder"):
         read_kaldi_dir(kaldi_dir / "absent")

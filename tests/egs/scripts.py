@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 import torch
 
@@ -104,3 +105,17 @@ def refused(tmp_path: Path, script: Path | str, *flags: Flag, status: int = 1) -
     line = call(script, *[str(flag).replace("TMP", str(tmp_path)) for flag in flags]).error(status)
     assert files_of(tmp_path) == before
     return line
+
+
+def local_module(folder: Path, name: str) -> ModuleType:
+    """A module of a recipe's local/ folder, whose modules see each other as scripts do; other recipes' make room."""
+    folder = folder.resolve()
+    for known, module in list(sys.modules.items()):
+        place = Path(getattr(module, "__file__", None) or ".").resolve().parent
+        if place.name == "local" and place != folder:
+            del sys.modules[known]
+    sys.path.insert(0, str(folder))
+    try:
+        return importlib.import_module(name)
+    finally:
+        sys.path.remove(str(folder))

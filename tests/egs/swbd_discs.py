@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
-from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 
+from tests.egs import scripts
 from tests.egs.scripts import ROOT
 
 SWITCHBOARD = ROOT / "egs/switchboard"
@@ -18,10 +17,7 @@ Words = Sequence[tuple[float, float, str]]  # start, end, text
 
 
 def local_module(name: str) -> ModuleType:
-    """A module of the recipe's local/ folder; its modules see each other as scripts do."""
-    if str(LOCAL) not in sys.path:
-        sys.path.append(str(LOCAL))
-    return import_module(name)
+    return scripts.local_module(LOCAL, name)
 
 
 def write_call(

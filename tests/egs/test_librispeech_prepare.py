@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import importlib
 import os
 import re
 import shutil
@@ -19,16 +18,14 @@ import numpy as np
 import pytest
 
 from lowbit_k2.errors import UserError
+from tests.egs import scripts
 
 RECIPE = Path(__file__).resolve().parents[2] / "egs" / "librispeech"
 ARPA_TEXT = "\\data\\\nngram 1=1\n\n\\1-grams:\n-1\t</s>\n\n\\end\\\n"
 
 
 def local_module(name: str) -> ModuleType:
-    """Import a module of the recipe's local/ folder."""
-    if str(RECIPE / "local") not in sys.path:
-        sys.path.insert(0, str(RECIPE / "local"))
-    return importlib.import_module(name)
+    return scripts.local_module(RECIPE / "local", name)
 
 
 def prepare(*flags: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:

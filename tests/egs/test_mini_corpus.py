@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import subprocess
 import sys
 from collections import Counter
@@ -14,6 +13,7 @@ import pytest
 import soundfile
 
 from lowbit_k2.synthesis.grammar import parse_grammar, vocabulary
+from tests.egs import scripts
 
 LOCAL = Path(__file__).resolve().parents[2] / "egs" / "librispeech" / "local"
 FIRST_SENTENCE = "WHO IS THE YOUNG STRANGER WITH HELEN"
@@ -21,10 +21,7 @@ SPLITS = ("train-clean-100", "dev-clean", "test-clean")
 
 
 def local_module(name: str) -> ModuleType:
-    """Import a module of the recipe's local/ folder, whose modules see each other as scripts do."""
-    if str(LOCAL) not in sys.path:
-        sys.path.insert(0, str(LOCAL))
-    return importlib.import_module(name)
+    return scripts.local_module(LOCAL, name)
 
 
 def make_corpus(output_dir: Path, *flags: str) -> subprocess.CompletedProcess[str]:

@@ -20,6 +20,7 @@ from lowbit_k2.scoring.glm import filter_reference, read_glm
 from lowbit_k2.scoring.stm import read_stm, read_stm_header
 from lowbit_k2.synthesis.audio import rms
 from lowbit_k2.synthesis.grammar import vocabulary
+from tests.egs import scripts
 from tests.egs.scripts import ROOT, Run, spawn
 
 LOCAL = ROOT / "egs" / "switchboard" / "local"
@@ -30,10 +31,7 @@ Line = tuple[float, float, list[str]]  # start, end, words
 
 
 def local_module(name: str) -> ModuleType:
-    """Import a module of the recipe's local/ folder, whose modules see each other as scripts do."""
-    if str(LOCAL) not in sys.path:
-        sys.path.append(str(LOCAL))
-    return importlib.import_module(name)
+    return scripts.local_module(LOCAL, name)
 
 
 def make_corpus(output_dir: Path, *flags: str) -> Run:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from lowbit_k2.errors import UserError
 from lowbit_k2.graphs.fsa_io import load_fsa, save_fsa
 from lowbit_k2.graphs.hlg import compile_lg, ctc_topology, read_grammar
-from lowbit_k2.graphs.lexicon import lexicon_fsa, write_symbols
+from lowbit_k2.graphs.lexicon import lexicon_fsa, read_symbols, write_symbols
 from lowbit_k2.graphs.ngram import estimate, write_arpa
 from lowbit_k2.recipe.compile_hlg import compile_lang
 from lowbit_k2.recipe.prepare_lang import prepare_lang
@@ -75,7 +76,11 @@ def test_openfst_text_is_a_grammar(tmp_path: Path) -> None:
 
 def test_bad_grammars(lang: Path) -> None:
     words = lang / "words.txt"
-    for text, reason in [("hello\n", "neither an ARPA"), ("", "neither an ARPA"), ("\\data\\\nngram 1=2\n", "grammar")]:
+    for text, reason in [
+        ("hello\n", "neither an ARPA"),
+        ("", "neither an ARPA"),
+        ("\\data\\\nngram 1=2\n", "no unigram </s>"),
+    ]:
         (lang / "bad").write_text(text)
         with pytest.raises(UserError, match=reason):
             read_grammar(lang / "bad", words)
@@ -92,3 +97,29 @@ def test_an_empty_composition_is_named() -> None:
     only_b = k2.Fsa.from_openfst("0 1 2 2 0\n1 0\n", acceptor=False)
     with pytest.raises(UserError, match="share no sentence"):
         compile_lg(lexicon, only_b, tokens, WORDS)
+
+
+def test_arpa_files_as_people_have_them(lang: Path) -> None:
+    """CRLF, gzip and a byte-order mark change nothing."""
+    words, whole = lang / "words.txt", (lang / "lm.arpa").read_bytes()
+    expected = read_grammar(lang / "lm.arpa", words)
+    variants = {"crlf": whole.replace(b"\n", b"\r\n"), "gz": gzip.compress(whole), "bom": b"\xef\xbb\xbf" + whole}
+    for name, data in variants.items():
+        (lang / name).write_bytes(data)
+        assert read_grammar(lang / name, words).arcs.values().equal(expected.arcs.values()), name
+
+
+def test_words_that_words_txt_lacks_are_counted(lang: Path) -> None:
+    words, said = lang / "words.txt", []
+    vocabulary = [word for word in read_symbols(words) if word.isalpha()]
+    write_arpa(estimate([vocabulary, ["Other", vocabulary[0]]], 2, [*vocabulary, "Other"]), lang / "mixed.arpa")
+    read_grammar(lang / "mixed.arpa", words, log=said.append)
+    assert len(said) == 1 and f"1 of the {len(vocabulary) + 1} words of {lang / 'mixed.arpa'}" in said[0]
+    assert "(first: Other); 3 of its" in said[0]
+    write_arpa(estimate([["other", "words"]], 2, ["other", "words"]), lang / "foreign.arpa")
+    with pytest.raises(UserError, match="foreign.arpa shares no word with .*words.txt, its first is other"):
+        read_grammar(lang / "foreign.arpa", words)
+    text = (lang / "lm.arpa").read_text().replace("</s>", "</x>")
+    (lang / "endless.arpa").write_text(text)
+    with pytest.raises(UserError, match="endless.arpa has no unigram </s>"):
+        read_grammar(lang / "endless.arpa", words)

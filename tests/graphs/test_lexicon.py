@@ -66,6 +66,31 @@ def test_bad_lexicons(tmp_path: Path) -> None:
     path.write_text("A\n")
     with pytest.raises(UserError, match="no pronunciation"):
         read_lexicon(path)
-    path.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(UserError, match="UTF-8"):
+    path.write_bytes(b"A x\nB \xff\n")
+    with pytest.raises(UserError, match="lexicon.txt line 2: byte 0xff is not UTF-8"):
         read_lexicon(path)
+
+
+def test_comments_of_a_dictionary(tmp_path: Path) -> None:
+    path = tmp_path / "dict.txt"
+    path.write_text("\ufeff;;; # version 1\nYES Y EH S\nGO G OW # a game\nGO(2) G AO#\n\n# all of it\n")
+    expected = [("YES", ("Y", "EH", "S")), ("GO", ("G", "OW")), ("GO", ("G", "AO#"))]
+    assert read_lexicon(path) == expected
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("GO # silent", "line 2: word GO has no pronunciation"),
+        ("GO #1 OW", "line 2: '#1' can be no token of GO"),
+        ("GO <eps>", "line 2: '<eps>' can be no token of GO"),
+        ("GO <blk> G", "line 2: '<blk>' can be no token of GO"),
+        ("GO 0.75 G OW", "line 2: 0.75 behind GO looks like a probability"),
+        ("GO 1.0 G OW", "line 2: 1.0 behind GO looks like a probability"),
+        ("GO G\x1b[31m OW", "line 2: .* can be no token of GO"),
+    ],
+)
+def test_odd_columns_are_refused_by_line(tmp_path: Path, line: str, message: str) -> None:
+    (tmp_path / "dict.txt").write_text(f"YES Y EH S\n{line}\n")
+    with pytest.raises(UserError, match=message):
+        read_lexicon(tmp_path / "dict.txt")

@@ -39,3 +39,16 @@ def test_refusals(inputs: tuple[Path, Path, Path]) -> None:
     with pytest.raises(UserError, match="no sentence"):
         make_lm(transcript, 2, words, arpa)
     assert not arpa.exists()
+
+
+def test_words_that_words_txt_lacks(inputs: tuple[Path, Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    transcript, words, arpa = inputs
+    make_lm(transcript, 2, words, arpa)
+    said = f"1 of 5 words of {transcript} (20.0%) are not in {words}, most often OTHER"
+    assert capsys.readouterr().out == f"warning: {said}\n"
+    transcript.write_text("A B\n" * 20 + "C\n")
+    make_lm(transcript, 2, words, arpa)
+    assert capsys.readouterr().out.startswith("1 of 41 words")
+    transcript.write_text("a b\nb\n")
+    with pytest.raises(UserError, match="no word of .*train.txt is in .*words.txt, the commonest is b"):
+        make_lm(transcript, 2, words, arpa)

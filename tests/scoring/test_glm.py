@@ -154,7 +154,7 @@ def test_hypotheses_are_those_of_csrfilt() -> None:
     [
         ("", "no global mapping file"),
         ("UH => OH\n", "no global mapping file"),
-        ("\x00\x01\n", "no global mapping file"),
+        ("\x00\x01\n", "line 1: a NUL byte"),
         (";;\nUH OH\n", "line 2: expected `WORDS => WORDS"),
         (";;\n* name\nUH => OH\n", "line 2: expected `\\* name = 'value'`"),
         (";;\n* format = 'NIST2'\n", "line 2: rules of format 'NIST2'"),
@@ -170,7 +170,7 @@ def test_files_that_are_no_glm(tmp_path: Path, content: str, match: str) -> None
 
 
 def test_missing_glm(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="none.glm cannot be read"):
+    with pytest.raises(UserError, match="none.glm does not exist"):
         read_glm(tmp_path / "none.glm", "ref")
 
 

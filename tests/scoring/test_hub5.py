@@ -206,11 +206,11 @@ def cut_without_supervision(inputs: Inputs) -> None:
         (cut_without_supervision, "cut music has 0 supervisions"),
         (lambda i: i.recogs.unlink(), "recogs-eval2000.txt does not exist"),
         (lambda i: i.recogs.write_text("a b c\n"), "recogs-eval2000.txt line 1: expected"),
-        (lambda i: i.stm.unlink(), "the.stm cannot be read"),
+        (lambda i: i.stm.unlink(), "the.stm does not exist"),
         (lambda i: i.stm.write_text("garbage\n"), "the.stm line 1: expected"),
         (lambda i: i.stm.write_text(STM.replace("(i)", "(i")), "the.stm, segment sw_2 A 0.00: parentheses"),
         (lambda i: setattr(i, "glm", i.stm), "the.stm line 2: expected `WORDS => WORDS"),
-        (lambda i: setattr(i, "glm", i.folder / "glm"), "glm cannot be read"),
+        (lambda i: setattr(i, "glm", i.folder / "glm"), "glm does not exist"),
         (
             lambda i: i.write({**HEARD, "sw_2-A_000000-000200": ["(see"]}),
             "recogs-eval2000.txt, a word through .*: parenth",

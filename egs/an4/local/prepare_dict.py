@@ -17,7 +17,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
 from lowbit_k2.errors import UserError, run_main
 from lowbit_k2.fileio import atomic_write
-from lowbit_k2.graphs.lexicon import read_lexicon, read_lines, write_lexicon
+from lowbit_k2.graphs.lexicon import read_lexicon, write_lexicon
+from lowbit_k2.textfile import read_lines
 
 
 def check_coverage(words: set[str], transcript: Path, dictionary: Path) -> None:

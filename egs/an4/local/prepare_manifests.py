@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
 from lowbit_k2.errors import UserError, run_main
 from lowbit_k2.fileio import atomic_write
+from lowbit_k2.textfile import numbered_lines
 
 if TYPE_CHECKING:
     from lhotse import Recording, SupervisionSegment
@@ -41,9 +42,7 @@ class Utterance:
 
 
 def read_corpus_lines(path: Path) -> list[str]:
-    if not path.is_file():
-        raise UserError(f"{path} does not exist: {REMEDY}")
-    return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    return [line for _, line in numbered_lines(path, REMEDY)]
 
 
 def read_part(corpus_dir: Path, part: str) -> Iterator[Utterance]:

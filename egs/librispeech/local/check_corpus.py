@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
 from lowbit_k2.errors import UserError, run_main
+from lowbit_k2.textfile import numbered_lines
 
 REMEDY = "give --librispeech-dir the folder that holds train-clean-100 etc., or download it with --stage 0"
 
@@ -36,19 +38,28 @@ def usable_parts(corpus_dir: Path, wanted: list[str]) -> tuple[list[str], list[s
     return present, [part for part in wanted if part not in present]
 
 
-def check_part(part_dir: Path) -> None:
-    """Every transcribed utterance of a part has a FLAC file that is not empty."""
-    transcripts = sorted(part_dir.glob("*/*/*.trans.txt"))
+def read_part(part_dir: Path) -> Iterator[tuple[Path, str]]:
+    """Audio file and `id WORDS` of each transcribed utterance of a part; files that a Mac leaves (`._*`) are none.
+
+    Raises:
+      UserError: no transcripts, or a line without words.
+    """
+    transcripts = [path for path in sorted(part_dir.glob("*/*/*.trans.txt")) if not path.name.startswith("._")]
     if not transcripts:
         raise UserError(f"{part_dir} holds no speaker/chapter/*.trans.txt: it is no part of LibriSpeech, or not whole")
     for path in transcripts:
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-            fields = line.split(maxsplit=1)
-            if len(fields) < 2:
+        for number, line in numbered_lines(path):
+            name, *words = line.split()
+            if not words:
                 raise UserError(f"{path} line {number}: expected an utterance id and its words, found {line!r}")
-            audio = path.parent / f"{fields[0]}.flac"
-            if not audio.is_file() or audio.stat().st_size == 0:
-                raise UserError(f"{audio} is missing or empty, but {path.name} transcribes it: unpack the part again")
+            yield path.parent / f"{name}.flac", line
+
+
+def check_part(part_dir: Path) -> None:
+    """Every transcribed utterance of a part has a FLAC file that is not empty."""
+    for audio, _ in read_part(part_dir):
+        if not audio.is_file() or audio.stat().st_size == 0:
+            raise UserError(f"{audio} is missing or empty, but is transcribed: unpack the part again")
 
 
 def get_parser() -> argparse.ArgumentParser:

@@ -11,28 +11,42 @@ from __future__ import annotations
 
 import argparse
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
+from check_corpus import read_part
+
 from lowbit_k2.data.manifests import write_manifests
 from lowbit_k2.errors import UserError, run_main
 
 
-def read_corpus(corpus_dir: Path, parts: list[str], num_jobs: int) -> dict[str, dict[str, Any]]:
-    """Manifests by part and kind, from lhotse.
+def read_manifests(part_dir: Path, num_jobs: int) -> dict[str, Any]:
+    """Recordings and supervisions of a part, each utterance read by lhotse.
 
     Raises:
-      UserError: lhotse cannot read the corpus, e.g. a damaged audio file.
+      UserError: lhotse cannot read an utterance, e.g. a damaged audio file.
     """
-    from lhotse.recipes import prepare_librispeech
+    from lhotse import RecordingSet, SupervisionSet, fix_manifests
+    from lhotse.recipes.librispeech import parse_utterance
 
-    try:
-        return prepare_librispeech(corpus_dir, dataset_parts=parts, num_jobs=num_jobs)
-    except Exception as error:  # lhotse and the audio libraries have no common class
-        reason = " ".join(str(error).split())[:300]
-        raise UserError(f"{corpus_dir} cannot be read ({type(error).__name__}: {reason}): unpack it again") from None
+    def parse(utterance: tuple[Path, str]) -> tuple:
+        audio, line = utterance
+        try:
+            if (found := parse_utterance(part_dir, line, {})) is not None:
+                return found
+        except Exception as error:  # lhotse and the audio libraries have no common class
+            reason = " ".join(str(error).split())[:300]
+            raise UserError(f"{audio} cannot be read ({type(error).__name__}: {reason}): unpack it again") from None
+        raise UserError(f"{audio} does not exist, but is transcribed: unpack the part again")
+
+    with ThreadPoolExecutor(num_jobs) as threads:
+        pairs = list(threads.map(parse, read_part(part_dir)))
+    recordings = RecordingSet.from_recordings(recording for recording, _ in pairs)
+    supervisions = SupervisionSet.from_segments(segment for _, segment in pairs)
+    return dict(zip(("recordings", "supervisions"), fix_manifests(recordings, supervisions), strict=True))
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -49,7 +63,7 @@ def main() -> None:
     if not args.corpus_dir.is_dir():
         raise UserError(f"no corpus at {args.corpus_dir}: download it with --stage 0, or give its folder")
     corpus_dir = args.corpus_dir.resolve()  # manifests name audio by full paths: usable from any folder
-    manifests = read_corpus(corpus_dir, args.parts.split(), args.num_jobs)
+    manifests = {part: read_manifests(corpus_dir / part, args.num_jobs) for part in args.parts.split()}
     write_manifests("librispeech", manifests, args.manifest_dir)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from lowbit_k2.errors import UserError
-from lowbit_k2.scoring.stm import read_text
+from lowbit_k2.textfile import numbered_lines
 
 CALL = re.compile(r"sw0?(\d{4})", re.IGNORECASE)
 TRANSCRIPT = re.compile(r"sw(\d{4})([ab])-ms98-a-trans\.text", re.IGNORECASE)
@@ -127,9 +127,7 @@ def find_one(folders: list[Path], *names: str) -> Path | None:
 
 def read_lines(path: Path) -> Iterator[tuple[int, str]]:
     """Lines with something in them, without the blanks around, numbered from 1."""
-    for number, line in enumerate(read_text(path).splitlines(), start=1):
-        if line.strip():
-            yield number, line.strip()
+    yield from numbered_lines(path, "check the folder that was given", legacy=True)
 
 
 def read_callers(folders: list[Path], problems: Problems) -> tuple[dict[tuple[str, str], str], Path | None]:

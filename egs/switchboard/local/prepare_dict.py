@@ -27,7 +27,8 @@ from ms98 import LETTERS, NOISES, Pronunciation, clean_token, find_acronyms, is_
 
 from lowbit_k2.errors import UserError, run_main
 from lowbit_k2.fileio import atomic_write
-from lowbit_k2.graphs.lexicon import Entry, read_lines, write_lexicon
+from lowbit_k2.graphs.lexicon import Entry, write_lexicon
+from lowbit_k2.textfile import read_lines
 
 NOISE_PHONES = dict(zip(NOISES, ("nsn", "lau", "spn"), strict=True))  # as Kaldi calls them
 SILENCE = "sil"  # the blank of CTC takes its part
