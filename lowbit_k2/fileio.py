@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import tempfile
@@ -31,15 +32,37 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         umask = os.umask(0)
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)  # mkstemp makes files private; outputs follow the user's umask
+        _flush(temporary)  # a name must not reach the disk before its contents
         os.replace(temporary, path)
+        _flush(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _flush(path: Path) -> None:
+    """Have the system write a file or folder to the disk; not all file systems can."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError:
+        pass
+    finally:
+        os.close(descriptor)
 
 
 def remove_unfinished(folder: str | Path) -> None:
     """Remove what a killed process left half-written in a folder that nobody else writes to."""
     for path in Path(folder).glob(f"{TEMPORARY}*"):
         path.unlink()
+
+
+def sha256(path: Path) -> str:
+    """Checksum of a file of any size."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def write_json(path: str | Path, value: Any) -> None:

@@ -20,7 +20,7 @@ Transducers:
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -52,6 +52,7 @@ from lowbit_k2.decode.nbest import (
 from lowbit_k2.decode.token_lm import TokenLm
 from lowbit_k2.decode.transducer import greedy_search, modified_beam_search
 from lowbit_k2.errors import UserError
+from lowbit_k2.graphs.fsa_io import checksum, load_fsa, made_for
 from lowbit_k2.graphs.lexicon import WORD_DISAMBIG, read_symbols
 from lowbit_k2.k2_compat import require_k2
 
@@ -80,8 +81,14 @@ class LatticeMethod(Method):
         if setup.lang_dir is None:
             raise ConfigError("lang_dir", f"with {self.graph}.pt and words.txt is needed by {self.name}")
         path = setup.lang_dir / f"{self.graph}.pt"
-        self.fsa = keep_lm_scores(load_graph(path, setup.units.vocab_size, setup.search.lm_scale, setup.device))
+        if not path.exists():
+            raise UserError(f"{path} does not exist: run prepare_lang and compile_hlg first")
         self.ids = read_symbols(setup.lang_dir / "words.txt")
+        expected = made_for(None, self.ids) | {"units": checksum(setup.units.pieces())}
+        graph = load_graph(path, setup.units.vocab_size, setup.search.lm_scale, setup.device, expected)
+        if largest_output(graph) > max(self.ids.values()):
+            raise UserError(f"{path} puts out words that words.txt does not have: compile it again")
+        self.fsa = keep_lm_scores(graph)
         self.words = {i: word for word, i in self.ids.items()}
 
     @classmethod
@@ -165,9 +172,7 @@ class Rescoring(OneBest):
         path = setup.lm_dir / LATTICE_GRAMMAR
         if not path.is_file():
             raise UserError(f"{path} does not exist: make it with python -m lowbit_k2.recipe.compile_g")
-        from lowbit_k2.graphs.fsa_io import load_fsa
-
-        grammar, backoff = load_fsa(path), self.ids[WORD_DISAMBIG]
+        grammar, backoff = load_fsa(path, expected=made_for(None, self.ids)), self.ids[WORD_DISAMBIG]
         if int(grammar.labels.max()) > backoff:
             raise UserError(f"{path} was made for other words than words.txt has: make it again with compile_g")
         self.grammar = rescoring_grammar(grammar, backoff, setup.search.lm_scale, setup.device)
@@ -275,15 +280,28 @@ def taken(values: Tensor, rows: Tensor) -> Tensor:
     return values[rows.to(values.device)]
 
 
-def load_graph(path: Path, num_classes: int, lm_scale: float, device: str | torch.device) -> k2.Fsa:
+def largest_output(graph: k2.Fsa) -> int:
+    """The largest output label, ragged or not."""
+    labels = graph.aux_labels if isinstance(graph.aux_labels, Tensor) else graph.aux_labels.values
+    return int(labels.max()) if labels.numel() else 0
+
+
+def load_graph(
+    path: Path,
+    num_classes: int,
+    lm_scale: float,
+    device: str | torch.device,
+    expected: Mapping[str, str] | None = None,
+) -> k2.Fsa:
     """HLG.pt or LG.pt with its scores scaled.
+
+    Args:
+      expected: the symbols that it must have been made for, as `load_fsa` takes them.
 
     Raises:
       UserError: no such file, or its labels do not fit the network.
     """
-    from lowbit_k2.graphs.fsa_io import load_fsa
-
-    graph = load_fsa(path)
+    graph = load_fsa(path, expected=expected)
     if int(graph.labels.max()) >= num_classes:
         raise UserError(
             f"{path} has tokens up to {int(graph.labels.max())} but the model {num_classes} classes: "

@@ -1,10 +1,18 @@
-"""Save and load graphs as dicts of tensors, which `torch.load(..., weights_only=True)` accepts in both lanes."""
+"""Save and load graphs as dicts of tensors, with a record of the symbols that they were made for.
+
+The file holds `arcs` and, for a transducer, `aux_labels` as k2's `Fsa.as_dict` has them, so that icefall reads it. Only
+where an arc carries several words (k2 keeps a ragged tensor, which pickle alone could store), `aux_labels` holds all
+values and `aux_row_splits` (number of arcs + 1) says where each arc's begin. `made_for` is JSON: checksums by name.
+"""
 
 from __future__ import annotations
 
-import pickle
+import hashlib
+import json
+import logging
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -12,28 +20,43 @@ from torch import Tensor
 from lowbit_k2.errors import UserError
 from lowbit_k2.fileio import atomic_write
 from lowbit_k2.k2_compat import require_k2
+from lowbit_k2.tensorfile import DamagedError, load_tensors, save_tensors
 
 if TYPE_CHECKING:
     import k2
 
+REMEDIES = {"words": "words.txt", "tokens": "tokens.txt", "units": "the model's units"}
 
-def save_fsa(path: str | Path, fsa: k2.Fsa) -> None:
+
+def checksum(symbols: Iterable[str]) -> str:
+    """Of symbols in the order of their ids."""
+    return hashlib.sha256("\n".join(symbols).encode("utf-8")).hexdigest()
+
+
+def made_for(tokens: Mapping[str, int] | None, words: Mapping[str, int]) -> dict[str, str]:
+    """What a graph over these symbol tables records. Disambiguation symbols of tokens.txt do not count."""
+    by_id = {name: sorted(table, key=table.__getitem__) for name, table in (("t", tokens or {}), ("w", words))}
+    record = {"words": checksum(by_id["w"])}
+    return record if tokens is None else record | {"units": checksum(s for s in by_id["t"] if not s.startswith("#"))}
+
+
+def save_fsa(path: str | Path, fsa: k2.Fsa, record: Mapping[str, Any] | None = None) -> None:
     """Write a graph, atomically.
 
-    The file holds `arcs` and, for a transducer, `aux_labels` as k2's `Fsa.as_dict` has them, so that icefall reads
-    it. Only where an arc carries several words (k2 keeps a ragged tensor, which pickle alone could store),
-    `aux_labels` holds all values and `aux_row_splits` (number of arcs + 1) says where each arc's begin.
+    Args:
+      record: what it was made for and from (`made_for`).
     """
     k2 = require_k2()
-    tensors = {"arcs": fsa.as_dict()["arcs"].cpu()}
+    content: dict[str, Any] = {"arcs": fsa.as_dict()["arcs"].cpu()}
     aux = getattr(fsa, "aux_labels", None)
     if isinstance(aux, k2.RaggedTensor):
-        tensors.update(_ragged_tensors(aux))
+        content.update(_ragged_tensors(aux))
     elif aux is not None:
-        tensors["aux_labels"] = aux.cpu()
-    # An open file, because torch writes the name of a path into the archive: equal graphs give equal bytes.
-    with atomic_write(path) as temporary, temporary.open("wb") as file:
-        torch.save(tensors, file)
+        content["aux_labels"] = aux.cpu()
+    if record:
+        content["made_for"] = json.dumps(record, sort_keys=True)
+    with atomic_write(path) as temporary:
+        save_tensors(temporary, content)
 
 
 def _ragged_tensors(aux: k2.RaggedTensor) -> dict[str, Tensor]:
@@ -47,33 +70,99 @@ def _ragged_tensors(aux: k2.RaggedTensor) -> dict[str, Tensor]:
     return {"aux_labels": dense}
 
 
-def load_fsa(path: str | Path, device: str | torch.device = "cpu") -> k2.Fsa:
+def load_fsa(path: str | Path, device: str | torch.device = "cpu", expected: Mapping[str, str] | None = None) -> k2.Fsa:
     """Read a graph that `save_fsa` wrote, or one of icefall's whose arcs carry one word at most.
 
+    Args:
+      expected: what it must have been made for, as in `made_for`; a graph without a record is taken with a warning.
+
     Raises:
-      UserError: missing file, or not a graph.
+      UserError: missing file, not a graph, damaged, or one for other symbols.
     """
     k2 = require_k2()
-    tensors = _read_tensors(Path(path))
-    aux = tensors.get("aux_labels")
+    path = Path(path)
+    content = _read(path)
+    record = _record_of(content)
+    for name, value in (expected or {}).items():
+        if name not in record:
+            logging.warning("%s does not say which %s it was made for: compile it again", path, REMEDIES[name])
+        elif record[name] != value:
+            raise UserError(
+                f"{path} was made for other symbols than {REMEDIES[name]} has now: compile it again, or give the lang "
+                "directory that belongs to it"
+            )
+    aux, splits = content.get("aux_labels"), content.get("aux_row_splits")
+    problem = problem_of_arcs(content["arcs"], aux, splits)
+    if problem:
+        raise UserError(f"{path} holds no graph: {problem}; compile it again")
     if aux is None:
-        return k2.Fsa(tensors["arcs"]).to(device)
-    fsa = k2.Fsa(tensors["arcs"], aux_labels=None if "aux_row_splits" in tensors else aux)
-    if "aux_row_splits" in tensors:
-        shape = k2.ragged.create_ragged_shape2(tensors["aux_row_splits"], None, aux.numel())
-        fsa.aux_labels = k2.RaggedTensor(shape, aux)
+        return k2.Fsa(content["arcs"]).to(device)
+    fsa = k2.Fsa(content["arcs"], aux_labels=None if splits is not None else aux)
+    if splits is not None:
+        fsa.aux_labels = k2.RaggedTensor(k2.ragged.create_ragged_shape2(splits, None, aux.numel()), aux)
     return fsa.to(device)
 
 
-def _read_tensors(path: Path) -> dict[str, Tensor]:
-    """The file's dict, checked to be a graph's."""
-    if not path.is_file():
+def read_record(path: Path) -> dict[str, Any]:
+    """What a graph says that it was made for; {} where it says nothing or cannot be read."""
+    try:
+        return _record_of(_read(path))
+    except UserError:
+        return {}
+
+
+def _record_of(content: Mapping[str, Any]) -> dict[str, Any]:
+    try:
+        record = json.loads(content.get("made_for", "{}"))
+    except (TypeError, ValueError):
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """The file's dict, checked to hold arcs."""
+    if not path.exists():
         raise UserError(f"{path} does not exist: run prepare_lang and compile_hlg first")
     try:
-        tensors = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, OSError, EOFError, ValueError, pickle.UnpicklingError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{path} cannot be read as a graph ({reason}): make it again with compile_hlg") from None
-    if not isinstance(tensors, dict) or not isinstance(tensors.get("arcs"), Tensor):
+        content = load_tensors(path)
+    except DamagedError as error:
+        raise UserError(f"{path} cannot be read as a graph: it {error}; make it again with compile_hlg") from None
+    if not isinstance(content, dict) or not isinstance(content.get("arcs"), Tensor):
         raise UserError(f"{path} holds no graph: make it again with compile_hlg")
-    return tensors
+    return content
+
+
+def problem_of_arcs(arcs: Tensor, aux: Any, splits: Any) -> str | None:
+    """What k2 would stumble over, or answer wrongly: None for arcs of a sound graph.
+
+    Args:
+      arcs: (A, 4) int32: source, target, label, and a float32 score's bits; sorted by source, the last state final.
+      aux: output labels, (A,) int32, or with `splits` the values of a ragged tensor.
+      splits: (A + 1,) int32.
+    """
+    if arcs.dtype != torch.int32 or arcs.dim() != 2 or arcs.size(1) != 4 or not len(arcs):
+        return f"arcs are {arcs.dtype} {tuple(arcs.shape)}"
+    source, target, label = arcs[:, 0], arcs[:, 1], arcs[:, 2]
+    final = int(target.max())
+    scores = arcs[:, 3].contiguous().view(torch.float32)
+    tests = {
+        "arcs are not sorted by state": bool((source.diff() >= 0).all()),
+        "states are out of range": bool((source >= 0).all() and (target >= 0).all() and (source < final).all()),
+        "only arcs into the final state are labelled -1": bool(((label == -1) == (target == final)).all()),
+        "labels are out of range": bool((label >= -1).all()),
+        "scores are not finite": bool(torch.isfinite(scores).all()),
+        "output labels do not fit": _fits(aux, splits, len(arcs)),
+    }
+    return next((problem for problem, good in tests.items() if not good), None)
+
+
+def _fits(aux: Any, splits: Any, num_arcs: int) -> bool:
+    if aux is None:
+        return splits is None
+    if not isinstance(aux, Tensor) or aux.dtype != torch.int32 or aux.dim() != 1 or bool((aux < -1).any()):
+        return False
+    if splits is None:
+        return len(aux) == num_arcs
+    if not isinstance(splits, Tensor) or splits.dtype != torch.int32 or splits.shape != (num_arcs + 1,):
+        return False
+    return int(splits[0]) == 0 and int(splits[-1]) == len(aux) and bool((splits.diff() >= 0).all())

@@ -2,7 +2,7 @@
 
   python -m lowbit_k2.recipe.compile_g --lm data/lm/4gram.arpa --lang-dir data/lang_bpe_500
 
-decode.py finds it by `--lm-dir`. It is made anew where the ARPA file or words.txt is younger.
+decode.py finds it by `--lm-dir`. It is made anew where the ARPA file or words.txt has changed.
 """
 
 from __future__ import annotations
@@ -12,13 +12,15 @@ from pathlib import Path
 
 from lowbit_k2.decode.methods import LATTICE_GRAMMAR
 from lowbit_k2.errors import UserError, run_main
-from lowbit_k2.graphs.fsa_io import save_fsa
+from lowbit_k2.fileio import sha256
+from lowbit_k2.graphs.fsa_io import made_for, read_record, save_fsa
 from lowbit_k2.graphs.hlg import read_grammar
+from lowbit_k2.graphs.lexicon import read_symbols
 from lowbit_k2.k2_compat import require_k2
 
 
 def compile_g(lm: Path, words: Path, output: Path) -> bool:
-    """Write the grammar; False where it is younger than what it is made from.
+    """Write the grammar; False where it is there, made from the same ARPA file and words.
 
     Raises:
       UserError: an input is missing or damaged, or k2 is not installed.
@@ -27,9 +29,10 @@ def compile_g(lm: Path, words: Path, output: Path) -> bool:
     for path in (lm, words):
         if not path.is_file():
             raise UserError(f"{path} does not exist: run prepare_lang and make_lm first")
-    if output.is_file() and output.stat().st_mtime >= max(path.stat().st_mtime for path in (lm, words)):
+    record = {**made_for(None, read_symbols(words)), "lm": sha256(lm)}
+    if output.is_file() and read_record(output) == record:
         return False
-    save_fsa(output, read_grammar(lm, words, log=say))
+    save_fsa(output, read_grammar(lm, words, log=say), record)
     return True
 
 

@@ -9,12 +9,11 @@ HLG.json records what they were made from; nothing is done where that has not ch
 from __future__ import annotations
 
 import argparse
-import hashlib
 from pathlib import Path
 
 from lowbit_k2.errors import UserError, run_main
-from lowbit_k2.fileio import read_json, write_json
-from lowbit_k2.graphs.fsa_io import load_fsa, save_fsa
+from lowbit_k2.fileio import read_json, sha256, write_json
+from lowbit_k2.graphs.fsa_io import load_fsa, made_for, save_fsa
 from lowbit_k2.graphs.hlg import compile_hlg, compile_lg, read_grammar
 from lowbit_k2.graphs.lexicon import WORD_DISAMBIG, read_symbols
 from lowbit_k2.k2_compat import require_k2
@@ -40,25 +39,17 @@ def compile_lang(lang_dir: Path, lm: Path, order: int | None, output_dir: Path |
         return False
     record.unlink(missing_ok=True)
     tokens, words = read_symbols(lang_dir / "tokens.txt"), read_symbols(lang_dir / "words.txt")
-    lexicon, grammar = load_fsa(lang_dir / "L_disambig.pt"), read_grammar(lm, lang_dir / "words.txt", order, say)
-    lg = compile_lg(lexicon, grammar, tokens, words, say)
-    save_fsa(lg_path, lg)
-    save_fsa(hlg_path, compile_hlg(lg, tokens[WORD_DISAMBIG], say))
+    symbols = made_for(tokens, words)
+    lexicon = load_fsa(lang_dir / "L_disambig.pt", expected=symbols)
+    lg = compile_lg(lexicon, read_grammar(lm, lang_dir / "words.txt", order, say), tokens, words, say)
+    save_fsa(lg_path, lg, symbols)
+    save_fsa(hlg_path, compile_hlg(lg, tokens[WORD_DISAMBIG], say), symbols)
     write_json(record, origin)
     return True
 
 
 def say(line: str) -> None:
     print(line, flush=True)
-
-
-def sha256(path: Path) -> str:
-    """Checksum of a file of any size."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def get_parser() -> argparse.ArgumentParser:

@@ -101,10 +101,11 @@ def write_lang(lang_dir: Path, pieces: list[str], entries: list[Entry]) -> dict[
     write_lexicon(lang_dir / "lexicon.txt", entries)
     write_lexicon(lang_dir / "lexicon_disambig.txt", marked)
     if has_k2():
-        from lowbit_k2.graphs.fsa_io import save_fsa  # here, because it loads torch
+        from lowbit_k2.graphs.fsa_io import made_for, save_fsa  # here, because it loads torch
 
-        save_fsa(lang_dir / "L.pt", lexicon_fsa(entries, tokens, words))
-        save_fsa(lang_dir / "L_disambig.pt", lexicon_fsa(marked, tokens, words, disambig_loop=True))
+        record = made_for(tokens, words)
+        save_fsa(lang_dir / "L.pt", lexicon_fsa(entries, tokens, words), record)
+        save_fsa(lang_dir / "L_disambig.pt", lexicon_fsa(marked, tokens, words, disambig_loop=True), record)
     return words
 
 

@@ -1,7 +1,7 @@
 """Checkpoints that hold tensors and JSON only, and their averages.
 
 A file is a dictionary {section: {name: tensor}} with the sections `model`, `optimizer`, `model_avg`, and `meta`, one
-JSON string with the configurations and counters. It loads with `weights_only=True` in every supported torch.
+JSON string with the configurations and counters.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from lowbit_k2.core.config import ConfigError
 from lowbit_k2.errors import UserError
 from lowbit_k2.fileio import atomic_write
+from lowbit_k2.tensorfile import DamagedError, load_tensors, save_tensors
 
 FORMAT = "lowbit_k2 checkpoint 1"
 Tensors = dict[str, Tensor]
@@ -50,38 +51,6 @@ def save_checkpoint(path: str | Path, checkpoint: Checkpoint) -> None:
         raise UserError(f"{path} cannot be written ({reason}): is the disk full? the run can go on later") from None
 
 
-class _LateErrors:
-    """A file whose errors wait in `error` until they are asked for: one in torch's writer ends the process (1.13)."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self.file = file
-        self.error: OSError | None = None
-
-    def write(self, data: bytes) -> int:
-        if self.error is None:
-            try:
-                self.file.write(data)
-            except OSError as error:
-                self.error = error
-        return len(data)
-
-    def flush(self) -> None:
-        """The file is flushed when it is closed."""
-
-
-def save_tensors(path: Path, content: Any) -> None:
-    """`torch.save`.
-
-    Raises:
-      OSError: the file cannot be written.
-    """
-    with path.open("wb") as file:
-        writer = _LateErrors(file)
-        torch.save(content, writer)
-        if writer.error is not None:
-            raise writer.error
-
-
 def load_checkpoint(path: str | Path) -> Checkpoint:
     """Read a checkpoint onto the CPU; nothing in the file is executed.
 
@@ -89,12 +58,12 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
       UserError: the file is missing, damaged, or none of ours.
     """
     path = Path(path)
-    if not path.is_file():
+    if not path.exists():
         raise UserError(f"{path} does not exist: train first, or choose the folder and epoch of a checkpoint")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise UserError(f"{path} is damaged or no checkpoint ({type(error).__name__})") from None
+        content = load_tensors(path)
+    except DamagedError as error:
+        raise UserError(f"{path} {error}: use another checkpoint") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise UserError(f"{path} is no checkpoint of this version of lowbit_k2 (expected '{FORMAT}')")
     try:

@@ -34,7 +34,7 @@ class ToyUnits:
         return " ".join(map(str, ids))
 
     def pieces(self) -> list[str]:
-        return ["<blk>", *map(str, range(1, self.vocab_size))]
+        return ["<blk>", *TOKENS, *map(str, range(len(TOKENS) + 1, self.vocab_size))][: self.vocab_size]
 
 
 def make_method(name: str, spells_words: bool = False, vocab_size: int = NUM_CLASSES, **setup) -> Method:

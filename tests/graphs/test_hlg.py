@@ -47,7 +47,7 @@ def test_one_word_per_arc_is_stored_as_icefall_reads_it(lang: Path) -> None:
     compile_lang(lang, lang / "lm.arpa", None)
     stored = torch.load(lang / "HLG.pt", weights_only=True)
     graph = k2.Fsa.from_dict(stored)
-    assert set(stored) == {"arcs", "aux_labels"}
+    assert set(stored) == {"arcs", "aux_labels", "made_for"}
     assert set(graph.aux_labels.tolist()) == {-1, 0, 1, 2} or set(graph.aux_labels.tolist()) == {0, 1, 2}
 
 
