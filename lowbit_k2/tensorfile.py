@@ -85,6 +85,8 @@ def load_tensors(path: Path) -> Any:
             content = torch.load(file, map_location="cpu", weights_only=True)
     except DamagedError:
         raise
+    except zipfile.BadZipFile as error:
+        raise DamagedError(f"is damaged, or no archive of tensors ({error})") from None
     except Exception as error:  # of zipfile, pickle and torch, which have no common class
         reason = " ".join(str(error).split())[:100]
         raise DamagedError(f"cannot be read ({type(error).__name__}: {reason})") from None
@@ -103,7 +105,7 @@ def _check_archive(file: BinaryIO) -> int:
     with zipfile.ZipFile(file) as archive:
         records = archive.infolist()
         for record in records:
-            odd = record.compress_type != zipfile.ZIP_STORED or record.external_attr
+            odd = record.compress_type != zipfile.ZIP_STORED or record.external_attr & 0xFFFF  # marks of folders
             if odd or not RECORD.fullmatch(record.filename):
                 raise DamagedError(f"holds {record.filename[:60]!r}, which is no record of tensors: it is not read")
         size = sum(record.file_size for record in records)

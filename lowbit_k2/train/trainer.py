@@ -263,11 +263,25 @@ def _short(value: Any) -> str:
 
 
 def newest_checkpoint(exp_dir: Path) -> Path | None:
-    """The checkpoint with the most updates, or None where there is none yet."""
-    paths = [exp_dir / f"{name}-{n}.pt" for name in ("epoch", "checkpoint") for n in numbered(exp_dir, name)[-1:]]
-    if not paths:
-        return None
-    return max(paths, key=lambda path: load_checkpoint(path).meta["update"])
+    """The checkpoint with the most updates, or None where there is none yet; damaged ones are passed over.
+
+    Raises:
+      UserError: there are checkpoints, and all of them are damaged.
+    """
+    updates: dict[Path, int] = {}
+    refusal: UserError | None = None
+    for name in ("epoch", "checkpoint"):
+        for number in reversed(numbered(exp_dir, name)):
+            path = exp_dir / f"{name}-{number}.pt"
+            try:
+                updates[path] = load_checkpoint(path).meta["update"]
+                break
+            except UserError as error:
+                refusal = error
+                logging.warning("%s; the one before is looked at", error)
+    if not updates and refusal is not None:
+        raise refusal
+    return max(updates, key=updates.__getitem__, default=None)
 
 
 def make_scaler(enabled: bool) -> Any:
