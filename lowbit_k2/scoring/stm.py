@@ -22,7 +22,7 @@ from lowbit_k2.fileio import atomic_write
 from lowbit_k2.textfile import numbered_lines, read_lines
 
 COMMENT = ";;"
-MISSING = "check the folder that was given"
+MISSING = "give the test set's STM"
 IGNORED = "IGNORE_TIME_SEGMENT_IN_SCORING"
 GAP_SPEAKER = "inter_segment_gap"  # what the NIST files call stretches in which nobody's words are known
 LINE = re.compile(

@@ -104,9 +104,10 @@ def test_dev_callers_are_in_no_training_call(tmp_path: Path) -> None:
 
 def test_the_split_depends_on_names_only() -> None:
     """Discs that are missing change nothing for the others; about as much is dev as was asked for."""
-    split_sides = local_module("prepare_manifests").split_sides
+    manifests = local_module("prepare_manifests")
+    split_sides = manifests.split_sides
     sides = [(f"sw0{number}", side) for number in range(2001, 4001) for side in "AB"]
-    callers = {side: str(1000 + hash_of(side) % 543) for side in sides}
+    callers = {side: str(1000 + int(manifests.hash_share(f"test {side}") * 2**32) % 543) for side in sides}
     whole = split_sides(sides, callers, 0.01)
     fewer = split_sides(sides[:3000], callers, 0.01)
     assert fewer.dev == whole.dev & set(sides[:3000]) and fewer.train == whole.train & set(sides[:3000])
@@ -114,10 +115,6 @@ def test_the_split_depends_on_names_only() -> None:
     assert whole.train | whole.dev | whole.left_out == set(sides)
     assert not {callers[s] for s in whole.dev} & {callers[s] for s in whole.train}
     assert not {c for c, _ in whole.dev} & {c for c, _ in whole.train}
-
-
-def hash_of(side: tuple[str, str]) -> int:
-    return int(local_module("prepare_manifests").hash_share(f"test {side}") * 2**32)
 
 
 def test_without_a_table_whole_conversations_are_dev(tmp_path: Path) -> None:

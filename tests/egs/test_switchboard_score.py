@@ -67,9 +67,9 @@ def test_it_can_be_started() -> None:
 @pytest.mark.parametrize(
     ("others", "match"),
     [
-        (["--stm", "TMP/none"], "TMP/none cannot be read"),
-        (["--stm", "TMP/cuts.jsonl.gz"], "TMP/cuts.jsonl.gz line 1: expected"),
-        (["--glm", "TMP/none"], "TMP/none cannot be read"),
+        (["--stm", "TMP/none"], "TMP/none does not exist: give the test set's STM"),
+        (["--stm", "TMP/cuts.jsonl.gz"], "TMP/cuts.jsonl.gz line 1: "),
+        (["--glm", "TMP/none"], "TMP/none does not exist: give the test set's GLM"),
         (["--glm", "TMP/stm"], "TMP/stm is no global mapping file"),
         (["--cuts", "TMP/none"], "TMP/none does not exist: run prepare.sh"),
         (["--cuts", "TMP/stm"], "TMP/stm cannot be read as cuts"),
