@@ -279,9 +279,9 @@ def usable_cuts(
 ) -> tuple[CutSet, CutSet]:
     """Both sets without the cuts that cannot be used; logs how many these are."""
     load = None if data.config.on_the_fly_feats else data.load
-    config = FilterConfig(model.output_lens, features=data.features, load=load)
-    train_cuts, counts = filter_cuts(train_cuts, tokenizer.encode, config)
+    config = FilterConfig(model.output_lens, features=data.features, load=load, unknown=tokenizer.unknown)
+    train_cuts, counts = filter_cuts(train_cuts, tokenizer.encode, config, "the training set")
     logging.info("training: %s", counts)
-    valid_cuts, counts = filter_cuts(valid_cuts, tokenizer.encode, config)
+    valid_cuts, counts = filter_cuts(valid_cuts, tokenizer.encode, config, "the validation set (dev)")
     logging.info("validation: %s", counts)
     return train_cuts, valid_cuts

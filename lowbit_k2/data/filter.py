@@ -16,14 +16,16 @@ import torch
 from torch import Tensor
 
 from lowbit_k2.data.features import FeatureConfig, num_frames
+from lowbit_k2.data.text import squeeze
 from lowbit_k2.errors import UserError
 
 if TYPE_CHECKING:
     from lhotse import CutSet
     from lhotse.cut import Cut
 
+MOST_SHOWN = 20  # characters
 Encode = Callable[[str], list[int]]
-REASONS = ("empty-text", "not-in-lexicon", "sampling-rate", "too-short", "too-long", "non-finite")
+REASONS = ("empty-text", "not-in-lexicon", "unknown-characters", "sampling-rate", "too-short", "too-long", "non-finite")
 
 
 @dataclass(frozen=True)
@@ -31,12 +33,15 @@ class FilterConfig:
     """What is dropped, and how much of it is too much.
 
     output_lens: frames of input -> frames of the network's output, `output_lens` of the model's settings.
+    max_dropped: share of the cuts; more is an error, but one bad cut among several never is.
+    unknown: text -> its characters that the units cannot spell, which would become `<unk>`.
     """
 
     output_lens: Callable[[int], int]
     features: FeatureConfig = field(default_factory=FeatureConfig)
     max_seconds: float = float("inf")  # longer utterances are dropped; they may not fit into memory
-    max_dropped: float = 0.05  # share of the cuts; more is an error
+    max_dropped: float = 0.05
+    unknown: Callable[[str], str] = lambda text: ""
     # Cut -> features; where given, every matrix is loaded once and looked at.
     load: Callable[[Cut], Tensor] | None = None
 
@@ -48,6 +53,7 @@ class FilterReport:
     total: int
     dropped: dict[str, int]  # by reason, those that occur
     examples: dict[str, str]  # reason -> id of the first cut dropped for it
+    characters: str = ""  # that the units cannot spell, the commonest first
 
     @property
     def num_dropped(self) -> int:
@@ -61,12 +67,14 @@ class FilterReport:
         if not self.dropped:
             return f"all {self.total} cuts kept"
         reasons = ", ".join(f"{n} {reason} (as {self.examples[reason]})" for reason, n in self.dropped.items())
-        return f"{self.kept} of {self.total} cuts kept, dropped: {reasons}"
+        shown = " ".join(self.characters[:MOST_SHOWN]) + (" ..." if len(self.characters) > MOST_SHOWN else "")
+        spelled = f"; the units lack: {shown}" if self.characters else ""
+        return f"{self.kept} of {self.total} cuts kept, dropped: {reasons}{spelled}"
 
 
 def cut_text(cut: Cut) -> str:
     """The transcript of a cut: the texts of its supervisions, words separated by single spaces."""
-    return " ".join(" ".join(s.text or "" for s in cut.supervisions).split())
+    return squeeze(" ".join(s.text or "" for s in cut.supervisions))
 
 
 def required_frames(ids: list[int]) -> int:
@@ -85,6 +93,8 @@ def reason_to_drop(cut: Cut, encode: Encode, config: FilterConfig) -> str | None
         return "not-in-lexicon"
     if not ids:
         return "empty-text"
+    if config.unknown(text):
+        return "unknown-characters"
     if cut.sampling_rate != config.features.sampling_rate:
         return "sampling-rate"
     if config.output_lens(num_frames(cut, config.features)) < required_frames(ids):
@@ -100,13 +110,16 @@ def _is_kept(cut: Cut, dropped: set[str]) -> bool:
     return cut.id not in dropped
 
 
-def filter_cuts(cuts: CutSet, encode: Encode, config: FilterConfig) -> tuple[CutSet, FilterReport]:
+def filter_cuts(
+    cuts: CutSet, encode: Encode, config: FilterConfig, name: str = "the set"
+) -> tuple[CutSet, FilterReport]:
     """Drop the cuts that training cannot use.
 
     Args:
       cuts: cuts with transcripts; one that was opened lazily stays lazy (and is read once here, to count).
       encode: text -> token ids; a UserError of it (a word that is not in the lexicon) drops the cut.
       config: what to look at.
+      name: of the set, for the error.
 
     Returns:
       The other cuts in the same order, and the counts.
@@ -114,21 +127,25 @@ def filter_cuts(cuts: CutSet, encode: Encode, config: FilterConfig) -> tuple[Cut
     Raises:
       UserError: no cuts at all, or more than `max_dropped` of them are bad.
     """
-    total, dropped, examples, kept, ids = 0, Counter(), {}, [], set()
+    total, dropped, examples, kept, ids, characters = 0, Counter(), {}, [], set(), Counter()
     for cut in cuts:
         total += 1
         reason = reason_to_drop(cut, encode, config)
         if reason is not None:
             dropped[reason] += 1
             examples.setdefault(reason, cut.id)
+            characters.update(config.unknown(cut_text(cut)) if reason == "unknown-characters" else "")
             ids.add(cut.id)
         elif not cuts.is_lazy:
             kept.append(cut)
-    report = FilterReport(total, {reason: dropped[reason] for reason in REASONS if dropped[reason]}, examples)
+    by_reason = {reason: dropped[reason] for reason in REASONS if dropped[reason]}
+    report = FilterReport(total, by_reason, examples, "".join(c for c, _ in characters.most_common()))
     if total == 0:
-        raise UserError("the manifest holds no cuts: run the earlier stages of prepare.sh again")
-    if report.num_dropped > config.max_dropped * total:
-        raise UserError(f"too many cuts cannot be used: {report}; check the transcripts, the units and the features")
+        raise UserError(f"{name} holds no cuts: run the earlier stages of prepare.sh again")
+    if report.num_dropped > max(config.max_dropped * total, min(1, total - 1)):
+        raise UserError(
+            f"too many cuts of {name} cannot be used: {report}; check the transcripts, the units and the features"
+        )
     if cuts.is_lazy:
         # By their ids: every later pass would load all features again to look at them.
         return cuts.filter(partial(_is_kept, dropped=ids)), report

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import random
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lowbit_k2.core.features import FeatureConfig
 from lowbit_k2.data.filter import cut_text
 from lowbit_k2.data.manifests import cuts_path, read_cuts
-from lowbit_k2.data.text import normalizer
+from lowbit_k2.data.text import marks, normalizer
 from lowbit_k2.errors import UserError
 from lowbit_k2.fileio import atomic_write
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from lhotse import CutSet
 
 SPEEDS = (0.9, 1.1)
+MOST_SHOWN = 10  # kinds of marks
 
 
 def read_manifests(manifest_dir: Path, corpus: str, split: str) -> CutSet:
@@ -47,8 +49,14 @@ def read_manifests(manifest_dir: Path, corpus: str, split: str) -> CutSet:
 
 
 def with_normalized_texts(cuts: CutSet, name: str) -> CutSet:
-    """The same cuts, their transcripts normalised."""
+    """The same cuts, their transcripts normalised; logs which marks were left out."""
     normalize = normalizer(name)
+    if name != "none":
+        found = Counter(mark for cut in cuts for s in cut.supervisions for mark in marks(s.text or ""))
+        if found:
+            shown = ", ".join(f"{mark} {times}" for mark, times in found.most_common(MOST_SHOWN))
+            more = f" and {len(found) - MOST_SHOWN} more" if len(found) > MOST_SHOWN else ""
+            logging.info("marks left out of the transcripts: %s%s", shown, more)
     return cuts.map_supervisions(lambda supervision: supervision.transform_text(normalize)).to_eager()
 
 

@@ -33,6 +33,9 @@ class Tokenizer(Protocol):
     def encode(self, text: str) -> list[int]:
         """Token ids of a transcript, never the blank."""
 
+    def unknown(self, text: str) -> str:
+        """Characters of a transcript that no unit spells, each once."""
+
     def decode(self, ids: Sequence[int]) -> str:
         """Text of token ids; blank and special tokens are left out."""
 
@@ -65,6 +68,7 @@ class SentencePieceTokenizer:
             raise UserError("the bytes are no sentencepiece model: make bpe.model again with train_bpe") from None
         if not self.vocab_size or self._processor.IdToPiece(0) != BLANK:
             raise UserError(f"piece 0 of the sentencepiece model is not {BLANK}: make it with train_bpe")
+        self._unknown = self._processor.unk_id()
         self._special = {i for i, piece in enumerate(self.pieces()) if _is_special(piece)}
 
     @property
@@ -73,6 +77,12 @@ class SentencePieceTokenizer:
 
     def encode(self, text: str) -> list[int]:
         return self._processor.EncodeAsIds(text)
+
+    def unknown(self, text: str) -> str:
+        if self._unknown not in self.encode(text):
+            return ""
+        known = {character for i, piece in enumerate(self.pieces()) if i not in self._special for character in piece}
+        return "".join(dict.fromkeys(c for c in "".join(text.split()) if c not in known)) or text[:1]
 
     def encode_words(self, words: Sequence[str]) -> list[list[str]]:
         """Pieces of each word spelled alone, for a lexicon."""
@@ -125,6 +135,9 @@ class LexiconTokenizer:
                 raise UserError(f"word {word} is not in the lexicon: add its pronunciation to lexicon.txt")
             ids.extend(self._ids[word])
         return ids
+
+    def unknown(self, text: str) -> str:
+        return ""  # words without a pronunciation are refused by `encode`
 
     def decode(self, ids: Sequence[int]) -> str:
         return " ".join(self._symbols[int(i)] for i in ids if int(i) != 0)

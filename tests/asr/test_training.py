@@ -131,7 +131,7 @@ def test_few_bad_cuts_are_dropped_and_counted(corpus: Corpus, tmp_path: Path) ->
 
 def test_units_of_the_same_number_are_not_the_same_units(corpus: Corpus, tmp_path: Path) -> None:
     train(corpus, tmp_path / "exp", "--num-epochs", "1")
-    other = make_lang(tmp_path / "lang", "YAS NI GI")
+    other = make_lang(tmp_path / "lang", "YES NO GO " * 9 + "ON")
     with pytest.raises(UserError, match="another tokenizer configuration"):
         train(corpus, tmp_path / "exp", "--num-epochs", "2", "--resume", "true", "--lang-dir", str(other))
 

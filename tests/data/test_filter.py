@@ -20,9 +20,14 @@ ALL = FilterConfig(OUTPUT_LENS, max_dropped=1.0)
 def encode(text: str) -> list[int]:
     """Letters as ids; a word that is not in the lexicon is refused, as phone tokenizers do."""
     for word in text.split():
-        if not set(word) <= set("".join(WORDS)):
+        if not set(word) <= set("".join(WORDS)) and not cyrillic(word):
             raise UserError(f"word {word} is not in the lexicon")
     return [ord(letter) for letter in text]
+
+
+def cyrillic(text: str) -> str:
+    """Characters that the units lack."""
+    return "".join(dict.fromkeys(letter for letter in text if letter > "А"))
 
 
 def altered(toy_corpus: ToyCorpus, **texts: str) -> lhotse.CutSet:
@@ -60,25 +65,27 @@ def test_good_cuts_all_stay(toy_corpus: ToyCorpus) -> None:
 
 
 def test_every_reason_is_counted(toy_corpus: ToyCorpus) -> None:
-    cuts = altered(toy_corpus, utt03="", utt04="  ", utt05="ZEBRA?", utt06="ONE " * 30)
+    cuts = altered(toy_corpus, utt03="", utt04="  ", utt05="ZEBRA?", utt06="ONE " * 30, utt09="ONE ТWO Ж ТWO")
     cuts = lhotse.CutSet.from_cuts(cut.drop_features().resample(8000) if cut.id == "utt07" else cut for cut in cuts)
 
     def load(cut) -> torch.Tensor:
         return torch.tensor([[1.0, math.nan if cut.id == "utt08" else 0.0]])
 
-    config = FilterConfig(OUTPUT_LENS, max_dropped=1.0, load=load, max_seconds=2.02)
+    config = FilterConfig(OUTPUT_LENS, max_dropped=1.0, load=load, max_seconds=2.02, unknown=cyrillic)
     kept, report = filter_cuts(cuts, encode, config)
     assert report.dropped == {
         "empty-text": 2,
         "not-in-lexicon": 1,
+        "unknown-characters": 1,
         "sampling-rate": 1,
         "too-short": 1,
         "too-long": 1,
         "non-finite": 1,
     }
     assert report.examples["non-finite"] == "utt08" and report.examples["too-long"] == "utt29"
-    assert len(kept) == report.kept == 23 and report.num_dropped == 7
-    assert "23 of 30 cuts kept" in str(report) and "2 empty-text" in str(report)
+    assert len(kept) == report.kept == 22 and report.num_dropped == 8
+    assert "22 of 30 cuts kept" in str(report) and "2 empty-text" in str(report)
+    assert str(report).endswith("; the units lack: Т Ж")
 
 
 def test_the_limit_of_length_is_sharp(toy_corpus: ToyCorpus) -> None:
@@ -94,10 +101,28 @@ def test_the_limit_of_length_is_sharp(toy_corpus: ToyCorpus) -> None:
 def test_too_many_bad_cuts_are_an_error(toy_corpus: ToyCorpus) -> None:
     one = altered(toy_corpus, utt03="")
     assert filter_cuts(one, encode, FEW)[1].num_dropped == 1  # 3.3%
-    with pytest.raises(UserError, match=r"too many cuts cannot be used: 28 of 30 cuts kept, dropped: 2 empty-text"):
+    with pytest.raises(UserError, match="cuts of the set cannot be used: 28 of 30 cuts kept, dropped: 2 empty-text"):
         filter_cuts(altered(toy_corpus, utt03="", utt04=""), encode, FEW)
     with pytest.raises(UserError, match="no cuts"):
         filter_cuts(lhotse.CutSet.from_cuts([]), encode, FEW)
+
+
+def test_one_bad_cut_of_a_small_set_is_no_error(toy_corpus: ToyCorpus) -> None:
+    names = [cut.id for cut in toy_corpus.cuts][:3]
+
+    def with_empty(number: int, total: int) -> lhotse.CutSet:
+        return lhotse.CutSet.from_cuts(list(altered(toy_corpus, **dict.fromkeys(names[:number], "")))[:total])
+
+    assert filter_cuts(with_empty(1, 3), encode, FEW)[1].num_dropped == 1
+    for number, total in ((2, 3), (1, 1)):
+        with pytest.raises(UserError, match=r"too many cuts of the validation set \(dev\) cannot be used"):
+            filter_cuts(with_empty(number, total), encode, FEW, "the validation set (dev)")
+
+
+def test_all_unknown_is_an_error_that_shows_some(toy_corpus: ToyCorpus) -> None:
+    lacks = FilterConfig(OUTPUT_LENS, unknown=lambda text: "".join(sorted(set(text) - {" "})))
+    with pytest.raises(UserError, match=r"0 of 30 cuts kept, dropped: 30 unknown-characters .*the units lack: [A-Z] "):
+        filter_cuts(toy_corpus.cuts, encode, lacks)
 
 
 def test_a_lazy_set_stays_lazy(toy_corpus: ToyCorpus, tmp_path) -> None:

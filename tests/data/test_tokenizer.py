@@ -38,6 +38,12 @@ def test_text_comes_back(spelled: SentencePieceTokenizer, words: list[str]) -> N
     assert all(2 < i < spelled.vocab_size for i in ids)
 
 
+def test_characters_that_no_unit_spells_are_named(spelled: SentencePieceTokenizer) -> None:
+    assert spelled.unknown("YES NO") == spelled.unknown("") == ""
+    assert spelled.unknown("YES no ÖN no") == "noÖ"
+    assert spelled.unknown("yes") == "yes"
+
+
 def test_blank_and_specials_are_left_out(spelled: SentencePieceTokenizer) -> None:
     ids = spelled.encode("YES NO")
     assert spelled.decode([0, *ids, 0, 1, 2]) == "YES NO"
@@ -58,6 +64,10 @@ def test_phones_take_the_first_pronunciation(phones: LexiconTokenizer) -> None:
     assert phones.decode([0, 2, 0, 1, 3, 4]) == "AH AE N D"
     assert phones.vocab_size == 5
     assert not phones.spells_words
+
+
+def test_phones_have_no_unknown_characters(phones: LexiconTokenizer) -> None:
+    assert phones.unknown("A and B") == ""  # whole words are refused
 
 
 def test_phones_refuse_an_unknown_word(phones: LexiconTokenizer) -> None:

@@ -168,7 +168,7 @@ def without_features(cuts: list[dict]) -> list[dict]:
     ("change", "words"),
     [
         (lambda cuts: [], "an4_cuts_train.jsonl.gz holds no cuts"),
-        (without_text, "too many cuts cannot be used: 68 of 72 cuts kept, dropped: 4 empty-text"),
+        (without_text, "too many cuts of the training set cannot be used: 68 of 72 cuts kept, dropped: 4 empty-text"),
         (without_features, "the features of cut"),
         (lambda cuts: [{"id": "x"}], "an4_cuts_train.jsonl.gz cannot be read as cuts"),
     ],
