@@ -52,7 +52,7 @@ from lowbit_k2.decode.nbest import (
 from lowbit_k2.decode.token_lm import TokenLm
 from lowbit_k2.decode.transducer import greedy_search, modified_beam_search
 from lowbit_k2.errors import UserError
-from lowbit_k2.graphs.fsa_io import checksum, load_fsa, made_for
+from lowbit_k2.graphs.fsa_io import load_fsa, made_for
 from lowbit_k2.graphs.lexicon import WORD_DISAMBIG, read_symbols
 from lowbit_k2.k2_compat import require_k2
 
@@ -81,10 +81,8 @@ class LatticeMethod(Method):
         if setup.lang_dir is None:
             raise ConfigError("lang_dir", f"with {self.graph}.pt and words.txt is needed by {self.name}")
         path = setup.lang_dir / f"{self.graph}.pt"
-        if not path.exists():
-            raise UserError(f"{path} does not exist: run prepare_lang and compile_hlg first")
         self.ids = read_symbols(setup.lang_dir / "words.txt")
-        expected = made_for(None, self.ids) | {"units": checksum(setup.units.pieces())}
+        expected = made_for(self.ids, setup.units.pieces())
         graph = load_graph(path, setup.units.vocab_size, setup.search.lm_scale, setup.device, expected)
         if largest_output(graph) > max(self.ids.values()):
             raise UserError(f"{path} puts out words that words.txt does not have: compile it again")
@@ -172,7 +170,7 @@ class Rescoring(OneBest):
         path = setup.lm_dir / LATTICE_GRAMMAR
         if not path.is_file():
             raise UserError(f"{path} does not exist: make it with python -m lowbit_k2.recipe.compile_g")
-        grammar, backoff = load_fsa(path, expected=made_for(None, self.ids)), self.ids[WORD_DISAMBIG]
+        grammar, backoff = load_fsa(path, expected=made_for(self.ids)), self.ids[WORD_DISAMBIG]
         if int(grammar.labels.max()) > backoff:
             raise UserError(f"{path} was made for other words than words.txt has: make it again with compile_g")
         self.grammar = rescoring_grammar(grammar, backoff, setup.search.lm_scale, setup.device)

@@ -25,19 +25,22 @@ from lowbit_k2.tensorfile import DamagedError, load_tensors, save_tensors
 if TYPE_CHECKING:
     import k2
 
-REMEDIES = {"words": "words.txt", "tokens": "tokens.txt", "units": "the model's units"}
+NAMES = {"words": "words.txt", "units": "the model's units"}
 
 
-def checksum(symbols: Iterable[str]) -> str:
-    """Of symbols in the order of their ids."""
+def made_for(words: Mapping[str, int], units: Iterable[str] = ()) -> dict[str, str]:
+    """What a graph records: checksums of its symbols in the order of their ids.
+
+    Args:
+      words: words.txt.
+      units: of the model, or tokens.txt, whose disambiguation symbols do not count; none for a graph over words alone.
+    """
+    units = [unit for unit in units if not unit.startswith("#")]
+    return {"words": _checksum(sorted(words, key=words.__getitem__))} | ({"units": _checksum(units)} if units else {})
+
+
+def _checksum(symbols: Iterable[str]) -> str:
     return hashlib.sha256("\n".join(symbols).encode("utf-8")).hexdigest()
-
-
-def made_for(tokens: Mapping[str, int] | None, words: Mapping[str, int]) -> dict[str, str]:
-    """What a graph over these symbol tables records. Disambiguation symbols of tokens.txt do not count."""
-    by_id = {name: sorted(table, key=table.__getitem__) for name, table in (("t", tokens or {}), ("w", words))}
-    record = {"words": checksum(by_id["w"])}
-    return record if tokens is None else record | {"units": checksum(s for s in by_id["t"] if not s.startswith("#"))}
 
 
 def save_fsa(path: str | Path, fsa: k2.Fsa, record: Mapping[str, Any] | None = None) -> None:
@@ -85,10 +88,10 @@ def load_fsa(path: str | Path, device: str | torch.device = "cpu", expected: Map
     record = _record_of(content)
     for name, value in (expected or {}).items():
         if name not in record:
-            logging.warning("%s does not say which %s it was made for: compile it again", path, REMEDIES[name])
+            logging.warning("%s does not say which %s it was made for: compile it again", path, NAMES[name])
         elif record[name] != value:
             raise UserError(
-                f"{path} was made for other symbols than {REMEDIES[name]} has now: compile it again, or give the lang "
+                f"{path} was made for other symbols than {NAMES[name]} has now: compile it again, or give the lang "
                 "directory that belongs to it"
             )
     aux, splits = content.get("aux_labels"), content.get("aux_row_splits")

@@ -17,7 +17,7 @@ import torch
 
 from lowbit_k2.errors import UserError
 from lowbit_k2.graphs.lexicon import BLANK, WORD_DISAMBIG, read_symbols
-from lowbit_k2.graphs.ngram import BOS, EOS
+from lowbit_k2.graphs.ngram import BOS, EOS, arpa_fields
 from lowbit_k2.k2_compat import forget_properties, require_k2
 from lowbit_k2.textfile import read_lines
 
@@ -74,14 +74,12 @@ def check_vocabulary(path: str | Path, lines: Sequence[str], words: Path, log: C
     Raises:
       UserError: none of its words is in words.txt, or it has no `</s>`.
     """
-    known, unigrams, ngrams, left_out, order = set(read_symbols(words)), set(), 0, 0, 0
-    for line in lines:
-        if line.startswith("\\"):
-            order = int(line[1:-7]) if line.endswith("-grams:") and line[1:-7].isdigit() else 0
-        elif order and line.strip():
-            ngram = line.split()[1 : order + 1]
-            unigrams |= set(ngram) if order == 1 else set()
-            ngrams, left_out = ngrams + 1, left_out + (not known.issuperset(ngram))
+    known, unigrams, ngrams, left_out = set(read_symbols(words)), set(), 0, 0
+    for _, order, (_, *ngram) in arpa_fields(lines):
+        if order == 1:
+            unigrams.update(ngram[:1])
+        if order > 0:
+            ngrams, left_out = ngrams + 1, left_out + (not known.issuperset(ngram[:order]))
     if EOS not in unigrams:
         raise UserError(f"{path} has no unigram {EOS}, so no sentence could end: make it again with sentence ends")
     own = {word for word in unigrams if word not in NO_WORDS}

@@ -26,7 +26,7 @@ Arc = tuple[int, int, int, int, float]  # from state, to state, input label, out
 
 COMMENT = ";;;"
 TOKEN = re.compile(r"[^#\x00-\x1f\x7f][^\x00-\x1f\x7f]*")  # what begins with # tells homophones apart in graphs
-NUMBER = re.compile(r"[0-9]*\.[0-9]+|1(\.0*)?")
+NUMBER = re.compile(r"0?\.[0-9]+|1\.0*")  # a plain 1 may be a token: of a tone, say
 _VARIANT = re.compile(r"(?<=.)\(\d+\)$")  # CMU's mark of a second pronunciation: READ(2)
 
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -196,6 +196,18 @@ def write_arpa(model: BackoffModel, path: str | Path) -> None:
         out.write("\n\\end\\\n")
 
 
+def arpa_fields(lines: Sequence[str]) -> Iterator[tuple[int, int, list[str]]]:
+    """Line number, section and fields of each entry: section 0 has the counts, n the n-grams of order n."""
+    section = -1
+    for number, line in enumerate(lines, start=1):
+        if line.startswith("\\"):
+            name = line.strip()
+            order = name[1 : -len("-grams:")] if name.endswith("-grams:") else ""
+            section = 0 if name == "\\data\\" else int(order) if order.isdecimal() else -1
+        elif section >= 0 and (fields := line.split()):
+            yield number, section, fields
+
+
 def read_arpa(path: str | Path) -> BackoffModel:
     """Read an ARPA file.
 
@@ -205,25 +217,24 @@ def read_arpa(path: str | Path) -> BackoffModel:
     tables: list[dict[Ngram, float]] = []
     backoffs: dict[Ngram, float] = {}
     sizes: list[int] = []
-    section = ""
-    for number, line in enumerate(read_lines(path), start=1):
+    lines = read_lines(path)
+    for number, order, fields in arpa_fields(lines):
         try:
-            if line.startswith("\\"):
-                section = line.strip()
-                tables += [{}] if section.endswith("-grams:") else []
-            elif line.strip() and section == "\\data\\":
-                sizes.append(int(line.split("=")[1]))
-            elif line.strip() and tables:
-                order = len(tables)
-                score, *ngram = line.split()
-                if len(ngram) == order + 1:
-                    backoffs[tuple(ngram[:order])] = 10.0 ** float(ngram.pop())
-                if len(ngram) != order:
-                    raise ValueError(line)
-                tables[-1][tuple(ngram)] = 10.0 ** float(score)
-        except (ValueError, IndexError):
-            raise UserError(f"{path} line {number}: {line.strip()[:60]!r} is no line of an ARPA file") from None
-    if section != "\\end\\" or [len(table) for table in tables] != sizes or not sizes:
+            if order == 0:
+                sizes.append(int("".join(fields).split("=")[1]))
+                tables.append({})
+                continue
+            score, *ngram = fields
+            if len(ngram) == order + 1:
+                backoffs[tuple(ngram[:order])] = 10.0 ** float(ngram.pop())
+            if len(ngram) != order:
+                raise ValueError(fields)
+            tables[order - 1][tuple(ngram)] = 10.0 ** float(score)
+        except (ValueError, IndexError, OverflowError):
+            raise UserError(
+                f"{path} line {number}: {' '.join(fields)[:60]!r} is no line of an ARPA file: make it again"
+            ) from None
+    if "\\end\\" not in map(str.strip, lines) or [len(table) for table in tables] != sizes or not sizes:
         found = [len(table) for table in tables]
         raise UserError(f"{path} is no whole ARPA file: {found} n-grams, and {sizes} by its header; make it again")
     vocabulary = tuple(word for (word,) in tables[0] if word != BOS)

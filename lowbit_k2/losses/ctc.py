@@ -34,9 +34,10 @@ def ctc_loss(log_probs: Tensor, lens: Tensor, targets: Sequence[Sequence[int]]) 
         than lens[n].
     """
     assert log_probs.dim() == 3 and len(log_probs) == len(lens) == len(targets), (log_probs.shape, lens.shape)
+    lens = lens.cpu()  # once: a wait for the device
     assert int(lens.max()) <= log_probs.size(1), (lens, log_probs.shape)
     target_lens = torch.tensor([len(t) for t in targets])  # (N,)
     flat = torch.tensor([token for t in targets for token in t], device=log_probs.device)
     with torch.autocast(log_probs.device.type, enabled=False):
         by_time = log_probs.float().transpose(0, 1)  # (T, N, V)
-        return F.ctc_loss(by_time, flat, lens.cpu(), target_lens, blank=BLANK, reduction="sum")
+        return F.ctc_loss(by_time, flat, lens, target_lens, blank=BLANK, reduction="sum")

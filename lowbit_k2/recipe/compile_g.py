@@ -8,6 +8,7 @@ decode.py finds it by `--lm-dir`. It is made anew where the ARPA file or words.t
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from pathlib import Path
 
 from lowbit_k2.decode.methods import LATTICE_GRAMMAR
@@ -29,15 +30,11 @@ def compile_g(lm: Path, words: Path, output: Path) -> bool:
     for path in (lm, words):
         if not path.is_file():
             raise UserError(f"{path} does not exist: run prepare_lang and make_lm first")
-    record = {**made_for(None, read_symbols(words)), "lm": sha256(lm)}
+    record = {**made_for(read_symbols(words)), "lm": sha256(lm)}
     if output.is_file() and read_record(output) == record:
         return False
-    save_fsa(output, read_grammar(lm, words, log=say), record)
+    save_fsa(output, read_grammar(lm, words, log=partial(print, flush=True)), record)
     return True
-
-
-def say(line: str) -> None:
-    print(line, flush=True)
 
 
 def get_parser() -> argparse.ArgumentParser:

@@ -9,6 +9,7 @@ HLG.json records what they were made from; nothing is done where that has not ch
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from pathlib import Path
 
 from lowbit_k2.errors import UserError, run_main
@@ -29,6 +30,7 @@ def compile_lang(lang_dir: Path, lm: Path, order: int | None, output_dir: Path |
       UserError: an input is missing or damaged, or k2 is not installed.
     """
     require_k2()
+    say = partial(print, flush=True)
     inputs = {"lm": lm, **{name: lang_dir / name for name in ("L_disambig.pt", "tokens.txt", "words.txt")}}
     for path in inputs.values():
         if not path.is_file():
@@ -39,17 +41,13 @@ def compile_lang(lang_dir: Path, lm: Path, order: int | None, output_dir: Path |
         return False
     record.unlink(missing_ok=True)
     tokens, words = read_symbols(lang_dir / "tokens.txt"), read_symbols(lang_dir / "words.txt")
-    symbols = made_for(tokens, words)
+    symbols = made_for(words, sorted(tokens, key=tokens.__getitem__))
     lexicon = load_fsa(lang_dir / "L_disambig.pt", expected=symbols)
     lg = compile_lg(lexicon, read_grammar(lm, lang_dir / "words.txt", order, say), tokens, words, say)
     save_fsa(lg_path, lg, symbols)
     save_fsa(hlg_path, compile_hlg(lg, tokens[WORD_DISAMBIG], say), symbols)
     write_json(record, origin)
     return True
-
-
-def say(line: str) -> None:
-    print(line, flush=True)
 
 
 def get_parser() -> argparse.ArgumentParser:

@@ -45,10 +45,10 @@ def make_lm(
 
 
 def report_unknown(counts: Counter[str], known: set[str], transcript: Path, words: Path) -> None:
-    """Print how many words of a text words.txt lacks.
+    """Print how many words of a text words.txt lacks, or a model's units cannot spell.
 
     Raises:
-      UserError: it lacks all of them.
+      UserError: all of them.
     """
     unknown = Counter({word: number for word, number in counts.items() if word not in known})
     if not unknown:
@@ -71,7 +71,10 @@ def make_token_lm(transcript: Path, order: int, units: Path, arpa: Path, min_cou
     """
     tokenizer = load_tokenizer(units)
     pieces = tokenizer.pieces()
-    sentences = [[pieces[i] for i in tokenizer.encode(line)] for line in read_lines(transcript) if line.strip()]
+    lines = [line for line in read_lines(transcript) if line.strip()]
+    words = Counter(word for line in lines for word in line.split())
+    report_unknown(words, {word for word in words if not tokenizer.unknown(word)}, transcript, units)
+    sentences = [[pieces[i] for i in tokenizer.encode(line)] for line in lines]
     model = estimate(sentences, order, [piece for piece in pieces if piece not in SPECIALS], None, min_counts)
     write_arpa(model, arpa)
     return [len(table) for table in model.probabilities]

@@ -103,7 +103,7 @@ def write_lang(lang_dir: Path, pieces: list[str], entries: list[Entry]) -> dict[
     if has_k2():
         from lowbit_k2.graphs.fsa_io import made_for, save_fsa  # here, because it loads torch
 
-        record = made_for(tokens, words)
+        record = made_for(words, tokens)
         save_fsa(lang_dir / "L.pt", lexicon_fsa(entries, tokens, words), record)
         save_fsa(lang_dir / "L_disambig.pt", lexicon_fsa(marked, tokens, words, disambig_loop=True), record)
     return words

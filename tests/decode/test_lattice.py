@@ -167,12 +167,12 @@ def test_methods_refuse_what_cannot_work(lang: tuple[Path, BackoffModel], tmp_pa
         make_method("ctc-decoding")
     with pytest.raises(UserError, match="lang_dir with HLG.pt .* is needed by 1best"):
         make_method("1best")
+    (tmp_path / "words.txt").write_text((lang[0] / "words.txt").read_text())
     with pytest.raises(UserError, match="HLG.pt does not exist"):
         make_method("1best", lang_dir=tmp_path)
     with pytest.raises(UserError, match="HLG.pt was made for other symbols than the model's units"):
         make_method("1best", vocab_size=2, lang_dir=lang[0])
     (tmp_path / "HLG.pt").write_bytes(b"no graph")
-    (tmp_path / "words.txt").write_text((lang[0] / "words.txt").read_text())
     with pytest.raises(UserError, match="cannot be read as a graph"):
         make_method("1best", lang_dir=tmp_path)
 

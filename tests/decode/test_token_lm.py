@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from lowbit_k2.data.tokenizer import SentencePieceTokenizer
-from lowbit_k2.decode.method import NetworkOutput
+from lowbit_k2.decode.lattice import SearchConfig
+from lowbit_k2.decode.method import NetworkOutput, Setup
 from lowbit_k2.decode.token_lm import TokenLm
 from lowbit_k2.errors import UserError
 from lowbit_k2.graphs.ngram import estimate, write_arpa
@@ -45,6 +46,16 @@ def test_another_models_units_are_refused(tmp_path: Path) -> None:
         TokenLm.read(tmp_path / "lm.arpa", PIECES)
 
 
+def test_a_text_that_the_units_cannot_spell(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "bpe.model").write_bytes(train_sentencepiece(["AB BA A B"], "char", 0))
+    (tmp_path / "text").write_text("ab ba\nab\n")
+    with pytest.raises(UserError, match=f"no word of .*text is in {tmp_path}, the commonest is ab: are letter cases"):
+        make_token_lm(tmp_path / "text", 2, tmp_path, tmp_path / "lm.arpa")
+    (tmp_path / "text").write_text("AB ba\nAB\n")
+    make_token_lm(tmp_path / "text", 2, tmp_path, tmp_path / "lm.arpa")
+    assert "warning: 1 of 3 words" in capsys.readouterr().out
+
+
 def test_from_text_to_search(tmp_path: Path) -> None:
     """`make_lm --units` and modified_beam_search: the words win that network and n-gram together like best."""
     (tmp_path / "text").write_text("AB AB\nAB\nBA AB AB\n")
@@ -57,9 +68,6 @@ def test_from_text_to_search(tmp_path: Path) -> None:
     lm = TokenLm.read(tmp_path / "units.arpa", tokenizer.pieces())
     setup = {"model": model, "token_lm": tmp_path / "units.arpa"}
     kind = type(make_method("modified_beam_search", True, model=model))
-    from lowbit_k2.decode.lattice import SearchConfig
-    from lowbit_k2.decode.method import Setup
-
     search = SearchConfig(beam_size=6**3, lm_scale=0.5)
     method = kind(Setup(tokenizer, search=search, **setup))
     assert kind.has_lm(method.setup) and not kind.has_lm(Setup(tokenizer, model=model))

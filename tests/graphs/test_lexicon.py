@@ -73,8 +73,8 @@ def test_bad_lexicons(tmp_path: Path) -> None:
 
 def test_comments_of_a_dictionary(tmp_path: Path) -> None:
     path = tmp_path / "dict.txt"
-    path.write_text("\ufeff;;; # version 1\nYES Y EH S\nGO G OW # a game\nGO(2) G AO#\n\n# all of it\n")
-    expected = [("YES", ("Y", "EH", "S")), ("GO", ("G", "OW")), ("GO", ("G", "AO#"))]
+    path.write_text("\ufeff;;; # version 1\nYES Y EH S\nMA1 1 M A\nGO G OW # a game\nGO(2) G AO#\n\n# all of it\n")
+    expected = [("YES", ("Y", "EH", "S")), ("MA1", ("1", "M", "A")), ("GO", ("G", "OW")), ("GO", ("G", "AO#"))]
     assert read_lexicon(path) == expected
 
 

@@ -172,12 +172,8 @@ def time_rows(rows: list[Row], rounds: int, further: list[str]) -> dict:
             flags = [*r.flags, "--seed", str(r.seed), "--exp-dir", f"{folder}/{name}", "--tensorboard", "false"]
             config = read_training_flags(make_training_parser().parse_args([*flags, *further]))
             data = AsrDataModule(config.data)
-            run = Run(
-                config,
-                DistributedContext(),
-                set_up_device(config.run.num_threads, config.loop, DistributedContext()),
-                None,
-            )
+            alone = DistributedContext()
+            run = Run(config, alone, set_up_device(config.run.num_threads, config.loop, alone), None)
             trainers[name] = make_trainer(config, run, load_tokenizer(config.run.tokens), data)
             trainers[name].model.train()
         seconds: dict[str, list[float]] = {name: [] for name in trainers}

@@ -3,8 +3,8 @@
 
     ./local/prepare_manifests.py --corpus-dir download/LibriSpeech --parts "dev-clean" --manifest-dir data/manifests
 
-As `lhotse prepare librispeech` does, with the same file names; sorted, because lhotse's own order is that of the file
-system.
+Each utterance is read by lhotse's own recipe, and the files bear its names; sorted, because the order of a file system
+is anyone's.
 """
 
 from __future__ import annotations
