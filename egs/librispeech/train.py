@@ -35,7 +35,7 @@ from lowbit_k2.recipe.flags import add_mini_argument, str2bool, wants_mini
 from lowbit_k2.recipe.training_flags import read_training_flags, training_errors, training_parser
 from lowbit_k2.train.epochs import remaining_epochs, save_epoch, train_epoch, validate
 from lowbit_k2.train.initialise import InitialState, freeze
-from lowbit_k2.train.optim import floor_of_alphas, make_optimizer, noam
+from lowbit_k2.train.optim import floor_of_alphas, learning_rate, make_optimizer
 from lowbit_k2.train.trainer import Trainer
 
 DEMO = {  # the embedded corpus: an hour of synthetic speech
@@ -113,7 +113,7 @@ def main() -> None:
             criterion=make_criterion(config.objective, config.criterion),
             co_training=CoTraining(config.co_training, *layers, seed),
             optimizer=make_optimizer(model, config.optim),
-            schedule=noam(config.optim, model_config.d_model),
+            schedule=learning_rate(config.optim, model_config.d_model),
             normalizer=output_frames(model_config),
             config=config.loop,
             exp_dir=config.run.exp_dir,

@@ -34,6 +34,7 @@ from lowbit_k2.losses.co_training import CoTrainingConfig, split_names
 from lowbit_k2.losses.objectives import OBJECTIVES
 from lowbit_k2.quant import DEFAULT_RULES, PRESETS, QuantConfig
 from lowbit_k2.quant.fake_quant import ALPHA_GRAD_SCALES, ALPHA_GRADS, WEIGHT_GRADS
+from lowbit_k2.quant.least_squares import ALPHA_INITS
 from lowbit_k2.quant.scales import STATISTICS
 from lowbit_k2.train.distributed import DistributedContext, launch_ranks, process_group
 from lowbit_k2.train.metrics import log_to_file, log_to_screen
@@ -79,6 +80,7 @@ class QuantOptions(Config):
         "identity", "gradient of the latent weights: straight through, or LSQ's mask", choices=WEIGHT_GRADS
     )
     alpha_grad_scale: str = option("none", "LSQ's gradient scale on the alphas", choices=ALPHA_GRAD_SCALES)
+    alpha_init: str = option("l2", "where alphas start: nearest to the weights, or 1", choices=ALPHA_INITS)
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from typing import Any
 from lowbit_k2.core.grids import FLOAT_BITS, GRANULARITIES, LOW_BITS, PRECISIONS
 from lowbit_k2.errors import UserError
 from lowbit_k2.quant.fake_quant import ALPHA_GRAD_SCALES, ALPHA_GRADS, WEIGHT_GRADS, GradientRule
+from lowbit_k2.quant.least_squares import ALPHA_INITS
 from lowbit_k2.quant.rules import DEFAULT_RULES, checked_rules, match_role
 from lowbit_k2.quant.scales import STATISTICS
 
@@ -75,6 +76,7 @@ class QuantConfig:
     alpha_grad: "chain" (d step / d alpha = s) or "authors" (the factor s dropped).
     weight_grad: "identity" (the paper) or "clipped" (zero outside the clipping range, LSQ).
     alpha_grad_scale: "none", or "lsq": alpha's gradient times 1 / sqrt(N * Qp).
+    alpha_init: "l2", where the grid is nearest to the weights (least_squares.py), or "one", as the authors have it.
     """
 
     name: str
@@ -86,6 +88,7 @@ class QuantConfig:
     alpha_grad: str = "chain"
     weight_grad: str = "identity"
     alpha_grad_scale: str = "none"
+    alpha_init: str = "l2"
 
     def __post_init__(self) -> None:
         if not isinstance(self.schemes, Mapping):
@@ -99,6 +102,7 @@ class QuantConfig:
         _check("alpha_grad", self.alpha_grad, ALPHA_GRADS)
         _check("weight_grad", self.weight_grad, WEIGHT_GRADS)
         _check("alpha_grad_scale", self.alpha_grad_scale, ALPHA_GRAD_SCALES)
+        _check("alpha_init", self.alpha_init, ALPHA_INITS)
         for role, scheme in self.schemes.items():
             if not isinstance(role, str) or not isinstance(scheme, TensorScheme):
                 raise UserError(f"the scheme of role {role!r} is no TensorScheme but {scheme!r}")

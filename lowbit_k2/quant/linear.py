@@ -15,6 +15,7 @@ from lowbit_k2.core.grids import HALF_BITS
 from lowbit_k2.errors import UserError
 from lowbit_k2.quant.config import TensorScheme, low_bits
 from lowbit_k2.quant.fake_quant import Spec, fake_quantize_all
+from lowbit_k2.quant.least_squares import nearest_alpha
 from lowbit_k2.quant.projection import expand_steps, project
 from lowbit_k2.quant.quantizer import WeightQuantizer, register_quantizer
 from lowbit_k2.quant.scales import RUNNING_MOMENTUM, STATISTICS, measure, measure_tensors, scale_from_statistic
@@ -24,16 +25,15 @@ class LinearQuantizer(WeightQuantizer):
     """W_hat = codes * alpha * s, see fake_quant.py.
 
     Attributes:
-      alphas: one learnable scalar per low precision, keyed by str(bits), starting at 1.
+      alphas: one learnable scalar per low precision, keyed by str(bits); 1 until `fit`.
       statistic: buffer of the statistics that are stored (absmean, lsq, running-absmax); absent with 2std-clipped.
     """
 
     def __init__(self, weight: Tensor, scheme: TensorScheme, *args: Any, **options: Any) -> None:
         super().__init__(weight, scheme, *args, **options)
-        one = torch.ones((), dtype=weight.dtype, device=weight.device)
-        alphas = {str(b): nn.Parameter(one.clone(), requires_grad=not self.frozen) for b in low_bits(self.bits)}
-        self.alphas = nn.ParameterDict(alphas)
-        stored = bool(self.alphas) and STATISTICS[scheme.scale].is_stored
+        one, bits = torch.ones((), dtype=weight.dtype, device=weight.device), low_bits(self.bits)
+        self.alphas = nn.ParameterDict({str(b): nn.Parameter(one.clone(), not self.frozen) for b in bits})
+        stored = bool(bits) and STATISTICS[scheme.scale].is_stored
         self.register_buffer("statistic", measure(weight, scheme.scale, scheme.granularity) if stored else None)
 
     @property
@@ -62,6 +62,12 @@ class LinearQuantizer(WeightQuantizer):
         """int8, by the very projection that `quantize_all` uses."""
         step = expand_steps(self.step(weight, bits), weight.shape, self.scheme.granularity)
         return project(weight, step, bits).to(torch.int8)
+
+    @torch.no_grad()
+    def fit(self, weight: Tensor) -> None:
+        """Set every alpha to the one whose grid is nearest to `weight`, see least_squares.py."""
+        for bits, alpha in self.alphas.items():
+            alpha.copy_(nearest_alpha(weight, self.scale(weight, int(bits)), int(bits), self.scheme.granularity))
 
     def learned(self, bits: int) -> list[nn.Parameter]:
         return [self.alphas[str(bits)]]

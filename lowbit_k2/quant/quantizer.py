@@ -111,6 +111,9 @@ class WeightQuantizer(nn.Module):
         """All that the value depends on besides the weight: what is learned, and statistics."""
         return list(self.learned(bits))
 
+    def fit(self, weight: Tensor) -> None:
+        """Start what is learned at the least squared error for these weights; called once, by `alpha_init="l2"`."""
+
     def check_export(self, bits: int) -> None:
         """Raise UserError where training has left something that cannot be exported."""
 

@@ -234,6 +234,8 @@ def _register(parameter: PlainParameter, scheme: TensorScheme, row: ReportRow, c
         config.gradient_rule,
         frozen=not latent.requires_grad,
     )
+    if config.alpha_init == "l2":
+        quantizer.fit(latent.detach())
     for owner, attribute in parameter.owners:
         # unsafe=True: skip torch's trial run, the shape and type do not change
         parametrize.register_parametrization(owner, attribute, quantizer, unsafe=True)

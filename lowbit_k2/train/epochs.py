@@ -34,13 +34,14 @@ def train_epoch(
 
     Args:
       batches: those from `trainer.progress.batch` on.
-      total: batches of the whole epoch, for the progress bar, which a terminal alone shows.
+      total: batches of the whole epoch, for the rate and for the progress bar, which a terminal alone shows.
       valid_batches: for validations within the epoch (`valid_interval`).
 
     Returns:
       The epoch's means.
     """
     trainer.model.train()
+    trainer.batches_per_epoch = total
     totals, config = MetricsTracker(), trainer.config
     silent = None if trainer.ranks.is_main else True  # None: silent where there is no terminal
     name = f"epoch {trainer.progress.epoch}"

@@ -1,7 +1,8 @@
-"""AdamW with the parameter groups that quantization needs, the Noam schedule, clipping by group."""
+"""AdamW with the parameter groups that quantization needs, schedules of the rate, clipping by group."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -13,13 +14,22 @@ from lowbit_k2.quant import alpha_parameters, parameter_groups
 from lowbit_k2.quant.parameters import raise_to
 
 LEARNED_SCALES = ("alphas", "tables")  # groups of what quantizers learn: their gradients are sums over tensors
+# (number of the update, updates of the warm-up, share of the training done) -> rate but for its factor
+SCHEDULES: dict[str, Callable[[int, int, float], float]] = {
+    "noam": lambda update, warm, done: min(update**-0.5, update * warm**-1.5),
+    "linear": lambda update, warm, done: min(1.0, update / warm) * warm**-0.5 * (1.0 - done),
+    "cosine": lambda update, warm, done: min(1.0, update / warm) * warm**-0.5 * (1.0 + math.cos(math.pi * done)) / 2.0,
+}
 
 
 @dataclass(frozen=True)
 class OptimConfig(Config):
-    """AdamW, Noam and clipping."""
+    """AdamW, its rate, and clipping."""
 
-    lr_factor: float = option(1.0, "Noam's factor: peak rate = lr_factor / sqrt(d_model * warm_step)", above=0)
+    lr_factor: float = option(1.0, "peak rate = lr_factor / sqrt(d_model * warm_step)", above=0)
+    lr_schedule: str = option(
+        "noam", "after warm_step: as 1 / sqrt(update), or to zero at the end of num_epochs", choices=tuple(SCHEDULES)
+    )
     warm_step: int = option(500, "updates of rising rate", above=0)
     weight_decay: float = option(1e-2, "on matrices only", low=0)
     betas: tuple[float, float] = option((0.9, 0.98), flag="")
@@ -39,14 +49,17 @@ def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, lr=0.0, betas=config.betas, eps=config.eps)
 
 
-def noam(config: OptimConfig, d_model: int) -> Callable[[int], float]:
-    """Rates by the number of the update, from 1 (arXiv 1706.03762):
+def learning_rate(config: OptimConfig, d_model: int) -> Callable[[int, float], float]:
+    """Rates by the number of the update, from 1, and the share of the training that is done, 0 to 1:
 
-    lr = factor * d_model^-0.5 * min(update^-0.5, update * warm_step^-1.5)
+    noam            lr = factor * d_model^-0.5 * min(update^-0.5, update * warm_step^-1.5)         arXiv 1706.03762
+    linear, cosine  lr = factor * d_model^-0.5 * warm_step^-0.5 * min(1, update / warm_step) * fall
+                    fall = 1 - done, or (1 + cos(pi * done)) / 2                                   arXiv 1608.03983
     """
+    schedule = SCHEDULES[config.lr_schedule]
 
-    def rate(update: int) -> float:
-        return config.lr_factor * d_model**-0.5 * min(update**-0.5, update * config.warm_step**-1.5)
+    def rate(update: int, done: float) -> float:
+        return config.lr_factor * d_model**-0.5 * schedule(update, config.warm_step, done)
 
     return rate
 

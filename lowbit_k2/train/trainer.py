@@ -36,7 +36,7 @@ from lowbit_k2.train.distributed import DistributedContext
 from lowbit_k2.train.metrics import Board, MetricsTracker, describe
 
 Augment = Callable[[Tensor, Tensor, torch.Generator], Tensor]
-Schedule = Callable[[int], float]  # number of the update, from 1 -> learning rate
+Schedule = Callable[[int, float], float]  # number of the update, from 1, and share of the training done -> rate
 Normalizer = Callable[[Batch], float]  # what the losses of a batch are divided by
 Hook = Callable[[nn.Module, int], Mapping[str, float]]  # after an update: model, its number -> metrics
 
@@ -94,7 +94,7 @@ class Trainer:
     ) -> None:
         """
         Args:
-          schedule: learning rate by the number of the update.
+          schedule: learning rate by the number of the update and the share of the training that is done.
           normalizer: what a batch adds to the number that losses are divided by.
           description: plain data for the checkpoints' JSON: from it decode.py and export.py rebuild everything.
           after_update: called in turn behind each update; what they return is logged.
@@ -108,9 +108,16 @@ class Trainer:
         self.encode, self.augment, self.ranks = encode, augment, ranks or DistributedContext()
         self.device = next(model.parameters()).device
         self.progress = Progress()
+        self.batches_per_epoch: int | None = None  # where known
         self.average = RunningAverage(model, config.average_period)
         self.scaler = make_scaler(enabled=config.amp == "float16")
         self.board = Board(exp_dir, config.tensorboard and self.ranks.is_main)
+
+    @property
+    def share_done(self) -> float:
+        """Of `num_epochs`, 0 to 1; by whole epochs where their batches are not counted."""
+        within = self.progress.batch / self.batches_per_epoch if self.batches_per_epoch else 0.0
+        return min(1.0, (self.progress.epoch - 1 + within) / self.config.num_epochs)
 
     # --- batches ----------------------------------------------------------------------------------------------
 

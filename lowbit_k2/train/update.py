@@ -38,7 +38,7 @@ def update(trainer: Trainer, batches: Sequence[Batch]) -> dict[str, float]:
     assert batches, "an update needs a batch"
     start, number = time.perf_counter(), trainer.progress.update + 1
     torch.manual_seed(generator_seed("dropout", trainer.config.seed, trainer.rank_number(number)))
-    rate = trainer.schedule(number)
+    rate = trainer.schedule(number, trainer.share_done)
     set_rate(trainer.optimizer, rate)
     trainer.optimizer.zero_grad(set_to_none=True)
     size = trainer.all_ranks_size(batches)

@@ -39,7 +39,7 @@ def test_a_float_model_has_two_groups(make_model) -> None:
 
 def test_alphas_are_raised_to_the_floor(make_model) -> None:
     model = make_model()
-    quantize_model(model, QuantConfig.preset("paper"))
+    quantize_model(model, QuantConfig.preset("paper", alpha_init="one"))
     alphas = alpha_parameters(model)
     with torch.no_grad():
         alphas[0].fill_(-0.3)

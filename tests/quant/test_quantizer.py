@@ -186,7 +186,7 @@ def test_running_absmax_follows_in_training_only() -> None:
     model.train()
     _ = model[0].weight
     torch.testing.assert_close(quantizer.statistic, 0.9 * start + 0.1 * 2 * start)
-    expected_step = quantizer.statistic / 7
+    expected_step = quantizer.alphas["4"].detach() * quantizer.statistic / 7
     torch.testing.assert_close(quantizer.step(latent, 4), expected_step)
 
 

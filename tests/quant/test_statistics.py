@@ -11,7 +11,7 @@ from lowbit_k2.quant.switching import find_quantizers, latent_weights
 
 def test_counts_by_hand(make_model) -> None:
     model = make_model()
-    quantize_model(model, QuantConfig.preset("paper", precisions=(2, 1)))
+    quantize_model(model, QuantConfig.preset("paper", precisions=(2, 1), alpha_init="one"))
     first = quant_statistics(model)
     assert not any(name.startswith("flip_rate") for name in first)
     assert first["zero_share_1bit"] == 0.0 and first["alpha_min_1bit"] == first["alpha_max_4bit"] == 1.0

@@ -10,7 +10,7 @@ from lowbit_k2.losses.ctc import CtcCriterion
 from lowbit_k2.models import ConformerConfig, CtcConfig, make_model
 from lowbit_k2.quant import QuantConfig, quantize_model
 from lowbit_k2.train.epochs import save_epoch, train_epoch, validate
-from lowbit_k2.train.optim import OptimConfig, floor_of_alphas, make_optimizer, noam
+from lowbit_k2.train.optim import OptimConfig, floor_of_alphas, learning_rate, make_optimizer
 from lowbit_k2.train.trainer import LoopConfig, Trainer
 
 ENCODER = ConformerConfig(num_features=20, d_model=16, num_layers=2, ffn_dim=32, conv_kernel=5, subsampling_channels=4)
@@ -51,7 +51,7 @@ def toy_trainer(
         criterion=CtcCriterion(),
         co_training=CoTraining(co_training, CONFIG.num_layers, config.layer_prefix, seed=1),
         optimizer=make_optimizer(model, optim),
-        schedule=noam(optim, CONFIG.d_model),
+        schedule=learning_rate(optim, CONFIG.d_model),
         normalizer=lambda batch: float(CONFIG.output_lens(batch.input_lens).sum()),
         config=loop or LoopConfig(num_epochs=2, average_period=2, tensorboard=False),
         exp_dir=exp_dir,

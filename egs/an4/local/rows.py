@@ -54,6 +54,7 @@ EPOCHS, AVERAGED = 20, 5
 CO_TRAINED = ("2", "1.5", "1.5r", "1")
 CTC = (GREEDY, HLG)
 RNNT = ("greedy_search", "modified_beam_search", "fast_beam_search", "fast_beam_search_LG")
+AS_AUTHORS = ("--alpha-init", "one")  # of all rows so far
 LM_SCALES = {CTC: 0.6, RNNT: 0.4}  # chosen on dev with the float models
 TRANSDUCER = "--objective ctc-rnnt --rnnt-warm-step 1000"  # a CTC head, for two hours of speech
 COLUMNS = {
@@ -122,7 +123,7 @@ ROWS = [
 def train(rows: list[Row], exp_root: Path, further: list[str]) -> None:
     for r in rows:
         command = [sys.executable, str(RECIPE / "train.py"), "--exp-dir", str(exp_root / r.key), "--resume", "true"]
-        command += ["--seed", str(r.seed), "--num-epochs", str(EPOCHS), *r.flags, *further]
+        command += ["--seed", str(r.seed), "--num-epochs", str(EPOCHS), *AS_AUTHORS, *r.flags, *further]
         print(" ".join(command), flush=True)
         subprocess.run(command, check=True)
 
