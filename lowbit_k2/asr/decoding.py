@@ -181,6 +181,7 @@ def make_data(config: DecodeConfig, features: FeatureConfig) -> AsrDataModule:
         max_duration=config.max_duration,
         num_workers=config.num_workers,
         on_the_fly_feats=config.on_the_fly_feats,
+        allow_commands=config.allow_commands,
         feature_normalize=features.normalize,
     )
     return AsrDataModule(data, features)

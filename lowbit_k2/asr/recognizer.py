@@ -18,6 +18,7 @@ from lowbit_k2.asr.model_io import (
     precision_label,
 )
 from lowbit_k2.core.config import Config, ConfigError, option
+from lowbit_k2.data.sources import ALLOW_COMMANDS
 from lowbit_k2.decode import methods as _built_in  # noqa: F401  registers the methods
 from lowbit_k2.decode.lattice import SearchConfig
 from lowbit_k2.decode.method import METHODS, Method, NetworkOutput, Setup, parse_methods
@@ -53,6 +54,7 @@ class DecodeConfig(Config):
     max_duration: float = option(200.0, "seconds in a batch", above=0)
     num_workers: int = option(0, "processes that load batches; 0: the main process", low=0)
     on_the_fly_feats: bool = option(False, "compute features from the audio")
+    allow_commands: bool = option(False, ALLOW_COMMANDS)
     num_jobs: int = option(1, "processes that share a test set, one GPU each", low=1)
     quiet: bool = option(False, flag="")
     num_threads: int = option(0, "CPU threads; 0 leaves PyTorch's choice", low=0)

@@ -26,6 +26,7 @@ from lowbit_k2.data.features import load_features, make_extractor, read_feature_
 from lowbit_k2.data.filter import cut_text
 from lowbit_k2.data.manifests import load_noise
 from lowbit_k2.data.noise import NoiseConfig, add_noise
+from lowbit_k2.data.sources import ALLOW_COMMANDS
 from lowbit_k2.errors import UserError
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ class DataConfig(Config):
     num_workers: int = option(0, "processes that load batches; 0: the main process", low=0)
     cache_features: bool = option(False, "keep features in memory (115 MB per hour)")
     on_the_fly_feats: bool = option(False, "compute features from the audio")
+    allow_commands: bool = option(False, ALLOW_COMMANDS)
     feature_normalize: str = option(
         "utterance",
         "per utterance: subtract each bin's mean, or also divide by its deviation",
@@ -132,12 +134,12 @@ class AsrDataModule:
     def load(self, cut: Cut) -> Tensor:
         """Normalised features of one cut, from the cache where it is on. (T, F)"""
         if not self.config.cache_features:
-            return load_features(cut, self.features, self._extractor)
+            return load_features(cut, self.features, self._extractor, self.config.allow_commands)
         # The id alone could stand for other features in another manifest.
         stored = cut.features.storage_path if cut.has_features and hasattr(cut, "features") else ""
         key = (cut.id, stored, cut.start, cut.duration)
         if key not in self._cache:
-            self._cache[key] = load_features(cut, self.features, self._extractor)
+            self._cache[key] = load_features(cut, self.features, self._extractor, self.config.allow_commands)
         return self._cache[key]
 
     # --- samplers ---------------------------------------------------------------------------------------------

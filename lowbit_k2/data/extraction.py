@@ -6,15 +6,18 @@ import logging
 import shutil
 from collections import Counter
 from functools import partial
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
+from tqdm import tqdm
 
 from lowbit_k2.core.features import FeatureConfig
-from lowbit_k2.data.features import make_extractor
+from lowbit_k2.data.features import make_extractor, unreadable
 from lowbit_k2.data.manifests import cuts_path, read_cuts
+from lowbit_k2.data.sources import check_audio_file, check_sources, parts_of
 from lowbit_k2.data.sphere import choose_backend
 from lowbit_k2.errors import UserError
 from lowbit_k2.fileio import atomic_write
@@ -22,6 +25,7 @@ from lowbit_k2.processes import in_fresh_processes
 
 if TYPE_CHECKING:
     from lhotse import CutSet
+    from lhotse.cut import Cut
 
 
 def parts_folder(target: Path) -> Path:
@@ -38,6 +42,7 @@ def compute_in_parts(
     num_splits: int = 1,
     num_jobs: int = 1,
     device: str = "cpu",
+    allow_commands: bool = False,
 ) -> CutSet:
     """`compute_split` part by part, `num_splits` of them; those that an interrupted run finished are kept.
 
@@ -49,7 +54,7 @@ def compute_in_parts(
     name = f"{corpus}_{split}"
     parts = min(num_splits, len(cuts))
     if parts <= 1:
-        return compute_split(cuts, name, output_dir, config, num_jobs, device)
+        return compute_split(cuts, name, output_dir, config, num_jobs, device, allow_commands)
     check_ids(cuts, name)
     done = []
     for number, part in enumerate(cuts.split(parts), start=1):
@@ -58,7 +63,8 @@ def compute_in_parts(
         if manifest.is_file() and list(read_cuts(manifest).ids) == list(part.ids):
             logging.info("%s: part %s is there already", name, label)
         else:
-            part = compute_split(part, f"{name}_{label}", output_dir, config, num_jobs, device)
+            work = (output_dir, config, num_jobs, device, allow_commands)
+            part = compute_split(part, f"{name}_{label}", *work)
             with atomic_write(manifest) as temporary:
                 part.to_file(temporary)
         done += read_cuts(manifest)
@@ -77,7 +83,13 @@ def check_ids(cuts: CutSet, name: str) -> None:
 
 
 def compute_split(
-    cuts: CutSet, name: str, output_dir: Path, config: FeatureConfig, num_jobs: int, device: str = "cpu"
+    cuts: CutSet,
+    name: str,
+    output_dir: Path,
+    config: FeatureConfig,
+    num_jobs: int,
+    device: str = "cpu",
+    allow_commands: bool = False,
 ) -> CutSet:
     """Compute and store the features of `cuts` in `<output_dir>/feats_<name>`; shows a progress bar.
 
@@ -89,50 +101,58 @@ def compute_split(
     check_ids(cuts, name)
     storage = output_dir / f"feats_{name}"
     remove_features(storage)  # left by an interrupted run
-    check_audio(cuts)
+    check_audio(cuts, allow_commands)
     storage.parent.mkdir(parents=True, exist_ok=True)
     extract = partial(extract_part, config, device, storage)
     try:
         jobs = min(num_jobs, len(cuts))
         if jobs <= 1:
-            done = extract((None, cuts))
+            done = [extract((None, cuts))]
         else:
             storage.mkdir()
             parts = [(part, CutSet.from_cuts(islice(cuts, part, None, jobs))) for part in range(jobs)]
-            done = chain.from_iterable(in_fresh_processes(extract, parts, jobs))
-        found = {cut.id: cut for cut in done}
-    except UserError:
+            done = in_fresh_processes(extract, parts, jobs)
+        unread = [problem for _, problems in done for problem in problems]
+        if unread:
+            raise UserError(f"features of {name} cannot be computed for {len(unread)} cuts, first {unread[0]}")
+    except BaseException:
         remove_features(storage)
         raise
-    except Exception as error:  # the audio libraries have no common class
-        remove_features(storage)
-        reason = " ".join(str(error).split())[:300]
-        raise UserError(f"features of {name} cannot be computed ({type(error).__name__}: {reason})") from None
-    unread = [cut for cut in cuts if cut.id not in found]
-    if unread:
-        remove_features(storage)
-        where = unread[0].recording.sources[0].source
-        raise UserError(f"features of {name} cannot be computed: {len(unread)} cuts of unreadable audio, first {where}")
+    found = {cut.id: cut for part, _ in done for cut in part}
     return CutSet.from_cuts(found[cut.id] for cut in cuts)  # in their order, however many jobs there were
 
 
-def extract_part(config: FeatureConfig, device: str, storage: Path, part: tuple[int | None, CutSet]) -> CutSet:
-    """Features of one of several parts, by number, or of all cuts (None); the first part's progress is shown."""
+def extract_part(
+    config: FeatureConfig, device: str, storage: Path, part: tuple[int | None, CutSet]
+) -> tuple[list[Cut], list[str]]:
+    """Features of one of several parts, by number, or of all cuts (None); the first part's progress is shown.
+
+    Returns:
+      The cuts, and what is wrong with those that cannot be done.
+    """
     from lhotse import LilcomChunkyWriter
 
     number, cuts = part
     if number is not None:  # a process among several
         torch.set_num_threads(1)
-    logging.disable(logging.WARNING)  # lhotse warns of every cut that it leaves out, in ten lines; we count them
+    extractor, done, unread = make_extractor(config, device), [], []
+    with LilcomChunkyWriter(storage if number is None else storage / f"feats-{number}") as writer:
+        for cut in tqdm(cuts, desc="features", disable=True if number else None):  # None: where there is no terminal
+            try:
+                done.append(cut.compute_and_store_features(extractor=extractor, storage=writer))
+            except Exception as error:  # the audio libraries have no common class
+                unread.append(what_is_wrong(cut, error))
+    return done, unread
+
+
+def what_is_wrong(cut: Cut, error: Exception) -> str:
+    """The audio's fault where it has one; lilcom's words on numbers that are not finite help nobody."""
     try:
-        return cuts.compute_and_store_features(
-            extractor=make_extractor(config, device),
-            storage_path=storage if number is None else storage / f"feats-{number}",
-            storage_type=LilcomChunkyWriter,
-            progress_bar=not number,
-        )
-    finally:
-        logging.disable(logging.NOTSET)
+        if not np.isfinite(cut.load_audio()).all():
+            error = ValueError("samples that are not finite numbers")
+    except Exception as reading:  # the audio libraries have no common class
+        error = reading
+    return unreadable(cut, "recording", error)
 
 
 def remove_features(storage: Path) -> None:
@@ -141,13 +161,18 @@ def remove_features(storage: Path) -> None:
     storage.with_suffix(".lca").unlink(missing_ok=True)
 
 
-def check_audio(cuts: CutSet) -> None:
-    """All audio files are there: a minute of work before a missing one is found would be lost."""
+def check_audio(cuts: CutSet, allow_commands: bool = False) -> None:
+    """All audio files are there and whole: a minute of work before a missing one is found would be lost.
+
+    Raises:
+      UserError: one is missing, cut short, or comes from a command.
+    """
     seen: set[str] = set()
     for cut in cuts:
         choose_backend(cut)
-        for source in cut.recording.sources if cut.has_recording else ():
-            if source.type == "file" and source.source not in seen:
-                seen.add(source.source)
-                if not Path(source.source).is_file():
-                    raise UserError(f"{source.source} (cut {cut.id}) does not exist: has the corpus been moved?")
+        check_sources(cut, "recording", allow_commands)
+        for part in parts_of(cut):
+            for source in part.recording.sources if part.has_recording else ():
+                if source.type == "file" and source.source not in seen:
+                    seen.add(source.source)
+                    check_audio_file(Path(source.source))

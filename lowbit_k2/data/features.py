@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from lowbit_k2.core.features import EXTRACTORS, NORMALIZATIONS, FeatureConfig
+from lowbit_k2.data.sources import check_sources, parts_of
 from lowbit_k2.data.sphere import choose_backend
 from lowbit_k2.errors import UserError
 from lowbit_k2.fileio import read_json, write_json
@@ -119,26 +120,58 @@ def num_frames(cut: Cut, config: FeatureConfig) -> int:
     return compute_num_frames(cut.duration, frame_shift=config.frame_shift, sampling_rate=cut.sampling_rate)
 
 
-def load_features(cut: Cut, config: FeatureConfig, extractor: FeatureExtractor | None = None) -> Tensor:
+def load_features(
+    cut: Cut, config: FeatureConfig, extractor: FeatureExtractor | None = None, allow_commands: bool = False
+) -> Tensor:
     """Normalised features of a cut: the stored ones, or with `extractor` computed from its audio. -> (T, F)
 
+    Args:
+      allow_commands: commands that a manifest names as audio or features are run; see sources.py.
+
     Raises:
-      UserError: the features or the audio cannot be read.
+      UserError: the features or the audio cannot be read, or are not finite.
     """
+    what = "features" if extractor is None else "recording"
+    check_sources(cut, what, allow_commands)
     try:
         if extractor is None:
             matrix = cut.load_features()
         else:
             choose_backend(cut)
             samples = np.atleast_2d(cut.load_audio())[:1]  # (1, num_samples), first channel
+            if not np.isfinite(samples).all():
+                raise ValueError("samples that are not finite numbers")
             matrix = extractor.extract(samples, config.sampling_rate)
     except Exception as error:  # lhotse, lilcom and the audio libraries have no common class
-        what = "features" if extractor is None else "audio"
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"the {what} of cut {cut.id} cannot be read ({type(error).__name__}: {reason})") from None
+        raise UserError(unreadable(cut, what, error)) from None
     if matrix is None:
         raise UserError(f"cut {cut.id} has no stored features: run compute_fbank, or compute them on the fly")
     return normalize_features(torch.as_tensor(matrix, dtype=torch.float32), config)
+
+
+def unreadable(cut: Cut, what: str, error: Exception) -> str:
+    """Why a cut's audio or features cannot be read, with the file that it is in."""
+    places = [
+        source.source if what == "recording" else source.storage_path
+        for part in parts_of(cut)
+        for source in ((part.recording.sources if what == "recording" else [part.features]) if _has(part, what) else ())
+    ]
+    place = next((place for place in places if isinstance(place, str)), "its manifest")
+    named, remedy = {
+        "recording": ("audio", "make the manifests anew"),
+        "features": ("features", "put them beside their manifest, or run compute_fbank again"),
+    }[what]
+    if isinstance(error, FileNotFoundError) or not Path(place).exists():
+        return f"the {named} of cut {cut.id} cannot be read: no {place}; has the folder been moved? {remedy}"
+    reason = " ".join(str(error).split())[:200]
+    return (
+        f"the {named} of cut {cut.id} cannot be read ({type(error).__name__}: {reason}) from {place}: "
+        "replace the file, or leave it out"
+    )
+
+
+def _has(part: Cut, what: str) -> bool:
+    return part.has_recording if what == "recording" else part.has_features
 
 
 def resample(samples: Tensor, source_rate: int, target_rate: int) -> Tensor:

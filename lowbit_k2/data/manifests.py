@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lowbit_k2.core.config import ConfigError
+from lowbit_k2.data.sources import Relocate
 from lowbit_k2.errors import UserError
 from lowbit_k2.fileio import atomic_write
 
@@ -40,7 +41,7 @@ def write_manifests(corpus: str, manifests: Mapping[str, Mapping[str, Any]], man
 
 
 def read_cuts(path: str | Path, lazy: bool = False) -> CutSet:
-    """Open any lhotse cut manifest (.jsonl or .jsonl.gz).
+    """Open any lhotse cut manifest (.jsonl or .jsonl.gz); features that were moved with it are found beside it.
 
     Args:
       lazy: keep the cuts on disk and decode them at each pass: for corpora of hundreds of hours.
@@ -65,7 +66,7 @@ def read_cuts(path: str | Path, lazy: bool = False) -> CutSet:
         raise UserError(f"{path} holds no cuts: run the stage that makes it again")
     if not isinstance(first, Cut):
         raise UserError(f"{path} holds {type(first).__name__} items, not cuts: give a cut manifest")
-    return cuts
+    return cuts.map(Relocate(path.parent)) if lazy else CutSet.from_cuts(map(Relocate(path.parent), cuts))
 
 
 def read_shar(folder: Path) -> CutSet:

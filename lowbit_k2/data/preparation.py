@@ -22,6 +22,12 @@ SPEEDS = (0.9, 1.1)
 MOST_SHOWN = 10  # kinds of marks
 
 
+def manifest_files(manifest_dir: Path, corpus: str, split: str) -> list[Path]:
+    """Where cuts, recordings and supervisions of a split are looked for."""
+    names = (f"{corpus}_{kind}_{split}.jsonl.gz" for kind in ("cuts", "recordings", "supervisions"))
+    return [manifest_dir / name for name in names]
+
+
 def read_manifests(manifest_dir: Path, corpus: str, split: str) -> CutSet:
     """Cuts of a split: from its cut manifest if there is one, else one per supervision of its recordings.
 
@@ -34,8 +40,7 @@ def read_manifests(manifest_dir: Path, corpus: str, split: str) -> CutSet:
 
     if cuts_path(manifest_dir, corpus, split).is_file():
         return read_cuts(cuts_path(manifest_dir, corpus, split))
-    recordings = manifest_dir / f"{corpus}_recordings_{split}.jsonl.gz"
-    supervisions = manifest_dir / f"{corpus}_supervisions_{split}.jsonl.gz"
+    _, recordings, supervisions = manifest_files(manifest_dir, corpus, split)
     if not recordings.is_file():
         raise UserError(f"{recordings} does not exist: run the stage that makes manifests first")
     try:
@@ -71,8 +76,11 @@ def utterances(cuts: CutSet) -> CutSet:
     """One cut per supervision, named after it; cuts without any (noise) stay as they are."""
     from lhotse import CutSet
 
-    if not any(cut.supervisions for cut in cuts):
+    bare = [cut.id for cut in cuts if not cut.supervisions]
+    if len(bare) == len(cuts):
         return cuts
+    if bare:
+        logging.warning("%d of %d cuts without a transcript are left out, first %s", len(bare), len(cuts), bare[0])
     cuts = cuts.trim_to_supervisions(keep_overlapping=False).to_eager()
     names = [cut.supervisions[0].id for cut in cuts]
     if len(set(names)) < len(names):  # then lhotse's names: recordings with a counter

@@ -22,9 +22,12 @@ from pathlib import Path
 from lowbit_k2.core.config import ConfigError
 from lowbit_k2.data.features import read_feature_config, write_feature_config
 from lowbit_k2.data.manifests import cuts_path, read_cuts, shar_path
+from lowbit_k2.data.sources import ALLOW_COMMANDS, check_sources
 from lowbit_k2.errors import UserError, run_main
 from lowbit_k2.fileio import TEMPORARY
+from lowbit_k2.origins import content_sha256, is_done, write_origin
 from lowbit_k2.processes import check_num_jobs, in_fresh_processes
+from lowbit_k2.recipe.flags import str2bool
 
 COMPRESSION = {"features": "lilcom", "recording": "flac"}
 
@@ -37,6 +40,7 @@ def write_shar(
     field: str = "features",
     shard_size: int = 1000,
     num_jobs: int = 1,
+    allow_commands: bool = False,
 ) -> None:
     """Do all splits that are not done.
 
@@ -51,19 +55,24 @@ def write_shar(
     if shard_size < 1:
         raise ConfigError("shard_size", "must be at least 1")
     for split in splits:
-        target = shar_path(output_dir, corpus, split)
-        if target.is_dir():
-            logging.info("%s is there already: skipped", target)
+        target, manifest = shar_path(output_dir, corpus, split), cuts_path(manifest_dir, corpus, split)
+        origin = {"field": field, "shard_size": shard_size}
+        if manifest.is_file():
+            origin[manifest.name] = content_sha256(manifest)
+        if is_done(target, origin):
             continue
-        manifest = cuts_path(manifest_dir, corpus, split)
         cuts = read_cuts(manifest, lazy=True)
-        first, total = next(iter(cuts)), sum(1 for _ in cuts)
+        first, total = next(iter(cuts)), 0
+        for cut in cuts:
+            check_sources(cut, field, allow_commands)
+            total += 1
         if not getattr(first, f"has_{field}"):
             raise UserError(f"the cuts of {split} have no {field}, first {first.id}: choose another field")
         output_dir.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(prefix=TEMPORARY, dir=output_dir))
         try:
             write_shards(manifest, folder, field, shard_size, total, num_jobs)
+            write_origin(target, origin)
             folder.chmod(0o755)
             folder.rename(target)
         except Exception as error:  # the audio libraries have no common class
@@ -111,6 +120,7 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--splits", required=True, help="separated by spaces")
     parser.add_argument("--field", choices=list(COMPRESSION), default="features", help="what the shards hold")
     parser.add_argument("--shard-size", type=int, default=1000, help="cuts")
+    parser.add_argument("--allow-commands", type=str2bool, default=False, metavar="BOOL", help=ALLOW_COMMANDS)
     parser.add_argument("-j", "--num-jobs", type=int, default=1, help="processes at a time")
     return parser
 

@@ -75,6 +75,30 @@ def test_commands_are_refused_and_not_run(kaldi_dir: Path) -> None:
     assert not marker.exists()
 
 
+def test_odd_segments(kaldi_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A channel of its own, beginnings and ends a little outside; what lies outside is left out and counted."""
+    texts, lines = [], []
+    for i in range(40):
+        texts.append(f"utt-{i:02} ONE\n")
+        lines.append(f"utt-{i:02} rec2 0.5 1.5 {'AB01'[i % 4]}\n")
+    lines[38], lines[39] = "utt-38 rec1 -0.05 2.09 1\n", "utt-39 rec1 1.0 9.0\n"
+    (kaldi_dir / "text").write_text("".join(texts))
+    (kaldi_dir / "segments").write_text("".join(lines))
+    (kaldi_dir / "utt2spk").unlink()
+    cuts = {cut.id: cut for cut in read_kaldi_dir(kaldi_dir)}
+    assert len(cuts) == 39
+    assert [cuts[f"utt-{i:02}"].channel for i in range(4)] == [0, 1, 0, 1]
+    samples, _ = soundfile.read(kaldi_dir / "rec 2.wav", dtype="float32")
+    assert np.array_equal(cuts["utt-01"].load_audio()[0], samples[8000:24000, 1])
+    assert (cuts["utt-38"].start, cuts["utt-38"].duration, cuts["utt-38"].channel) == (0.0, 2.0, 0)
+    assert "1 of 40 utterances left out, first utterance utt-39 covers 1.0 to 9.0 s" in caplog.text
+    for i in (5, 6):
+        lines[i] = f"utt-{i:02} rec2 0.5 1.5 7\n"
+    (kaldi_dir / "segments").write_text("".join(lines))
+    with pytest.raises(UserError, match=r"segments: 3 of 40 do not fit, first utterance utt-05 is on channel 7"):
+        read_kaldi_dir(kaldi_dir)
+
+
 @pytest.mark.parametrize(
     ("name", "old", "new", "message"),
     [
@@ -86,6 +110,10 @@ def test_commands_are_refused_and_not_run(kaldi_dir: Path) -> None:
         ("text", "utt-a ONE", "utt-b ONE", "line 2: utt-b occurs twice"),
         ("segments", "utt-a rec1 0.50 1.25", "utt-a rec1 0.50", "line 1: expected 3 fields behind utt-a, found 2"),
         ("segments", "0.50 1.25", "0.50 later", "times '0.50' and 'later'"),
+        ("segments", "0.50 1.25", "0.50 1.25 C", "expected seconds, and perhaps a channel"),
+        ("segments", "0.50 1.25", "0.50 1.25 0 0", "expected seconds, and perhaps a channel"),
+        ("segments", "0.50 1.25", "nan 1.25", "utterance utt-a covers nan to 1.25 s"),
+        ("segments", "0.50 1.25", "0.50 inf", "utterance utt-a covers 0.5 to inf s"),
         ("segments", "0.50 1.25", "1.50 1.25", "utterance utt-a covers 1.5 to 1.25 s"),
         ("segments", "0.0 2.04", "0.0 3.0", "has 2.0 s"),
         ("segments", "utt-b rec2", "utt-a rec2", "utt-a occurs twice"),

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gzip
 import importlib.util
 import subprocess
 import sys
@@ -87,6 +88,57 @@ def test_the_second_run_does_nothing(corpus: Path, tmp_path: Path) -> None:
         run(*flags(corpus, output), "--num-mel-bins", "40")
 
 
+def test_a_changed_source_is_not_skipped(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Neither another text nor other flags; a transcript that is asked for later is written."""
+    caplog.set_level("INFO")
+    soundfile.write(tmp_path / "a.wav", 0.1 * np.random.default_rng(0).standard_normal(RATE), RATE)
+    (tmp_path / "wav.scp").write_text(f"u1 {tmp_path}/a.wav\n")
+    (tmp_path / "text").write_text("u1 Yes\n")
+    output, transcript = tmp_path / "fbank", tmp_path / "transcript.txt"
+    names = ("--corpus", "toy", "--splits", "test", "--kaldi-dir", tmp_path, "--output-dir", output)
+    run(*names)
+    before = {path: path.stat().st_mtime_ns for path in output.iterdir()}
+    run(*names, "--transcript", transcript)
+    assert transcript.read_text() == "Yes\n" and "is there already: skipped" in caplog.text
+    for more in (["--normalize-text", "upper"], ["--window", "0.5"]):
+        with pytest.raises(UserError, match=f"made from something else .*{more[0][2:6]}.* remove it to make it again"):
+            run(*names, *more)
+    (tmp_path / "text").write_text("u1 No\n")
+    with pytest.raises(UserError, match=r"toy_cuts_test.jsonl.gz was made from something else \(text "):
+        run(*names)
+    assert {path: path.stat().st_mtime_ns for path in output.iterdir()} == before
+    (output / "toy_cuts_test.jsonl.gz").unlink()
+    run(*names)
+    assert [cut.supervisions[0].text for cut in read_cuts(output / "toy_cuts_test.jsonl.gz")] == ["No"]
+
+
+def test_gzipped_manifests_are_compared_by_what_they_hold(corpus: Path, tmp_path: Path) -> None:
+    run(*flags(corpus, tmp_path / "fbank"))
+    path = corpus / "toy_supervisions_train.jsonl.gz"
+    path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes()), mtime=1))
+    run(*flags(corpus, tmp_path / "fbank"))
+    path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes()).replace(b"Word-0", b"Wort-0")))
+    with pytest.raises(UserError, match="made from something else"):
+        run(*flags(corpus, tmp_path / "fbank"))
+
+
+def test_parts_of_another_text_are_made_again(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    computed, output = module.compute_split, tmp_path / "fbank"
+
+    def interrupted(cuts: lhotse.CutSet, name: str, *more: object) -> lhotse.CutSet:
+        if "2-of" in name:
+            raise KeyboardInterrupt
+        return computed(cuts, name, *more)
+
+    monkeypatch.setattr(module, "compute_split", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(*flags(corpus, output), "--num-splits", "2")
+    monkeypatch.setattr(module, "compute_split", computed)
+    run(*flags(corpus, output), "--num-splits", "2", "--normalize-text", "upper")
+    texts = {cut.supervisions[0].text for cut in read_cuts(output / "toy_cuts_train.jsonl.gz")}
+    assert all(text.startswith("WORD") for text in texts), texts
+
+
 def test_several_jobs_give_the_same(corpus: Path, tmp_path: Path) -> None:
     run(*flags(corpus, tmp_path / "one"))
     run(*flags(corpus, tmp_path / "two"), "--num-jobs", "2")
@@ -117,6 +169,7 @@ def test_parts_are_kept_by_an_interrupted_run(
     assert sorted(path.name for path in (output / "toy_cuts_train.parts").iterdir()) == [
         "1-of-3.jsonl.gz",
         "2-of-3.jsonl.gz",
+        "origin.json",
     ]
     left = 1
     with caplog.at_level("INFO"):

@@ -28,7 +28,7 @@ sys.path[:0] = [str(HERE.parents[2]), str(HERE)]
 
 from discs import SIDES, Problems, check_folder, find_audio, find_files, is_english_talk, read_lines
 
-from lowbit_k2.data.kaldi_dir import END_TOLERANCE
+from lowbit_k2.data.kaldi_dir import OVERHANG
 from lowbit_k2.data.sphere import make_recording
 from lowbit_k2.errors import UserError, run_main
 from lowbit_k2.fileio import atomic_write
@@ -178,7 +178,7 @@ def describe(segment: StmSegment, recording: Recording, subset: str, problems: P
 
     start, end = segment.start, min(segment.end, recording.duration)
     name = f"{segment.recording}-{segment.channel}_{round(100 * start):06d}-{round(100 * segment.end):06d}"
-    if start >= end or segment.end > recording.duration + END_TOLERANCE:
+    if start >= end or segment.end > recording.duration + OVERHANG:
         problems.add("segments lie outside of their audio", f"{name}, which has {recording.duration} s")
     if start >= end:
         return None

@@ -40,7 +40,7 @@ from discs import (
 from ms98 import Segment, TextOptions, find_acronyms, normalize, read_dictionary, read_transcript
 from tqdm import tqdm
 
-from lowbit_k2.data.kaldi_dir import END_TOLERANCE
+from lowbit_k2.data.kaldi_dir import OVERHANG
 from lowbit_k2.data.sphere import ToolMissingError, is_cut, make_recording, read_header
 from lowbit_k2.errors import UserError, run_main
 from lowbit_k2.fileio import atomic_write
@@ -120,7 +120,7 @@ def usable_segments(
         where = f"{segment.name} from {segment.start} to {segment.end} s"
         if recording is None:
             problems.add("segments have no audio", where)
-        elif segment.start >= recording.duration or segment.end > recording.duration + END_TOLERANCE:
+        elif segment.start >= recording.duration or segment.end > recording.duration + OVERHANG:
             problems.add("segments lie outside of their audio", f"{where}, which has {recording.duration} s")
         elif segment.start < end - OVERLAP:
             problems.add("segments overlap the one before", f"{where}, the one before ends at {end} s")
