@@ -56,7 +56,7 @@ fi
 if [ $stage -le 1 ] && [ $stop_stage -ge 1 ]; then
   log "Stage 1: manifests (train: 64 speakers, dev: 10 of the training speakers, test: 10 others)"
   if needed "$manifest_dir/.done" "corpus=$corpus_dir"; then
-    $python local/prepare_manifests.py --corpus-dir "$corpus_dir" --manifest-dir "$manifest_dir"
+    "$python" local/prepare_manifests.py --corpus-dir "$corpus_dir" --manifest-dir "$manifest_dir"
     finish "$manifest_dir/.done" "corpus=$corpus_dir"
   fi
 fi
@@ -66,34 +66,34 @@ if [ $stage -le 2 ] && [ $stop_stage -ge 2 ]; then
   [ -f "$manifest_dir/.done" ] || die "no manifests in $manifest_dir: run stage 1 first"
   settings="$(cat "$manifest_dir/.done") perturb_speed=$perturb_speed"
   if needed "$fbank_dir/.done" "$settings"; then
-    $python -m lowbit_k2.recipe.compute_fbank --corpus an4 --splits "train dev test" --manifest-dir "$manifest_dir" \
+    "$python" -m lowbit_k2.recipe.compute_fbank --corpus an4 --splits "train dev test" --manifest-dir "$manifest_dir" \
       --output-dir "$fbank_dir" --perturb-speed "$perturb_speed" --num-jobs "$nj"
     finish "$fbank_dir/.done" "$settings"
   fi
 fi
 
 # Does this Python have k2? The graphs need it; features, units and greedy decoding do not.
-has_k2=$($python -c 'from lowbit_k2.k2_compat import has_k2; print(str(has_k2()).lower())')
+has_k2=$("$python" -c 'from lowbit_k2.k2_compat import has_k2; print(str(has_k2()).lower())')
 
 if [ $stage -le 3 ] && [ $stop_stage -ge 3 ]; then
   log "Stage 3: units and lang directories: characters, phones, a BPE of $vocab_size pieces"
   [ -f "$manifest_dir/.done" ] || die "no manifests in $manifest_dir: run stage 1 first"
   if needed "$dict_dir/.done" "corpus=$corpus_dir"; then
-    $python local/prepare_dict.py --corpus-dir "$corpus_dir" --transcript "$transcript" --dict-dir "$dict_dir"
+    "$python" local/prepare_dict.py --corpus-dir "$corpus_dir" --transcript "$transcript" --dict-dir "$dict_dir"
     finish "$dict_dir/.done" "corpus=$corpus_dir"
   fi
   for lang_dir in "${lang_dirs[@]}"; do
     if needed "$lang_dir/.lang.done" "k2=$has_k2" again; then
       case $lang_dir in
         */lang_phone)
-          $python -m lowbit_k2.recipe.prepare_lang --lang-dir "$lang_dir" --lexicon "$dict_dir/lexicon.txt"
+          "$python" -m lowbit_k2.recipe.prepare_lang --lang-dir "$lang_dir" --lexicon "$dict_dir/lexicon.txt"
           ;;
         *)
           model_type=bpe
           if [ "$lang_dir" = "$data_dir/lang_char" ]; then model_type=char; fi
-          $python -m lowbit_k2.recipe.train_bpe --lang-dir "$lang_dir" --transcript "$transcript" \
+          "$python" -m lowbit_k2.recipe.train_bpe --lang-dir "$lang_dir" --transcript "$transcript" \
             --model-type "$model_type" --vocab-size "$vocab_size"
-          $python -m lowbit_k2.recipe.prepare_lang --lang-dir "$lang_dir" --words "$dict_dir/words.txt"
+          "$python" -m lowbit_k2.recipe.prepare_lang --lang-dir "$lang_dir" --words "$dict_dir/words.txt"
           ;;
       esac
       finish "$lang_dir/.lang.done" "k2=$has_k2"
@@ -106,7 +106,7 @@ if [ $stage -le 4 ] && [ $stop_stage -ge 4 ]; then
   if needed "$lm_dir/.done" "orders=3,4" again; then
     [ -f "$data_dir/lang_char/words.txt" ] || die "no $data_dir/lang_char/words.txt: run stage 3 first"
     for order in 3 4; do
-      $python -m lowbit_k2.recipe.make_lm --transcript "$transcript" --order $order \
+      "$python" -m lowbit_k2.recipe.make_lm --transcript "$transcript" --order $order \
         --words "$data_dir/lang_char/words.txt" --arpa "$lm_dir/${order}gram.arpa"
     done
     finish "$lm_dir/.done" "orders=3,4"
@@ -121,11 +121,11 @@ if [ $stage -le 5 ] && [ $stop_stage -ge 5 ]; then
     [ -f "$lm_dir/4gram.arpa" ] || die "no $lm_dir/4gram.arpa: run stage 4 first"
     for lang_dir in "${lang_dirs[@]}"; do
       if needed "$lang_dir/.graphs.done" "lm=3gram"; then
-        $python -m lowbit_k2.recipe.compile_hlg --lang-dir "$lang_dir" --lm "$lm_dir/3gram.arpa"
+        "$python" -m lowbit_k2.recipe.compile_hlg --lang-dir "$lang_dir" --lm "$lm_dir/3gram.arpa"
         finish "$lang_dir/.graphs.done" "lm=3gram"
       fi
       # Words are numbered by lang directory, so each has its own.
-      $python -m lowbit_k2.recipe.compile_g --lang-dir "$lang_dir" --lm "$lm_dir/4gram.arpa" --output "$lang_dir/G_4_gram.pt"
+      "$python" -m lowbit_k2.recipe.compile_g --lang-dir "$lang_dir" --lm "$lm_dir/4gram.arpa" --output "$lang_dir/G_4_gram.pt"
     done
   fi
 fi

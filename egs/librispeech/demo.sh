@@ -15,11 +15,11 @@ log "1/3 the corpus: synthetic speech, features, units, language model, decoding
 ./prepare.sh --mini true --hours "$hours" --perturb-speed false
 
 log "2/3 training: 2 bit, 1 bit and stochastic precision in every update"
-$python ./train.py --mini true --exp-dir "$exp_dir" --precisions 2,1,sp --num-epochs "$num_epochs" --resume true
+"$python" ./train.py --mini true --exp-dir "$exp_dir" --precisions 2,1,sp --num-epochs "$num_epochs" --resume true
 
 log "3/3 decoding at 2, 1.5 and 1 bit, from the checkpoint and from the packed file"
-$python ./evaluate.py --mini true --exp-dir "$exp_dir" --precisions 2 1.5 1 --avg 3 --use-averaged-model true
+"$python" ./evaluate.py --mini true --exp-dir "$exp_dir" --precisions 2 1.5 1 --avg 3 --use-averaged-model true
 
 log "The packed 1-bit recogniser:"
-$python -m lowbit_k2.cli inspect "$exp_dir/packed/1bit.safetensors"
+"$python" -m lowbit_k2.cli inspect "$exp_dir/packed/1bit.safetensors"
 log "Try it: ./decode.py --mini true --packed $exp_dir/packed/1bit.safetensors --wav FILE..."

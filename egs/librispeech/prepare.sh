@@ -94,7 +94,7 @@ transcript=$data_dir/transcript_words.txt
 usable_parts=""
 find_usable_parts() {
   if [ -z "$usable_parts" ]; then
-    usable_parts=$($python local/check_corpus.py --corpus-dir "$corpus_dir" --parts "$wanted_parts")
+    usable_parts=$("$python" local/check_corpus.py --corpus-dir "$corpus_dir" --parts "$wanted_parts")
   fi
 }
 
@@ -118,19 +118,19 @@ if [ $stage -le 0 ] && [ $stop_stage -ge 0 ]; then
     find_usable_parts
   elif [ "$mini" = true ]; then
     if needed "$download_dir/.mini.done" "hours=$hours"; then
-      $python local/make_mini_corpus.py --output-dir "$corpus_dir" --hours "$hours" --num-jobs "$nj"
+      "$python" local/make_mini_corpus.py --output-dir "$corpus_dir" --hours "$hours" --num-jobs "$nj"
       finish "$download_dir/.mini.done" "hours=$hours"
     fi
   else
-    $python local/download_corpus.py --download-dir "$download_dir" --parts "$wanted_parts"
+    "$python" local/download_corpus.py --download-dir "$download_dir" --parts "$wanted_parts"
   fi
   if [ "$use_musan" = true ] && [ -z "$given_musan_dir" ]; then
-    $python local/download_corpus.py --download-dir "$download_dir" --musan
+    "$python" local/download_corpus.py --download-dir "$download_dir" --musan
   fi
   if [ "$lm_source" = openslr11 ]; then
     rescoring_flag=()
     [ "$rescoring" = false ] || rescoring_flag=(--rescoring)
-    $python local/download_lm.py --output-dir "$lm_dir" "${rescoring_flag[@]}"
+    "$python" local/download_lm.py --output-dir "$lm_dir" "${rescoring_flag[@]}"
   fi
 fi
 
@@ -144,7 +144,7 @@ if [ $stage -le 1 ] && [ $stop_stage -ge 1 ]; then
     fi
   done
   if [ -n "$todo" ]; then
-    $python local/prepare_manifests.py --corpus-dir "$corpus_dir" --parts "$todo" --manifest-dir "$manifest_dir" \
+    "$python" local/prepare_manifests.py --corpus-dir "$corpus_dir" --parts "$todo" --manifest-dir "$manifest_dir" \
       --num-jobs "$nj"
     for part in $todo; do
       finish "$manifest_dir/.librispeech_$part.done" "corpus=$corpus_dir"
@@ -157,7 +157,7 @@ if [ $stage -le 2 ] && [ $stop_stage -ge 2 ]; then
   if [ "$use_musan" = false ]; then
     log "Skipped: --use-musan false"
   elif needed "$manifest_dir/.musan.done" "corpus=$musan_dir"; then
-    $python -m lowbit_k2.recipe.prepare_musan --musan-dir "$musan_dir" --manifest-dir "$manifest_dir"
+    "$python" -m lowbit_k2.recipe.prepare_musan --musan-dir "$musan_dir" --manifest-dir "$manifest_dir"
     finish "$manifest_dir/.musan.done" "corpus=$musan_dir"
   fi
 fi
@@ -169,7 +169,7 @@ if [ $stage -le 3 ] && [ $stop_stage -ge 3 ]; then
     settings=$(cat "$manifest_dir/.librispeech_$part.done")
     case $part in train*) settings="$settings perturb_speed=$perturb_speed" ;; esac
     if needed "$fbank_dir/.librispeech_$part.done" "$settings"; then
-      $python -m lowbit_k2.recipe.compute_fbank --corpus librispeech --splits "$part" --manifest-dir "$manifest_dir" \
+      "$python" -m lowbit_k2.recipe.compute_fbank --corpus librispeech --splits "$part" --manifest-dir "$manifest_dir" \
         --output-dir "$fbank_dir" --perturb-speed "$perturb_speed" --num-jobs "$nj" \
         --num-splits "$num_splits"
       finish "$fbank_dir/.librispeech_$part.done" "$settings"
@@ -182,7 +182,7 @@ if [ $stage -le 4 ] && [ $stop_stage -ge 4 ]; then
   if [ "$use_musan" = false ]; then
     log "Skipped: --use-musan false"
   elif needed "$fbank_dir/.musan.done" "corpus=$musan_dir"; then
-    $python -m lowbit_k2.recipe.compute_fbank --corpus musan --splits "music speech noise" --window 10 \
+    "$python" -m lowbit_k2.recipe.compute_fbank --corpus musan --splits "music speech noise" --window 10 \
       --manifest-dir "$manifest_dir" --output-dir "$fbank_dir" --num-jobs "$nj"
     finish "$fbank_dir/.musan.done" "corpus=$musan_dir"
   fi
@@ -192,18 +192,18 @@ if [ $stage -le 5 ] && [ $stop_stage -ge 5 ]; then
   log "Stage 5: transcripts and units: $(basename "$lang_dir")"
   find_parts
   if needed "$data_dir/.transcript.done" "parts=$train_parts" again; then
-    $python local/write_transcript.py --manifest-dir "$manifest_dir" --parts "$train_parts" --output "$transcript"
+    "$python" local/write_transcript.py --manifest-dir "$manifest_dir" --parts "$train_parts" --output "$transcript"
     finish "$data_dir/.transcript.done" "parts=$train_parts"
   fi
   if needed "$lang_dir/.bpe.done" "parts=$train_parts"; then
-    $python -m lowbit_k2.recipe.train_bpe --lang-dir "$lang_dir" --transcript "$transcript" \
+    "$python" -m lowbit_k2.recipe.train_bpe --lang-dir "$lang_dir" --transcript "$transcript" \
       --model-type "$model_type" --vocab-size "$vocab_size"
     finish "$lang_dir/.bpe.done" "parts=$train_parts"
   fi
 fi
 
 # Does this Python have k2? The graphs need it; features, units and greedy decoding do not.
-has_k2=$($python -c 'from lowbit_k2.k2_compat import has_k2; print(str(has_k2()).lower())')
+has_k2=$("$python" -c 'from lowbit_k2.k2_compat import has_k2; print(str(has_k2()).lower())')
 
 if [ $stage -le 6 ] && [ $stop_stage -ge 6 ]; then
   log "Stage 6: lexicon and lang directory"
@@ -213,7 +213,7 @@ if [ $stage -le 6 ] && [ $stop_stage -ge 6 ]; then
     if [ "$lm_source" = openslr11 ]; then
       words_flag=(--words "$lm_dir/librispeech-vocab.txt")
     fi
-    $python -m lowbit_k2.recipe.prepare_lang --lang-dir "$lang_dir" --transcript "$transcript" "${words_flag[@]}"
+    "$python" -m lowbit_k2.recipe.prepare_lang --lang-dir "$lang_dir" --transcript "$transcript" "${words_flag[@]}"
     finish "$lang_dir/.lang.done" "parts=$train_parts lm=$lm_source k2=$has_k2"
   fi
 fi
@@ -225,9 +225,9 @@ if [ $stage -le 7 ] && [ $stop_stage -ge 7 ]; then
     [ -f "$arpa" ] || die "$arpa does not exist: download it with --stage 0 --stop-stage 0"
     log "Taking $arpa"
   elif needed "$lm_dir/.lm.done" "parts=$train_parts rescoring=$rescoring" again; then
-    $python -m lowbit_k2.recipe.make_lm --transcript "$transcript" --order 3 --words "$lang_dir/words.txt" --arpa "$arpa"
+    "$python" -m lowbit_k2.recipe.make_lm --transcript "$transcript" --order 3 --words "$lang_dir/words.txt" --arpa "$arpa"
     if [ "$rescoring" = true ]; then
-      $python -m lowbit_k2.recipe.make_lm --transcript "$transcript" --order 4 --words "$lang_dir/words.txt" \
+      "$python" -m lowbit_k2.recipe.make_lm --transcript "$transcript" --order 4 --words "$lang_dir/words.txt" \
         --arpa "$rescoring_arpa"
     fi
     finish "$lm_dir/.lm.done" "parts=$train_parts rescoring=$rescoring"
@@ -241,12 +241,12 @@ if [ $stage -le 8 ] && [ $stop_stage -ge 8 ]; then
     log "Skipped: k2 is not installed, so there are no graphs; greedy search decodes without them"
   else
     if needed "$lang_dir/.graphs.done" "parts=$train_parts lm=$lm_source" again; then
-      $python -m lowbit_k2.recipe.compile_hlg --lang-dir "$lang_dir" --lm "$arpa" --max-order 3
+      "$python" -m lowbit_k2.recipe.compile_hlg --lang-dir "$lang_dir" --lm "$arpa" --max-order 3
       finish "$lang_dir/.graphs.done" "parts=$train_parts lm=$lm_source"
     fi
     if [ "$rescoring" = true ]; then
       [ -f "$rescoring_arpa" ] || die "$rescoring_arpa does not exist: run stage 0 (download) or 7 (transcripts) first"
-      $python -m lowbit_k2.recipe.compile_g --lang-dir "$lang_dir" --lm "$rescoring_arpa" --output "$lang_dir/G_4_gram.pt"
+      "$python" -m lowbit_k2.recipe.compile_g --lang-dir "$lang_dir" --lm "$rescoring_arpa" --output "$lang_dir/G_4_gram.pt"
     fi
   fi
 fi

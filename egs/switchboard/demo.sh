@@ -17,11 +17,11 @@ log "1/4 discs of made conversations, features, units, language models, decoding
 ./prepare.sh --mini true --hours "$hours"
 
 log "2/4 training: float"
-$python ./train.py --mini true --exp-dir "$exp_root/float" --precisions 32 --num-epochs "$num_epochs" --resume true
+"$python" ./train.py --mini true --exp-dir "$exp_root/float" --precisions 32 --num-epochs "$num_epochs" --resume true
 
 log "3/4 training: 2 bit, 1 bit and stochastic precision in every update"
-$python ./train.py --mini true --exp-dir "$exp_root/demo" --precisions 2,1,sp --num-epochs "$num_epochs" --resume true
+"$python" ./train.py --mini true --exp-dir "$exp_root/demo" --precisions 2,1,sp --num-epochs "$num_epochs" --resume true
 
 log "4/4 decoding, packing and scoring: float, 2, 1.5 and 1 bit"
-$python ./evaluate.py --mini true --exp-dir "$exp_root/demo" --float-exp-dir "$exp_root/float" --precisions 2 1.5 1 \
+"$python" ./evaluate.py --mini true --exp-dir "$exp_root/demo" --float-exp-dir "$exp_root/float" --precisions 2 1.5 1 \
   --avg "$average" --use-averaged-model true --lm-scale "$lm_scale"

@@ -117,21 +117,21 @@ if [ $stage -le 0 ] && [ $stop_stage -ge 0 ]; then
   if [ "$mini" = true ] && needed "$download_dir/.mini.done" "hours=$hours"; then
     hours_flag=()
     [ -z "$hours" ] || hours_flag=(--hours "$hours")
-    $python local/make_mini_corpus.py --output-dir "$corpus_dir" --num-jobs "$nj" "${hours_flag[@]}"
+    "$python" local/make_mini_corpus.py --output-dir "$corpus_dir" --num-jobs "$nj" "${hours_flag[@]}"
     finish "$download_dir/.mini.done" "hours=$hours"
   fi
   disc_flags=()
   for name in eval2000_audio eval2000_text rt02_dir rt03_dir fisher_text; do
     [ -z "${!name}" ] || disc_flags+=("--${name//_/-}" "${!name}")
   done
-  $python local/check_discs.py --swbd-dir "$swbd_dir" --ms98-dir "$ms98_dir" "${disc_flags[@]}"
+  "$python" local/check_discs.py --swbd-dir "$swbd_dir" --ms98-dir "$ms98_dir" "${disc_flags[@]}"
 fi
 
 if [ $stage -le 1 ] && [ $stop_stage -ge 1 ]; then
   log "Stage 1: manifests and transcripts of train and dev"
   settings="swbd=$swbd_dir ms98=$ms98_dir dev_share=$dev_share noises=$noises partial_words=$partial_words"
   if needed "$manifest_dir/.swbd.done" "$settings"; then
-    $python local/prepare_manifests.py --swbd-dir "$swbd_dir" --ms98-dir "$ms98_dir" --manifest-dir "$manifest_dir" \
+    "$python" local/prepare_manifests.py --swbd-dir "$swbd_dir" --ms98-dir "$ms98_dir" --manifest-dir "$manifest_dir" \
       --dev-share "$dev_share" --max-bad "$max_bad" "${text_flags[@]}"
     finish "$manifest_dir/.swbd.done" "$settings"
   fi
@@ -147,7 +147,7 @@ if [ $stage -le 2 ] && [ $stop_stage -ge 2 ]; then
       [ -z "${!file}" ] || { reference_flags+=("--$kind" "${!file}") && settings="$settings $kind=${!file}"; }
     done
     if needed "$manifest_dir/.$name.done" "$settings"; then
-      $python local/prepare_eval.py --test-set "$name" --audio-dir "${audio_of[$name]}" --text-dir "${text_of[$name]}" \
+      "$python" local/prepare_eval.py --test-set "$name" --audio-dir "${audio_of[$name]}" --text-dir "${text_of[$name]}" \
         --data-dir "$data_dir" "${reference_flags[@]}"
       finish "$manifest_dir/.$name.done" "$settings"
     fi
@@ -167,15 +167,15 @@ if [ $stage -le 3 ] && [ $stop_stage -ge 3 ]; then
     settings="$(cat "$guard") rate=$sampling_rate bins=$num_mel_bins"
     [ "$part" != train ] || settings="$settings perturb_speed=$perturb_speed"
     if needed "$fbank_dir/.$part.done" "$settings"; then
-      $python -m lowbit_k2.recipe.compute_fbank --corpus swbd --splits "$part" --manifest-dir "$manifest_dir" \
+      "$python" -m lowbit_k2.recipe.compute_fbank --corpus swbd --splits "$part" --manifest-dir "$manifest_dir" \
         --output-dir "$fbank_dir" --perturb-speed "$perturb_speed" "${feature_flags[@]}" --num-jobs "$nj" \
         --num-splits "$num_splits"
       finish "$fbank_dir/.$part.done" "$settings"
     fi
   done
   if [ -n "$musan_dir" ] && needed "$fbank_dir/.musan.done" "corpus=$musan_dir"; then
-    $python -m lowbit_k2.recipe.prepare_musan --musan-dir "$musan_dir" --manifest-dir "$manifest_dir"
-    $python -m lowbit_k2.recipe.compute_fbank --corpus musan --splits "music speech noise" --window 10 \
+    "$python" -m lowbit_k2.recipe.prepare_musan --musan-dir "$musan_dir" --manifest-dir "$manifest_dir"
+    "$python" -m lowbit_k2.recipe.compute_fbank --corpus musan --splits "music speech noise" --window 10 \
       --manifest-dir "$manifest_dir" --output-dir "$fbank_dir" "${feature_flags[@]}" --num-jobs "$nj"
     finish "$fbank_dir/.musan.done" "corpus=$musan_dir"
   fi
@@ -188,7 +188,7 @@ if [ -n "$(find -L "$ms98_dir" -iname sw-ms98-dict.text -print -quit 2>/dev/null
 fi
 
 # Does this Python have k2? The graphs need it; features, units and greedy decoding do not.
-has_k2=$($python -c 'from lowbit_k2.k2_compat import has_k2; print(str(has_k2()).lower())')
+has_k2=$("$python" -c 'from lowbit_k2.k2_compat import has_k2; print(str(has_k2()).lower())')
 
 if [ $stage -le 4 ] && [ $stop_stage -ge 4 ]; then
   log "Stage 4: dictionary, units and lang directories: phones, $units"
@@ -199,20 +199,20 @@ if [ $stage -le 4 ] && [ $stop_stage -ge 4 ]; then
     log "No sw-ms98-dict.text in $ms98_dir: no phones, and the words are those of the training text"
     words_flag=(--transcript "$transcript")
   elif needed "$dict_dir/.done" "$settings"; then
-    $python local/prepare_dict.py --ms98-dir "$ms98_dir" --transcript "$transcript" --dict-dir "$dict_dir"
+    "$python" local/prepare_dict.py --ms98-dir "$ms98_dir" --transcript "$transcript" --dict-dir "$dict_dir"
     finish "$dict_dir/.done" "$settings"
   fi
   for lang_dir in "${lang_dirs[@]}"; do
     if needed "$lang_dir/.lang.done" "$settings k2=$has_k2" again; then
       case $lang_dir in
         */lang_phone)
-          $python -m lowbit_k2.recipe.prepare_lang --lang-dir "$lang_dir" --lexicon "$dict_dir/lexicon.txt"
+          "$python" -m lowbit_k2.recipe.prepare_lang --lang-dir "$lang_dir" --lexicon "$dict_dir/lexicon.txt"
           ;;
         *)
           size_flags=(--model-type char)
           case $lang_dir in */lang_bpe_*) size_flags=(--model-type bpe --vocab-size "${lang_dir##*_}") ;; esac
-          $python -m lowbit_k2.recipe.train_bpe --lang-dir "$lang_dir" --transcript "$transcript" "${size_flags[@]}"
-          $python -m lowbit_k2.recipe.prepare_lang --lang-dir "$lang_dir" "${words_flag[@]}"
+          "$python" -m lowbit_k2.recipe.train_bpe --lang-dir "$lang_dir" --transcript "$transcript" "${size_flags[@]}"
+          "$python" -m lowbit_k2.recipe.prepare_lang --lang-dir "$lang_dir" "${words_flag[@]}"
           ;;
       esac
       finish "$lang_dir/.lang.done" "$settings k2=$has_k2"
@@ -226,13 +226,13 @@ if [ $stage -le 5 ] && [ $stop_stage -ge 5 ]; then
   settings="$(cat "$manifest_dir/.swbd.done") fisher=$fisher_text min_counts=$lm_min_counts"
   if needed "$lm_dir/.done" "$settings" again; then
     if [ -n "$fisher_text" ]; then
-      $python local/fisher_text.py --fisher-text "$fisher_text" --ms98-dir "$ms98_dir" --output "$lm_dir/fisher.txt" \
+      "$python" local/fisher_text.py --fisher-text "$fisher_text" --ms98-dir "$ms98_dir" --output "$lm_dir/fisher.txt" \
         "${text_flags[@]}"
       cat "$transcript" "$lm_dir/fisher.txt" >"$lm_text.tmp"
       mv "$lm_text.tmp" "$lm_text"
     fi
     for order in 3 4; do
-      $python -m lowbit_k2.recipe.make_lm --transcript "$lm_text" --order $order --words "$vocabulary" \
+      "$python" -m lowbit_k2.recipe.make_lm --transcript "$lm_text" --order $order --words "$vocabulary" \
         --min-counts "$(cut -d, -f "1-$order" <<<"$lm_min_counts")" --arpa "$lm_dir/${order}gram.arpa"
     done
     finish "$lm_dir/.done" "$settings"
@@ -247,8 +247,8 @@ if [ $stage -le 6 ] && [ $stop_stage -ge 6 ]; then
     [ -f "$lm_dir/.done" ] || die "no language models in $lm_dir: run stage 5 first"
     for lang_dir in "${lang_dirs[@]}"; do
       if needed "$lang_dir/.graphs.done" "$(cat "$lm_dir/.done")" again; then
-        $python -m lowbit_k2.recipe.compile_hlg --lang-dir "$lang_dir" --lm "$lm_dir/3gram.arpa"
-        $python -m lowbit_k2.recipe.compile_g --lang-dir "$lang_dir" --lm "$lm_dir/4gram.arpa" \
+        "$python" -m lowbit_k2.recipe.compile_hlg --lang-dir "$lang_dir" --lm "$lm_dir/3gram.arpa"
+        "$python" -m lowbit_k2.recipe.compile_g --lang-dir "$lang_dir" --lm "$lm_dir/4gram.arpa" \
           --output "$lang_dir/G_4_gram.pt"
         finish "$lang_dir/.graphs.done" "$(cat "$lm_dir/.done")"
       fi

@@ -28,6 +28,10 @@ if TYPE_CHECKING:
 
 CHANNELS = "AB"  # what the channels are called that lhotse counts from 0
 NO_WORD = re.compile(r"\[.*\]|<.*>")  # [noise], [laughter], <unk>: never a spoken word of a reference
+# What NIST's formats give a meaning to: alternatives, optional words, the word that stands for none. A recogniser that
+# puts such a sign out means nothing by it: the word is wrong, so it gets another sign, which no reference has.
+SIGNS = re.compile(r"[{}()<>@*\\|\x00-\x20\x7f]")
+WRONG = "#"
 RECOGS_LINE = re.compile(r"(?P<id>\S+):\t(?P<kind>ref|hyp)=(?P<words>\[.*\])")
 
 
@@ -107,6 +111,8 @@ def ctm_from_hypotheses(
 ) -> list[CtmWord]:
     """Words with times, sorted by recording, channel and start; non-words ([noise], <unk>) are left out.
 
+    Signs of NIST's formats in a word are replaced, so that it is one wrong word and nothing else.
+
     Args:
       hypotheses: words by the id of the cut.
       cuts: each with one supervision; cuts without a hypothesis give no words.
@@ -119,6 +125,7 @@ def ctm_from_hypotheses(
             supervision = cut.supervisions[0]
             recording, channel = supervision.recording_id, _first(supervision.channel)
             name = (channels or {}).get((recording.lower(), channel)) or CHANNELS[channel % 2]
+            spoken = [SIGNS.sub(WRONG, word) for word in spoken]
             words += share_out(recording, name, cut.start + supervision.start, supervision.duration, spoken)
     return sorted(words, key=lambda word: (word.recording, word.channel, word.start))
 

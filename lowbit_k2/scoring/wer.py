@@ -1,12 +1,16 @@
-"""Word error rate and icefall's files: recogs-*.txt, errs-*.txt, wer-summary-*.txt.
+"""Word and character error rates and icefall's files: recogs-*.txt, errs-*.txt, wer-summary-*.txt.
 
     %WER 2.17% [1142 / 52576, 127 ins, 88 del, 927 sub ]
+
+Character errors are those of the same words as sequences of characters (NFC: a letter with its accent is one where
+Unicode has it, a mark that it has no such letter for counts by itself); what is between words is not counted.
 
 Alignments are kaldialign's, of least total cost with insertions, deletions and substitutions at 1 each.
 """
 
 from __future__ import annotations
 
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,8 +20,10 @@ import kaldialign
 import numpy as np
 
 from lowbit_k2.fileio import atomic_write
+from lowbit_k2.tables import text_table
 
-EPS = "*"  # icefall's sign of nothing on one side of an alignment
+GAP = "*"  # icefall's sign of nothing on one side of an alignment, where one is shown; it may be a word as well
+Pair = tuple[str | None, str | None]  # reference and hypothesis; None: nothing
 Result = tuple[str, Sequence[str], Sequence[str]]  # utterance, reference words, hypothesis words
 
 
@@ -50,6 +56,15 @@ class WerStats:
         return (
             f"%WER {self.rate:.2%} [{self.errors} / {self.ref_words}, {self.ins} ins, {self.dels} del, {self.sub} sub ]"
         )
+
+
+def as_characters(results: Iterable[Result]) -> list[Result]:
+    """The same utterances, a character in the place of each word."""
+    return [(utterance, _letters(ref), _letters(hyp)) for utterance, ref, hyp in results]
+
+
+def _letters(words: Sequence[str]) -> list[str]:
+    return [letter for letter in unicodedata.normalize("NFC", "".join(words)) if not letter.isspace()]
 
 
 def score(results: Iterable[Result]) -> WerStats:
@@ -90,6 +105,29 @@ def bootstrap_interval(
     return float(low), float(high)
 
 
+def by_speaker(results: Iterable[Result], speakers: Mapping[str, str]) -> dict[str, tuple[int, WerStats]]:
+    """Utterances and errors of each speaker, the worst first; utterances that no speaker is known of are left out."""
+    groups: defaultdict[str, list[Result]] = defaultdict(list)
+    for result in results:
+        if result[0] in speakers:
+            groups[speakers[result[0]]].append(result)
+    rows = {speaker: (len(own), score(own)) for speaker, own in groups.items()}
+    return dict(sorted(rows.items(), key=lambda item: (-item[1][1].rate, item[0])))
+
+
+def write_speakers(path: str | Path, results: Iterable[Result], speakers: Mapping[str, str]) -> None:
+    """Write a table of speakers, and the mean of their rates, in which each counts as one."""
+    rows = by_speaker(results, speakers)
+    table = text_table(
+        ["speaker", "utterances", "words", "ins", "del", "sub", "WER"],
+        [[name, n, s.ref_words, s.ins, s.dels, s.sub, f"{100 * s.rate:.2f}"] for name, (n, s) in rows.items()],
+    )
+    rates = [stats.rate for _, stats in rows.values() if stats.ref_words]
+    mean = f"\nmean over {len(rates)} speakers: {100 * sum(rates) / len(rates):.2f}" if rates else ""
+    with atomic_write(path) as temporary:
+        temporary.write_text(f"{table}{mean}\n", encoding="utf-8")
+
+
 def write_recogs(path: str | Path, results: Iterable[Result]) -> None:
     """Write references and hypotheses, sorted by utterance, two lines each."""
     with atomic_write(path) as temporary, temporary.open("w", encoding="utf-8") as out:
@@ -101,7 +139,7 @@ def write_errs(path: str | Path, results: Iterable[Result]) -> WerStats:
     """Write the error file: totals, alignments by utterance, error counts by word; return the totals."""
     results = sorted(results, key=lambda result: result[0])
     stats = score(results)
-    alignments = {utterance: kaldialign.align(list(ref), list(hyp), EPS) for utterance, ref, hyp in results}
+    alignments = {utterance: aligned(ref, hyp) for utterance, ref, hyp in results}
     with atomic_write(path) as temporary, temporary.open("w", encoding="utf-8") as out:
         out.write(f"{stats}\n")
         out.write(
@@ -117,39 +155,48 @@ def write_errs(path: str | Path, results: Iterable[Result]) -> WerStats:
     return stats
 
 
-def _merged(pairs: Sequence[tuple[str, str]]) -> list[str]:
+def aligned(ref: Sequence[str], hyp: Sequence[str]) -> list[Pair]:
+    """The alignment of least cost."""
+    gap = "\0"
+    while gap in ref or gap in hyp:
+        gap += "\0"
+    pairs = kaldialign.align(list(ref), list(hyp), gap)
+    return [(None if r == gap else r, None if h == gap else h) for r, h in pairs]
+
+
+def _merged(pairs: Sequence[Pair]) -> list[str]:
     """An alignment as words and `(ref->hyp)`, neighbouring errors joined."""
     shown: list[str] = []
     refs: list[str] = []
     hyps: list[str] = []
     for ref, hyp in [*pairs, (None, None)]:
         if ref != hyp:
-            refs += [ref] if ref != EPS else []
-            hyps += [hyp] if hyp != EPS else []
+            refs += [ref] if ref is not None else []
+            hyps += [hyp] if hyp is not None else []
             continue
         if refs or hyps:
-            shown.append(f"({' '.join(refs) or EPS}->{' '.join(hyps) or EPS})")
+            shown.append(f"({' '.join(refs) or GAP}->{' '.join(hyps) or GAP})")
             refs, hyps = [], []
         shown += [ref] if ref is not None else []
     return shown
 
 
-def _by_word(pairs: Sequence[tuple[str, str]]) -> Iterable[str]:
+def _by_word(pairs: Sequence[Pair]) -> Iterable[str]:
     """The sections of the error file that count over the whole test set."""
     times = Counter(pairs)
-    ordered = sorted(times.items(), key=lambda item: (-item[1], item[0]))
+    ordered = sorted(times.items(), key=lambda item: (-item[1], item[0][0] or "", item[0][1] or ""))
     yield "\nSUBSTITUTIONS: count ref -> hyp\n"
-    yield from (f"{n}   {ref} -> {hyp}\n" for (ref, hyp), n in ordered if ref != hyp and EPS not in (ref, hyp))
+    yield from (f"{n}   {ref} -> {hyp}\n" for (ref, hyp), n in ordered if ref != hyp and None not in (ref, hyp))
     yield "\nDELETIONS: count ref\n"
-    yield from (f"{n}   {ref}\n" for (ref, hyp), n in ordered if hyp == EPS)
+    yield from (f"{n}   {ref}\n" for (ref, hyp), n in ordered if hyp is None)
     yield "\nINSERTIONS: count hyp\n"
-    yield from (f"{n}   {hyp}\n" for (ref, hyp), n in ordered if ref == EPS)
+    yield from (f"{n}   {hyp}\n" for (ref, hyp), n in ordered if ref is None)
     yield "\nPER-WORD STATS: word  corr tot_errs count_in_ref count_in_hyp\n"
-    words: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    words: defaultdict[str | None, Counter[str]] = defaultdict(Counter)
     for (ref, hyp), n in times.items():
         words[ref].update({"ref": n, "corr" if ref == hyp else "errs": n})
         words[hyp].update({"hyp": n} if ref == hyp else {"hyp": n, "errs": n})
-    words.pop(EPS, None)
+    words.pop(None, None)
     for word, c in sorted(words.items(), key=lambda item: (-item[1]["errs"], item[0])):
         yield f"{word}   {c['corr']} {c['errs']} {c['ref']} {c['hyp']}\n"
 

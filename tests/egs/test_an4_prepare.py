@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import shutil
 import subprocess
 import sys
@@ -149,3 +150,20 @@ def test_a_folder_that_is_not_the_corpus(tmp_path: Path) -> None:
     run = spawn(PREPARE, "--an4-dir", tmp_path, "--data-dir", tmp_path / "data")
     assert "give --an4-dir the folder that holds etc/ and wav/" in run.error()
     assert not (tmp_path / "data").exists()
+
+
+def test_an_interpreter_in_a_folder_with_a_blank(an4_corpus: Path, tmp_path: Path) -> None:
+    program = tmp_path / "my work/python 3"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+    program.chmod(0o755)
+    flags = ["--an4-dir", an4_corpus, "--data-dir", tmp_path / "my data", "--stop-stage", "1"]
+    spawn(PREPARE, *flags, PYTHON=str(program)).good()
+    assert (tmp_path / "my data/manifests/an4_recordings_train.jsonl.gz").is_file()
+
+
+@pytest.mark.parametrize(
+    "script", sorted(AN4.parent.glob("*/*.sh")), ids=lambda path: f"{path.parent.name}/{path.name}"
+)
+def test_scripts_quote_the_interpreter(script: Path) -> None:
+    assert re.findall(r'.*(?<!")\$python\b.*', script.read_text()) == []

@@ -9,7 +9,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lowbit_k2.scoring.wer import WerStats, bootstrap_interval, score, write_errs, write_recogs, write_summary
+from lowbit_k2.scoring.wer import (
+    WerStats,
+    as_characters,
+    bootstrap_interval,
+    score,
+    write_errs,
+    write_recogs,
+    write_speakers,
+    write_summary,
+)
 
 words = st.lists(st.sampled_from("abc"), max_size=7)
 RESULTS = [("u2", ["A", "B", "C"], ["A", "X", "Y", "C"]), ("u1", ["D"], []), ("u3", ["E", "E"], ["E", "E"])]
@@ -32,6 +41,53 @@ def test_counts(pairs: list[tuple[list[str], list[str]]]) -> None:
     assert stats.errors == sum(edit_distance(ref, hyp) for ref, hyp in pairs)
     assert stats.ref_words == sum(len(ref) for ref, _ in pairs)
     assert stats.ins - stats.dels == sum(len(hyp) - len(ref) for ref, hyp in pairs)
+
+
+signs = st.lists(st.sampled_from(["*", "***", "\0", "\0\0", "->", "(a->b)", "a"]), max_size=6)
+
+
+@given(st.lists(st.tuples(signs, signs), min_size=1, max_size=4))
+@settings(max_examples=100, deadline=None)
+def test_any_word_may_be_a_word(tmp_path_factory: pytest.TempPathFactory, pairs: list) -> None:
+    """Totals and sections of the error file agree, whatever the words are: none is taken for a gap."""
+    path = tmp_path_factory.mktemp("errs") / "errs.txt"
+    stats = write_errs(path, [(str(n), ref, hyp) for n, (ref, hyp) in enumerate(pairs)])
+    sections = path.read_text().split("\nSUBSTITUTIONS: count ref -> hyp\n")[1]
+    substituted, rest = sections.split("\nDELETIONS: count ref\n")
+    deleted, rest = rest.split("\nINSERTIONS: count hyp\n")
+    inserted, by_word = rest.split("\nPER-WORD STATS: word  corr tot_errs count_in_ref count_in_hyp\n")
+    sums = [sum(int(line.split()[0]) for line in part.splitlines()) for part in (inserted, deleted, substituted)]
+    assert sums == [stats.ins, stats.dels, stats.sub]
+    counts = [list(map(int, line.split()[-4:])) for line in by_word.splitlines()]
+    assert sum(ref for _, _, ref, _ in counts) == stats.ref_words == sum(len(ref) for ref, _ in pairs)
+    assert sum(hyp for *_, hyp in counts) == sum(len(hyp) for _, hyp in pairs)
+
+
+@given(st.lists(st.tuples(words, words), max_size=5))
+@settings(max_examples=50, deadline=None)
+def test_character_errors(pairs: list[tuple[list[str], list[str]]]) -> None:
+    results = [(str(n), [w * 2 for w in ref], [w * 2 for w in hyp]) for n, (ref, hyp) in enumerate(pairs)]
+    stats = score(as_characters(results))
+    assert stats.errors == sum(edit_distance(list("".join(ref)), list("".join(hyp))) for _, ref, hyp in results)
+    assert stats.ref_words == sum(2 * len(ref) for ref, _ in pairs)
+
+
+def test_what_a_character_is() -> None:
+    """Without spaces, accents with their letters; a language without spaces between words has a rate that tells."""
+    [(_, ref, hyp)] = as_characters([("u", ["今天天气", "很好"], ["今天天汽很好"])])
+    assert ref == list("今天天气很好") and score([("u", ref, hyp)]).sub == 1
+    [(_, ref, hyp)] = as_characters([("u", ["e\u0301te\u0301"], ["\u00e9t\u00e9"])])
+    assert ref == hyp and len(ref) == 3
+    [(_, ref, hyp)] = as_characters([("u", ["o\u0323\u0301"], ["o\u0323"])])  # Yoruba: the tone is a mark of its own
+    assert score([("u", ref, hyp)]).errors == 1
+
+
+def test_speakers(tmp_path: Path) -> None:
+    write_speakers(tmp_path / "speakers.txt", RESULTS, {"u1": "anna", "u2": "bob", "u3": "bob"})
+    lines = (tmp_path / "speakers.txt").read_text().splitlines()
+    rows = [line.split() for line in lines]
+    assert ["anna", "1", "1", "0", "1", "0", "100.00"] in rows and ["bob", "2", "5", "1", "0", "1", "40.00"] in rows
+    assert lines[-1] == "mean over 2 speakers: 70.00"
 
 
 def test_the_line() -> None:
