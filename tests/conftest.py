@@ -13,6 +13,8 @@ from lowbit_k2.launch import choose_mkl_kernels
 
 # As the scripts do, before torch is loaded: what runs in this process and what it starts agree to the last bit.
 choose_mkl_kernels(os.environ)
+# Work this small gains nothing by threads, and on a busy machine threads that wait for each other cost it twentyfold.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # Checks of the examples' making, not of the code: they fail by chance, and on a machine that is busy.
 CHANCE = (HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large)

@@ -9,7 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -282,7 +282,10 @@ def usable_cuts(
     """Both sets without the cuts that cannot be used; logs how many these are."""
     load = None if data.config.on_the_fly_feats else data.load
     config = FilterConfig(model.output_lens, features=data.features, load=load, unknown=tokenizer.unknown)
-    train_cuts, counts = filter_cuts(train_cuts, tokenizer.encode, config, "the training set")
+    limits = replace(
+        config, min_seconds=data.config.min_cut_duration, max_seconds=data.config.max_cut_duration or float("inf")
+    )
+    train_cuts, counts = filter_cuts(train_cuts, tokenizer.encode, limits, "the training set")
     logging.info("training: %s", counts)
     valid_cuts, counts = filter_cuts(valid_cuts, tokenizer.encode, config, "the validation set (dev)")
     logging.info("validation: %s", counts)

@@ -35,12 +35,17 @@ if TYPE_CHECKING:
     from lhotse.dataset.sampling.base import CutSampler
 
 
+SAMPLE = 10_000  # cuts by which the buckets are chosen
+
+
 @dataclass(frozen=True)
 class DataConfig(Config):
     """How batches are made."""
 
     manifest_dir: Path = option(Path("data/fbank"), "cut manifests and features")
     max_duration: float = option(200.0, "seconds of speech in a batch, padding included", above=0)
+    max_cut_duration: float = option(0.0, "leave longer training utterances out, in seconds; 0: none", low=0)
+    min_cut_duration: float = option(0.0, "leave shorter training utterances out, in seconds", low=0)
     num_buckets: int = option(30, "buckets of similar duration", low=1)
     drop_last: bool = option(False, "leave out batches that a bucket cannot fill")
     num_workers: int = option(0, "processes that load batches; 0: the main process", low=0)
@@ -58,6 +63,8 @@ class DataConfig(Config):
     seed: int = option(42, flag="")
 
     def check(self) -> None:
+        if 0 < self.max_cut_duration <= self.min_cut_duration:
+            raise ConfigError("max_cut_duration", "must be above min_cut_duration")
         if self.cache_features and self.num_workers:
             raise ConfigError("cache_features", "needs 0 num_workers: the cache lives in the main process")
         if self.cache_features and self.enable_musan:
@@ -79,7 +86,7 @@ class AsrDataModule:
         """
         Args:
           features: settings of the features; default: those stored in the manifest folder.
-          world_size, rank: in distributed training, the rank gets every world_size-th batch.
+          world_size, rank: in distributed training, the rank gets every world_size-th batch, see `deal`.
         """
         self.config = config
         self.features = features or read_feature_config(config.manifest_dir, config.feature_normalize)
@@ -95,13 +102,30 @@ class AsrDataModule:
 
         Args:
           epoch: counts from 1.
-          skip: batches of this epoch that were consumed before; they are passed over without loading features.
+          skip: batches of this epoch that all ranks together consumed before; they are passed over without loading
+            features. Since their order does not depend on the number of ranks, that may have changed.
         """
-        batches = islice(iter(self.train_sampler(cuts, epoch)), skip, None)
+        batches = self.deal(islice(iter(self.train_sampler(cuts, epoch)), skip, None))
         return self._load(batches, epoch if self.config.enable_musan else None)
 
+    def deal(self, batches: Iterator[CutSet]) -> Iterator[CutSet]:
+        """This rank's share, as many batches as every rank gets.
+
+        Where fewer than a round are left, their cuts are dealt out anew, some twice if there are fewer than ranks; with
+        `drop_last` they are left out.
+        """
+        from lhotse import CutSet
+
+        while group := list(islice(batches, self.world_size)):
+            if len(group) == self.world_size:
+                yield group[self.rank]
+            elif not self.config.drop_last:
+                left = [cut for batch in group for cut in batch]
+                yield CutSet.from_cuts(left[self.rank % len(left) :: self.world_size])
+
     def num_train_batches(self, cuts: CutSet, epoch: int) -> int | None:
-        """How many batches the epoch has, by a pass over the manifest; None for a lazy one, which this would read.
+        """How many batches the epoch has for all ranks together, by a pass over the manifest; None for a lazy one,
+        which this would read.
 
         Raises:
           UserError: none at all.
@@ -145,24 +169,26 @@ class AsrDataModule:
     # --- samplers ---------------------------------------------------------------------------------------------
 
     def train_sampler(self, cuts: CutSet, epoch: int) -> CutSampler:
-        """A fresh bucketing sampler for one epoch; corpora with fewer cuts than buckets get fewer buckets."""
+        """A fresh bucketing sampler for one epoch, of the batches of all ranks; corpora with fewer cuts than buckets
+        get fewer buckets."""
         from lhotse.dataset import DynamicBucketingSampler, SimpleCutSampler
 
-        options = {
-            "max_duration": self.config.max_duration,
-            "shuffle": True,
-            "drop_last": self.config.drop_last,
-            "seed": epoch_seed(self.config.seed, epoch),
-            "world_size": self.world_size,
-            "rank": self.rank,
-        }
+        from lowbit_k2.data.buckets import PaddedDuration, bucket_ends
+
+        limit = self.config.max_duration
+        seed = epoch_seed(self.config.seed, epoch)
+        options = {"shuffle": True, "drop_last": self.config.drop_last, "seed": seed, "world_size": 1, "rank": 0}
         num_buckets = sum(1 for _ in islice(cuts, self.config.num_buckets))
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*eagerly read CutSet.*")
-            if num_buckets < 2:
-                return SimpleCutSampler(cuts, **options)
+            ends = bucket_ends(islice(cuts, SAMPLE), num_buckets, limit) if num_buckets > 1 else []
+            if not ends:
+                return SimpleCutSampler(cuts, max_duration=limit, **options)
             # Without sync_buckets lhotse (1.31 to 1.33 at least) ends the epoch at the first bucket that is empty.
-            return DynamicBucketingSampler(cuts, num_buckets=num_buckets, sync_buckets=True, **options)
+            constraint = PaddedDuration(limit, ends)
+            return DynamicBucketingSampler(
+                cuts, constraint=constraint, duration_bins=ends, sync_buckets=True, **options
+            )
 
     def test_sampler(self, cuts: CutSet) -> CutSampler:
         """Cuts by falling duration, so that batches hold little padding; a lazy set stays in its own order."""

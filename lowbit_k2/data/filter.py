@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
 MOST_SHOWN = 20  # characters
 Encode = Callable[[str], list[int]]
-REASONS = ("empty-text", "not-in-lexicon", "unknown-characters", "sampling-rate", "too-short", "too-long", "non-finite")
+CHOSEN = ("over-max-cut-duration", "under-min-cut-duration")  # the user's wish, no fault of the data
+FAULTS = ("empty-text", "not-in-lexicon", "unknown-characters", "sampling-rate", "too-short", "non-finite")
 
 
 @dataclass(frozen=True)
@@ -33,13 +34,14 @@ class FilterConfig:
     """What is dropped, and how much of it is too much.
 
     output_lens: frames of input -> frames of the network's output, `output_lens` of the model's settings.
-    max_dropped: share of the cuts; more is an error, but one bad cut among several never is.
+    max_dropped: share of the cuts; more faulty ones are an error, but one among several never is.
     unknown: text -> its characters that the units cannot spell, which would become `<unk>`.
     """
 
     output_lens: Callable[[int], int]
     features: FeatureConfig = field(default_factory=FeatureConfig)
-    max_seconds: float = float("inf")  # longer utterances are dropped; they may not fit into memory
+    min_seconds: float = 0.0  # shorter and longer utterances are dropped, and are not counted against `max_dropped`
+    max_seconds: float = float("inf")
     max_dropped: float = 0.05
     unknown: Callable[[str], str] = lambda text: ""
     # Cut -> features; where given, every matrix is loaded once and looked at.
@@ -63,6 +65,10 @@ class FilterReport:
     def kept(self) -> int:
         return self.total - self.num_dropped
 
+    @property
+    def num_faults(self) -> int:
+        return sum(self.dropped.get(reason, 0) for reason in FAULTS)
+
     def __str__(self) -> str:
         if not self.dropped:
             return f"all {self.total} cuts kept"
@@ -83,7 +89,11 @@ def required_frames(ids: list[int]) -> int:
 
 
 def reason_to_drop(cut: Cut, encode: Encode, config: FilterConfig) -> str | None:
-    """The first reason of `REASONS` that speaks against a cut, or None."""
+    """The first reason that speaks against a cut, of `CHOSEN` and `FAULTS`, or None."""
+    if cut.duration > config.max_seconds:
+        return CHOSEN[0]
+    if cut.duration < config.min_seconds:
+        return CHOSEN[1]
     text = cut_text(cut)
     if not text:
         return "empty-text"
@@ -99,8 +109,6 @@ def reason_to_drop(cut: Cut, encode: Encode, config: FilterConfig) -> str | None
         return "sampling-rate"
     if config.output_lens(num_frames(cut, config.features)) < required_frames(ids):
         return "too-short"
-    if cut.duration > config.max_seconds:
-        return "too-long"
     if config.load is not None and not bool(torch.isfinite(config.load(cut)).all()):
         return "non-finite"
     return None
@@ -138,11 +146,12 @@ def filter_cuts(
             ids.add(cut.id)
         elif not cuts.is_lazy:
             kept.append(cut)
-    by_reason = {reason: dropped[reason] for reason in REASONS if dropped[reason]}
+    by_reason = {reason: dropped[reason] for reason in (*FAULTS, *CHOSEN) if dropped[reason]}
     report = FilterReport(total, by_reason, examples, "".join(c for c, _ in characters.most_common()))
     if total == 0:
         raise UserError(f"{name} holds no cuts: run the earlier stages of prepare.sh again")
-    if report.num_dropped > max(config.max_dropped * total, min(1, total - 1)):
+    nothing_left = report.kept == 0 and report.num_faults == 0
+    if nothing_left or report.num_faults > max(config.max_dropped * total, min(1, total - 1)):
         raise UserError(
             f"too many cuts of {name} cannot be used: {report}; check the transcripts, the units and the features"
         )

@@ -34,7 +34,7 @@ def train_epoch(
 
     Args:
       batches: those from `trainer.progress.batch` on.
-      total: batches of the whole epoch, for the rate and for the progress bar, which a terminal alone shows.
+      total: batches of the whole epoch, of all ranks, for the rate and the bar, which a terminal alone shows.
       valid_batches: for validations within the epoch (`valid_interval`).
 
     Returns:
@@ -45,10 +45,12 @@ def train_epoch(
     totals, config = MetricsTracker(), trainer.config
     silent = None if trainer.ranks.is_main else True  # None: silent where there is no terminal
     name = f"epoch {trainer.progress.epoch}"
-    bar = tqdm(batches, desc=name, initial=trainer.progress.batch, total=total, disable=silent)
+    ranks = trainer.ranks.world_size
+    steps = None if total is None else -(-total // ranks)
+    bar = tqdm(batches, desc=name, initial=trainer.progress.batch // ranks, total=steps, disable=silent)
     for group in groups(bar, config.accum_grad):
         metrics = guarded_update(trainer, group)
-        trainer.progress.batch += len(group)
+        trainer.progress.batch += len(group) * ranks
         totals.add(metrics)
         bar.set_postfix_str(f"loss={totals.means()['loss']:.3f}", refresh=False)
         trainer.report(metrics, totals)

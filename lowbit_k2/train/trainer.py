@@ -66,7 +66,7 @@ class Progress:
     """Counters; all that a resumed run needs beside the tensors."""
 
     epoch: int = 1  # the epoch in progress
-    batch: int = 0  # batches of it that were consumed
+    batch: int = 0  # batches of it that were consumed, by all ranks together
     update: int = 0  # updates since the start
     best_valid_loss: float = float("inf")
     seconds: float = 0.0  # spent in updates

@@ -71,7 +71,7 @@ def test_every_reason_is_counted(toy_corpus: ToyCorpus) -> None:
     def load(cut) -> torch.Tensor:
         return torch.tensor([[1.0, math.nan if cut.id == "utt08" else 0.0]])
 
-    config = FilterConfig(OUTPUT_LENS, max_dropped=1.0, load=load, max_seconds=2.02, unknown=cyrillic)
+    config = FilterConfig(OUTPUT_LENS, max_dropped=1.0, load=load, min_seconds=0.62, max_seconds=2.02, unknown=cyrillic)
     kept, report = filter_cuts(cuts, encode, config)
     assert report.dropped == {
         "empty-text": 2,
@@ -79,12 +79,13 @@ def test_every_reason_is_counted(toy_corpus: ToyCorpus) -> None:
         "unknown-characters": 1,
         "sampling-rate": 1,
         "too-short": 1,
-        "too-long": 1,
+        "over-max-cut-duration": 1,
+        "under-min-cut-duration": 1,
         "non-finite": 1,
     }
-    assert report.examples["non-finite"] == "utt08" and report.examples["too-long"] == "utt29"
-    assert len(kept) == report.kept == 22 and report.num_dropped == 8
-    assert "22 of 30 cuts kept" in str(report) and "2 empty-text" in str(report)
+    assert report.examples["non-finite"] == "utt08" and report.examples["over-max-cut-duration"] == "utt29"
+    assert len(kept) == report.kept == 21 and report.num_dropped == 9 and report.num_faults == 7
+    assert "21 of 30 cuts kept" in str(report) and "2 empty-text" in str(report)
     assert str(report).endswith("; the units lack: Т Ж")
 
 
@@ -105,6 +106,14 @@ def test_too_many_bad_cuts_are_an_error(toy_corpus: ToyCorpus) -> None:
         filter_cuts(altered(toy_corpus, utt03="", utt04=""), encode, FEW)
     with pytest.raises(UserError, match="no cuts"):
         filter_cuts(lhotse.CutSet.from_cuts([]), encode, FEW)
+
+
+def test_what_the_user_leaves_out_is_no_fault(toy_corpus: ToyCorpus) -> None:
+    """Half of the cuts may be left out by their length; all of them may not."""
+    kept, report = filter_cuts(toy_corpus.cuts, encode, FilterConfig(OUTPUT_LENS, max_seconds=1.3))
+    assert report.dropped == {"over-max-cut-duration": 15} and all(cut.duration <= 1.3 for cut in kept)
+    with pytest.raises(UserError, match="0 of 30 cuts kept, dropped: 30 under-min-cut-duration"):
+        filter_cuts(toy_corpus.cuts, encode, FilterConfig(OUTPUT_LENS, min_seconds=10.0))
 
 
 def test_one_bad_cut_of_a_small_set_is_no_error(toy_corpus: ToyCorpus) -> None:
