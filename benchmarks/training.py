@@ -29,7 +29,6 @@ from lowbit_k2.launch import use_project_interpreter
 use_project_interpreter()
 
 import torch
-from tqdm import tqdm
 
 from lowbit_k2.core.encoders import ConformerConfig
 from lowbit_k2.data.batch import Batch
@@ -38,6 +37,7 @@ from lowbit_k2.losses.co_training import CoTraining, CoTrainingConfig
 from lowbit_k2.losses.ctc import CtcCriterion
 from lowbit_k2.losses.rnnt import KINDS, RnntConfig, RnntCriterion
 from lowbit_k2.models import CtcConfig, TransducerConfig, make_model
+from lowbit_k2.progress import progress_bar
 from lowbit_k2.quant import QuantConfig, quantize_model, use_precision
 from lowbit_k2.recipe.flags import make_parser
 from lowbit_k2.tables import text_table
@@ -183,7 +183,7 @@ def main() -> None:
     print(f"torch {torch.__version__}, {where}; {args.model}, {args.frames} frames an utterance,")
     print(f"{'bfloat16' if args.bf16 else 'float32'}, median of {args.repeats} interleaved updates")
     systems = list(product(args.objective, args.precisions, args.utterances))
-    rows = [measure(args, *system) for system in tqdm(systems, leave=False)]
+    rows = [measure(args, *system) for system in progress_bar(systems, leave=False)]
     print(text_table(HEAD, rows))
 
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lowbit_k2.errors import UserError, run_main
+from lowbit_k2.errors import run_main
 from lowbit_k2.packed import PackedModel, read_packed, size_table
 from lowbit_k2.plugins import PLUGIN_HELP, load_plugins
 
@@ -75,14 +75,11 @@ def _spell(values: Mapping[str, Any]) -> str:
 
 def run_transcribe(args: argparse.Namespace) -> None:
     """Print `FILE<tab>words` for each audio file, one by one."""
-    missing = [path for path in args.wav if not path.is_file()]
-    if missing:
-        raise UserError(f"{missing[0]} does not exist, or is no file: give the path of an audio file")
     import torch
 
-    from lowbit_k2.asr.decoding import transcribe_files
     from lowbit_k2.asr.model_io import load_packed
     from lowbit_k2.asr.recognizer import greedy_recognizer
+    from lowbit_k2.asr.transcription import transcribe_files
 
     if args.num_threads > 0:
         torch.set_num_threads(args.num_threads)

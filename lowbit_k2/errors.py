@@ -31,9 +31,23 @@ class UserError(Exception):
     one_line = True
 
 
+class ReportedError(UserError):
+    """Something went wrong that has been printed already: the script goes on to its end, and then fails."""
+
+
 def is_one_line_error(error: BaseException) -> bool:
     """True for errors that are shown without a traceback (`UserError`, and `packed`'s own error class)."""
     return bool(getattr(error, "one_line", False))
+
+
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory")  # of CUDA's and of the CPU's allocator in torch's errors
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether there was too little memory for something."""
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(text in str(error).lower() for text in OUT_OF_MEMORY)
+    )
 
 
 def file_system_refusal(error: BaseException) -> str | None:
@@ -43,6 +57,11 @@ def file_system_refusal(error: BaseException) -> str | None:
     return f"{error.filename}: {error.strerror}: choose another path, or put it right"
 
 
+def print_error(line: str) -> None:
+    """`error: ...` on stderr, in one line."""
+    print("error: " + " ".join(line.split()), file=sys.stderr, flush=True)
+
+
 def run_main(main: Callable[[], object]) -> None:
     """Run a script's main; print user errors as `error: ...` on stderr and exit with status 1."""
     try:
@@ -50,10 +69,12 @@ def run_main(main: Callable[[], object]) -> None:
     except KeyboardInterrupt:
         print("error: interrupted", file=sys.stderr)
         sys.exit(130)
+    except ReportedError:
+        sys.exit(EXIT_USER_ERROR)
     except Exception as error:
         spell = getattr(error, "as_flag", error.__str__)  # errors about a setting name its flag
         line = spell() if is_one_line_error(error) else file_system_refusal(error)
         if line is None:
             raise
-        print("error: " + " ".join(line.split()), file=sys.stderr)
+        print_error(line)
         sys.exit(EXIT_USER_ERROR)

@@ -13,13 +13,14 @@ import signal
 import tempfile
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from lowbit_k2.core.config import ConfigError
 from lowbit_k2.errors import UserError
@@ -29,6 +30,11 @@ _Item, _Result = TypeVar("_Item"), TypeVar("_Result")
 
 class WorkerTracebackError(Exception):
     """Shown as the cause of an error that a process raised: where in that process it was."""
+
+
+@dataclass(frozen=True)
+class _Yielded:
+    value: Any
 
 
 def check_num_jobs(num_jobs: int) -> None:
@@ -47,6 +53,7 @@ def in_fresh_processes(
     num_jobs: int,
     start_method: str = "spawn",
     on_done: Callable[[int], object] = lambda index: None,
+    on_yield: Callable[[int, Any], object] = lambda index, value: None,
 ) -> list[_Result]:
     """`work(item)` for every item, each in a process that has done nothing before, `num_jobs` at a time.
 
@@ -57,6 +64,7 @@ def in_fresh_processes(
       work: a function at the top of a module, or a `partial` of one; it, items and results are pickled.
       start_method: "spawn", or "fork", which is quicker, for callers without threads (those of torch count).
       on_done: called with the index of every item that is done, in no particular order.
+      on_yield: if `work` is a generator, called with the index of the item and each value, as soon as it is there.
 
     Returns:
       Results in the order of `items`.
@@ -85,7 +93,11 @@ def in_fresh_processes(
                     sender.close()
                 for receiver in wait(list(running)):
                     index, process = running[receiver]
-                    results[index] = _receive(receiver, process, num_jobs)
+                    result = _receive(receiver, process, num_jobs)
+                    if isinstance(result, _Yielded):
+                        on_yield(index, result.value)
+                        continue
+                    results[index] = result
                     del running[receiver]
                     on_done(index)
         finally:
@@ -103,7 +115,8 @@ def _run(task: Path, sender: Connection) -> None:
     try:
         work, item = pickle.loads(task.read_bytes())  # written by the caller a moment ago
         task.unlink()
-        result = work(item)
+        returned = work(item)
+        result = _send_values(returned, sender) if isinstance(returned, Generator) else returned
     except Exception as caught:
         error, where = caught, traceback.format_exc()
     try:
@@ -113,6 +126,16 @@ def _run(task: Path, sender: Connection) -> None:
     sender.send_bytes(answer)
 
 
+def _send_values(values: Generator[Any, None, _Result], sender: Connection) -> _Result:
+    """Send what a generator yields, give back what it returns."""
+    while True:
+        try:
+            value = next(values)
+        except StopIteration as end:
+            return end.value
+        sender.send_bytes(pickle.dumps((_Yielded(value), None, "")))
+
+
 def _receive(receiver: Connection, process: BaseProcess, num_jobs: int) -> object:
     try:
         result, error, where = pickle.loads(receiver.recv_bytes())
@@ -120,6 +143,8 @@ def _receive(receiver: Connection, process: BaseProcess, num_jobs: int) -> objec
         process.join()
         how = f"by signal {-process.exitcode}" if process.exitcode < 0 else f"with status {process.exitcode}"
         raise UserError(f"one of {num_jobs} processes ended early, {how}: if memory ran out, use fewer") from None
+    if isinstance(result, _Yielded):
+        return result
     process.join()
     receiver.close()
     if error is not None:

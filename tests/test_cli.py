@@ -161,3 +161,34 @@ def test_transcribe_refuses_what_is_no_audio(toy_file: Path, tmp_path: Path, rep
     for path, reason in ((tmp_path / "a.wav", "cannot be read as audio"), (tmp_path / "b.wav", "does not exist")):
         done = cli("transcribe", "--packed", toy_file, path, cwd=repo_root)
         assert done.returncode == 1 and reason in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_one_bad_file_costs_the_others_nothing(toy_file: Path, tmp_path: Path, repo_root: Path) -> None:
+    good = [write_wav(tmp_path / f"{name}.wav", 0.8) for name in "ac"]
+    (tmp_path / "bad.wav").write_text("no audio")
+    done = cli("transcribe", "--packed", toy_file, good[0], tmp_path / "bad.wav", good[1], cwd=repo_root)
+    assert done.returncode == 1
+    assert [line.split("\t")[0] for line in done.stdout.splitlines()] == list(map(str, good))
+    [line] = done.stderr.splitlines()
+    assert line.startswith(f"error: {tmp_path / 'bad.wav'} cannot be read as audio")
+
+
+def test_a_file_that_needs_too_much_memory(
+    toy_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from lowbit_k2.asr import transcription
+    from lowbit_k2.errors import ReportedError
+
+    def extract(file: Path, *rest: object):
+        if file.name == "long.wav":
+            raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to ...")
+        return extract_wav(file, *rest)
+
+    extract_wav = transcription.extract_wav
+    monkeypatch.setattr(transcription, "extract_wav", extract)
+    short = write_wav(tmp_path / "short.wav", 0.8)
+    with pytest.raises(ReportedError):
+        run(["transcribe", "--packed", str(toy_file), str(tmp_path / "long.wav"), str(short)])
+    printed = capsys.readouterr()
+    assert printed.out.startswith(f"{short}\t") and printed.err.count("\n") == 1
+    assert "long.wav needs more memory than there is" in printed.err

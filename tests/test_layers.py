@@ -20,7 +20,19 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "lowbit_k2"
 
 # What every layer may use; `packed` of them only `core` and `tables`, which need no torch.
-BASE = {"core", "errors", "fileio", "k2_compat", "origins", "plugins", "processes", "tables", "tensorfile", "textfile"}
+BASE = {
+    "core",
+    "errors",
+    "fileio",
+    "k2_compat",
+    "origins",
+    "plugins",
+    "processes",
+    "progress",
+    "tables",
+    "tensorfile",
+    "textfile",
+}
 # layer -> the other layers, or single modules of them, that it may import. The top layers may import all.
 ARROWS: dict[str, set[str]] = {
     "core": set(),

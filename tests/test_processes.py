@@ -159,3 +159,24 @@ def test_ctrl_c(method: str, delay: float | None, tmp_path: Path) -> None:
     assert (process.returncode, said) == (130, "error: interrupted\n")
     assert not [path.name for path in folder.iterdir() if is_running(int(path.name))]
     assert not list(tmp_path.glob("tmp*")), "a temporary folder is left"
+
+
+def count_down(item: int):
+    for value in range(item, 0, -1):
+        yield value, LARGE
+    if item == 3:
+        raise UserError("three is too many")
+    return -item
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_what_a_generator_yields_comes_at_once(method: str) -> None:
+    seen: list[tuple[int, int]] = []
+    results = in_fresh_processes(
+        count_down, [2, 1], 2, method, on_yield=lambda index, value: seen.append((index, value[0]))
+    )
+    assert results == [-2, -1] and [value for index, value in seen if index == 0] == [2, 1]
+    assert [value for index, value in seen if index == 1] == [1]
+    with pytest.raises(UserError, match="three is too many"):
+        in_fresh_processes(count_down, [3], 1, method, on_yield=lambda index, value: seen.append((9, value[0])))
+    assert [value for index, value in seen if index == 9] == [3, 2, 1]

@@ -20,7 +20,8 @@ from lowbit_k2.launch import use_project_interpreter
 
 use_project_interpreter()
 
-from lowbit_k2.asr.decoding import run_decode, run_transcription
+from lowbit_k2.asr.decoding import run_decode
+from lowbit_k2.asr.transcription import run_transcription
 from lowbit_k2.data.manifests import load_cuts
 from lowbit_k2.errors import run_main
 from lowbit_k2.recipe.decoding_flags import add_decoding_flags, decoding_errors, read_decoding_flags

@@ -2,154 +2,201 @@
 
 Results go to `<exp-dir>/<method>/{recogs,errs,wer-summary}-<test set>-...txt`, as in icefall, and a line per result
     [test, 1best, lm_scale_1, epoch-30-avg-5-precision-1] %WER 5.43% [42 / 773, 9 ins, 10 del, 23 sub ]
-is printed with its 95% confidence interval.
+is printed with its 95% confidence interval, both as soon as a test set is done at one precision. What is finished is
+not decoded again (`finished.py`).
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from tqdm import tqdm
 
-from lowbit_k2.asr.recognizer import DecodeConfig, Recognizer, make_recognizers
+from lowbit_k2.asr.finished import Origin, cuts_digest, origins, recall
+from lowbit_k2.asr.recognizer import DecodeConfig, Models, Recognizer, Search, load_models, make_recognizers
+from lowbit_k2.asr.results import Decoded, Key, SetOutcome, best_words, print_lost, recogs_path, report
 from lowbit_k2.core.config import ConfigError
 from lowbit_k2.core.features import FeatureConfig
-from lowbit_k2.data.batch import Batch, collate
+from lowbit_k2.data.batch import Batch
 from lowbit_k2.data.datamodule import AsrDataModule, DataConfig
-from lowbit_k2.data.features import extract_wav, make_extractor, read_feature_config
+from lowbit_k2.data.features import read_feature_config
 from lowbit_k2.decode.hypothesis import Nbest
-from lowbit_k2.errors import UserError
+from lowbit_k2.errors import ReportedError, is_out_of_memory
 from lowbit_k2.plugins import load_plugins
 from lowbit_k2.processes import check_num_jobs, in_fresh_processes
-from lowbit_k2.scoring.wer import Result, WerStats, bootstrap_interval, write_errs, write_recogs, write_summary
+from lowbit_k2.progress import progress_bar
 
 if TYPE_CHECKING:
     from lhotse import CutSet
 
-Search = tuple[str, str]  # method, setting of the method
-Key = tuple[str, str, str, str]  # test set, method, setting of the method, model (checkpoint and precision)
-
-
-@dataclass(frozen=True)
-class Decoded:
-    """What one search made of one test set.
-
-    Attributes:
-      results: (utterance, reference words, hypothesis words), sorted by utterance.
-      interval: 95% confidence interval of the word error rate, as fractions; None without reference words.
-      recogs: the file that holds the results.
-    """
-
-    results: list[Result]
-    stats: WerStats
-    interval: tuple[float, float] | None
-    recogs: Path
-
 
 @dataclass
-class Timing:
-    """Seconds of audio, of the network, and of the searches by (method, setting)."""
-
-    audio: float = 0.0
-    network: float = 0.0
-    search: dict[Search, float] = field(default_factory=dict)
-
-    def real_time_factor(self, key: Search) -> float:
-        return (self.network + self.search[key]) / max(self.audio, 1e-9)
-
-
-@dataclass
-class SetOutcome:
-    """What a recognizer made of a test set, or of a part of it.
+class Task:
+    """One test set at one precision.
 
     Attributes:
-      found: (utterance, reference words, hypothesis words) of each search, in the order of decoding.
-      without_path: utterances of each search whose lattice stayed empty.
+      label: of the model.
+      origins: what each search's result is made from.
+      left: searches that are to be made; of the others `done` has the results.
     """
 
-    found: dict[Search, list[Result]]
-    timing: Timing
-    without_path: dict[Search, int]
-
-    def add(self, other: SetOutcome) -> None:
-        """Take in another part of the same set."""
-        for key, results in other.found.items():
-            self.found[key] += results
-            self.without_path[key] += other.without_path[key]
-            self.timing.search[key] += other.timing.search[key]
-        self.timing.audio += other.timing.audio
-        self.timing.network += other.timing.network
+    label: str
+    test_set: str
+    origins: dict[Search, Origin]
+    left: list[Search]
+    done: SetOutcome
 
 
 def run_decode(config: DecodeConfig, load_test_sets: Callable[[], Mapping[str, CutSet]]) -> dict[Key, Decoded]:
-    """Decode test sets, write what came out, and print a line per result.
+    """Decode test sets; write what comes out and print a line per result, as soon as it is there.
+
+    Results of an earlier call that were made from the same model, settings and cuts are taken over.
 
     Args:
       load_test_sets: gives the cuts by the name of the test set.
 
     Returns:
       Hypotheses and errors by (test set, method, setting, model).
+
+    Raises:
+      ReportedError: at the end, where utterances could not be read; they have been named and are in no error rate.
+      UserError: no such model, or settings that make no sense.
     """
     check_num_jobs(config.num_jobs)
-    if config.num_jobs == 1:
-        outcomes = decode_sets(config, load_test_sets)
-    else:
-        outcomes = decode_in_parallel(config, load_test_sets())
-    results: dict[Key, Decoded] = {}
-    for (label, name), outcome in outcomes.items():
-        results.update(report(config.choice.exp_dir, name, label, outcome))
-    return results
+    models = load_models(config)
+    check_features(config, FeatureConfig.from_dict(models.loaded.features))
+    made_from = origins(config, models)
+    test_sets = load_test_sets()
+    tasks = plan(config, made_from, test_sets)
+    results: dict[int, dict[Key, Decoded]] = {}
+    lost: dict[str, set[str]] = {}  # by test set, for they are lost at every precision
+
+    def finish(number: int, new: SetOutcome | None = None) -> None:
+        task, outcome = tasks[number], tasks[number].done
+        if new is not None:
+            print_lost(task.test_set, new.lost, lost.setdefault(task.test_set, set()))
+            outcome = in_order(task, new)
+        results[number] = {}
+        if any(outcome.found.values()) or not outcome.lost:
+            results[number] = report(config.choice.exp_dir, task.test_set, task.label, outcome, task.origins)
+
+    left = [number for number, task in enumerate(tasks) if task.left]
+    for number in sorted(set(range(len(tasks))) - set(left)):
+        finish(number)
+    run = decode_sets if config.num_jobs == 1 else in_parallel
+    run(config, [tasks[number] for number in left], test_sets, models, lambda n, outcome: finish(left[n], outcome))
+    if any(lost.values()):
+        raise ReportedError(f"{sum(map(len, lost.values()))} utterances could not be decoded")
+    return {key: decoded for number in sorted(results) for key, decoded in results[number].items()}
+
+
+def plan(
+    config: DecodeConfig, made_from: Mapping[str, Mapping[Search, Origin]], test_sets: Mapping[str, CutSet]
+) -> list[Task]:
+    """All that is to be done, and what of it earlier calls have done."""
+    digests = {name: cuts_digest(cuts, config.on_the_fly_feats) for name, cuts in test_sets.items()}
+    tasks = []
+    for label, searches in made_from.items():
+        for name, cuts in test_sets.items():
+            own = {key: {**origin, "cuts": digests[name]} for key, origin in searches.items()}
+            task = Task(label, name, own, [], SetOutcome())
+            for key, origin in own.items():
+                known = recall(recogs_path(config.choice.exp_dir, name, label, key), origin, cuts)
+                if known is None:
+                    task.left.append(key)
+                    continue
+                results, notes = known
+                task.done.found[key], task.done.earlier[key] = results, notes["real_time_factor"]
+                task.done.without_path[key] = notes["without_path"]
+            tasks.append(task)
+    return tasks
+
+
+def in_order(task: Task, new: SetOutcome) -> SetOutcome:
+    """New results and those of earlier calls, in the order of the searches."""
+    known = task.done
+    found = {key: new.found[key] if key in new.found else known.found[key] for key in task.origins}
+    return replace(
+        new, found=found, without_path={**known.without_path, **new.without_path}, earlier=dict(known.earlier)
+    )
 
 
 def decode_sets(
-    config: DecodeConfig, load_test_sets: Callable[[], Mapping[str, CutSet]], part: int = 0
-) -> dict[tuple[str, str], SetOutcome]:
-    """Decode every test set with every recognizer that the settings name.
+    config: DecodeConfig,
+    tasks: Sequence[Task],
+    test_sets: Mapping[str, CutSet],
+    models: Models,
+    finish: Callable[[int, SetOutcome], object],
+) -> None:
+    """Decode what is left of each task, in turn; `finish` gets its number and the outcome."""
+    for number, outcome in enumerate(outcomes_of(config, tasks, test_sets, models)):
+        finish(number, outcome)
+
+
+def outcomes_of(
+    config: DecodeConfig,
+    tasks: Sequence[Task],
+    test_sets: Mapping[str, CutSet],
+    models: Models | None = None,
+    part: int = 0,
+) -> Iterator[SetOutcome]:
+    """Decode what is left of each task.
 
     Args:
+      models: what `load_models` gave, to spare another reading.
       part: which of `num_jobs` processes this is; each has a GPU of its own where there are several.
-
-    Returns:
-      Outcomes by (model, test set).
     """
-    recognizers = make_recognizers(config, part)
-    test_sets = load_test_sets()
-    data = make_data(config, FeatureConfig.from_dict(recognizers[0].loaded.features))
-    outcomes = {}
-    silent = True if config.quiet else None  # None: silent where there is no terminal
-    for recognizer in recognizers:
-        for name, cuts in test_sets.items():
-            frame_shift = data.features.frame_shift
-            total = None if cuts.is_lazy else len(cuts)
-            with tqdm(total=total, desc=name, unit="utt", disable=silent, leave=False, position=part) as bar:
-                outcomes[recognizer.label, name] = decode_set(
-                    recognizer, data.test_batches(cuts), frame_shift, bar.update
-                )
-    return outcomes
+    if not tasks:
+        return
+    wanted = {key for task in tasks for key in task.left}
+    recognizers = {r.label: r for r in make_recognizers(config, part, models, wanted)}
+    features = FeatureConfig.from_dict(next(iter(recognizers.values())).loaded.features)
+    data = make_data(config, features)
+    for task in tasks:
+        whole, cuts = recognizers[task.label], test_sets[task.test_set]
+        recognizer = replace(whole, searches={key: whole.searches[key] for key in task.left})
+        options = {"total": None if cuts.is_lazy else len(cuts), "unit": "utt", "leave": False, "position": part}
+        lost: dict[str, str] = {}
+        with progress_bar(desc=task.test_set, quiet=config.quiet, **options) as bar:
+            outcome = decode_set(recognizer, data.test_batches(cuts, lost), features.frame_shift, bar.update)
+        outcome.lost |= lost
+        yield outcome
 
 
-def decode_in_parallel(config: DecodeConfig, test_sets: Mapping[str, CutSet]) -> dict[tuple[str, str], SetOutcome]:
-    """`decode_sets` by `num_jobs` processes, each of which takes every n-th cut.
+def in_parallel(
+    config: DecodeConfig,
+    tasks: Sequence[Task],
+    test_sets: Mapping[str, CutSet],
+    models: Models,
+    finish: Callable[[int, SetOutcome], object],
+) -> None:
+    """`decode_sets` by `num_jobs` processes, each of which takes every n-th cut and reads the model by itself.
 
     Raises:
       UserError: what one of them raised, or one was killed.
     """
+    if not tasks:
+        return
     jobs = config.num_jobs
     if config.num_threads == 0:
         config = replace(config, num_threads=max(1, torch.get_num_threads() // jobs))
-    parts = [(part, shard(test_sets, part, jobs)) for part in range(jobs)]
-    outcomes = in_fresh_processes(partial(decode_part, config), parts, jobs)
-    merged = outcomes[0]
-    for outcome in outcomes[1:]:
-        for key, others in outcome.items():
-            merged[key].add(others)
-    return merged
+    arrived: list[dict[int, SetOutcome]] = [{} for _ in tasks]  # of each task, by part
+
+    def collect(part: int, value: tuple[int, SetOutcome]) -> None:
+        number, outcome = value
+        arrived[number][part] = outcome
+        if len(arrived[number]) == jobs:
+            merged, *others = (arrived[number].pop(part) for part in range(jobs))
+            for other in others:
+                merged.add(other)
+            finish(number, merged)
+
+    parts = [(part, shard(test_sets, part, jobs), tasks) for part in range(jobs)]
+    in_fresh_processes(partial(decode_part, config), parts, jobs, on_yield=collect)
 
 
 def shard(test_sets: Mapping[str, CutSet], part: int, parts: int) -> dict[str, CutSet]:
@@ -160,22 +207,28 @@ def shard(test_sets: Mapping[str, CutSet], part: int, parts: int) -> dict[str, C
     return {name: CutSet.from_cuts(cuts[part::parts]) for name, cuts in ranked.items()}
 
 
-def decode_part(config: DecodeConfig, part: tuple[int, Mapping[str, CutSet]]) -> dict[tuple[str, str], SetOutcome]:
-    """What a process of `decode_in_parallel` does with the part of that number."""
+def decode_part(
+    config: DecodeConfig, part: tuple[int, Mapping[str, CutSet], Sequence[Task]]
+) -> Generator[tuple[int, SetOutcome], None, None]:
+    """What a process of `in_parallel` does with the part of that number: outcomes by the number of the task."""
     load_plugins(config.plugins)
-    number, test_sets = part
-    return decode_sets(config, lambda: test_sets, number)
+    number, test_sets, tasks = part
+    yield from enumerate(outcomes_of(config, tasks, test_sets, part=number))
 
 
-def make_data(config: DecodeConfig, features: FeatureConfig) -> AsrDataModule:
-    """The datamodule with the model's features.
+def check_features(config: DecodeConfig, features: FeatureConfig) -> None:
+    """Stored features must be the model's.
 
     Raises:
-      UserError: the stored features were made with other settings.
+      UserError: they were made with other settings.
     """
     if not config.on_the_fly_feats and read_feature_config(config.manifest_dir).stored() != features.stored():
         problem = f"{config.manifest_dir} holds other features than those that the model was trained on"
         raise ConfigError("manifest_dir", f"{problem}: set on_the_fly_feats, or compute them again")
+
+
+def make_data(config: DecodeConfig, features: FeatureConfig) -> AsrDataModule:
+    """The datamodule with the model's features."""
     data = DataConfig(
         manifest_dir=config.manifest_dir,
         max_duration=config.max_duration,
@@ -199,82 +252,34 @@ def decode_set(
       frame_shift: seconds per feature frame, for the real-time factor.
       advance: called with the number of utterances done.
     """
-    found: dict[Search, list[Result]] = {key: [] for key in recognizer.searches}
-    timing = Timing(search=dict.fromkeys(recognizer.searches, 0.0))
-    without_path = dict.fromkeys(recognizer.searches, 0)
+    outcome = SetOutcome.empty(recognizer.searches)
     with recognizer.precision():
         for batch in batches:
-            start = time.perf_counter()
-            output = recognizer.run(batch.inputs, batch.input_lens)
-            timing.network += time.perf_counter() - start
-            timing.audio += float(batch.input_lens.sum()) * frame_shift
-            refs = [text.split() for text in batch.texts]
-            for key, method in recognizer.searches.items():
-                start = time.perf_counter()
-                hyps = method.nbest(output, 1, refs)
-                timing.search[key] += time.perf_counter() - start
-                found[key] += zip(batch.ids, refs, map(best_words, hyps), strict=True)
-                without_path[key] += sum(not nbest for nbest in hyps)
+            try:
+                decode_batch(recognizer, batch, outcome)
+            except (MemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                longest = float(batch.input_lens.max()) * frame_shift
+                reason = f"there is too little memory for {longest:.0f} seconds: lower max_duration"
+                outcome.lost |= {name: f"{name}: {reason}" for name in batch.ids}
+            else:
+                outcome.timing.audio += float(batch.input_lens.sum()) * frame_shift
             advance(len(batch.ids))
-    return SetOutcome(found, timing, without_path)
+    return outcome
 
 
-def best_words(nbest: Nbest) -> list[str]:
-    """Words of the best hypothesis; none where no path survived."""
-    return list(nbest[0].words) if nbest else []
-
-
-def report(exp_dir: Path, test_set: str, label: str, outcome: SetOutcome) -> dict[Key, Decoded]:
-    """Write icefall's files of one test set and print a line per result."""
-    decoded: dict[Key, Decoded] = {}
-    for method in dict.fromkeys(method for method, _ in outcome.found):
-        folder, summary = exp_dir / method, {}
-        for (_, setting), results in ((key, value) for key, value in outcome.found.items() if key[0] == method):
-            name = "-".join(part for part in (test_set, setting, label) if part)
-            results = sorted(results, key=lambda result: result[0])
-            recogs = folder / f"recogs-{name}.txt"
-            write_recogs(recogs, results)
-            stats = write_errs(folder / f"errs-{name}.txt", results)
-            summary[setting or method] = stats
-            interval = bootstrap_interval(results) if stats.ref_words else None
-            decoded[test_set, method, setting, label] = Decoded(results, stats, interval, recogs)
-            what = ", ".join(part for part in (test_set, method, setting, label) if part)
-            print(f"[{what}] {stats}")
-            print_details(decoded[test_set, method, setting, label], outcome, (method, setting))
-        write_summary(folder / f"wer-summary-{test_set}-{label}.txt", summary)
-    return decoded
-
-
-def print_details(decoded: Decoded, outcome: SetOutcome, search: Search) -> None:
-    """Confidence interval, real-time factor, and what the search could not decode."""
-    line = f"  RTF {outcome.timing.real_time_factor(search):.4f}"
-    if decoded.interval:
-        low, high = decoded.interval
-        line = f"  95% interval {low:.2%} - {high:.2%} (bootstrap over {len(decoded.results)} utterances)," + line[1:]
-    if outcome.without_path[search]:
-        line += f"; {outcome.without_path[search]} utterances without any path were left empty: widen the search beam"
-    print(line, flush=True)
-
-
-def run_transcription(config: DecodeConfig, files: Sequence[Path]) -> None:
-    """`transcribe_files` with the model that the settings name."""
-    transcribe_files(files, make_recognizers(config))
-
-
-def transcribe_files(files: Sequence[Path], recognizers: Sequence[Recognizer]) -> None:
-    """Print `FILE<tab>words` for each audio file, one by one, so that a file never depends on its neighbours.
-
-    Raises:
-      UserError: unreadable audio, or several methods, scales or precisions.
-    """
-    if len(recognizers) != 1 or len(recognizers[0].searches) != 1:
-        raise UserError("audio files are transcribed at one precision, by one method, with one lm_scale")
-    [recognizer] = recognizers
-    [method] = recognizer.searches.values()
-    config = FeatureConfig.from_dict(recognizer.loaded.features)
-    extractor = make_extractor(config)
-    with recognizer.precision():
-        for file in files:
-            batch = collate([extract_wav(file, config, extractor)], [""], [str(file)])
-            [nbest] = method.nbest(recognizer.run(batch.inputs, batch.input_lens))
-            print(f"{file}\t{' '.join(best_words(nbest))}", flush=True)
+def decode_batch(recognizer: Recognizer, batch: Batch, outcome: SetOutcome) -> None:
+    """Add what all searches find."""
+    start = time.perf_counter()
+    output = recognizer.run(batch.inputs, batch.input_lens)
+    outcome.timing.network += time.perf_counter() - start
+    refs = [text.split() for text in batch.texts]
+    hypotheses: dict[Search, list[Nbest]] = {}
+    for key, method in recognizer.searches.items():
+        start = time.perf_counter()
+        hypotheses[key] = method.nbest(output, 1, refs)
+        outcome.timing.search[key] += time.perf_counter() - start
+    for key, hyps in hypotheses.items():
+        outcome.found[key] += zip(batch.ids, refs, map(best_words, hyps), strict=True)
+        outcome.without_path[key] += sum(not nbest for nbest in hyps)

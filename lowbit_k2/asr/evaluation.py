@@ -11,10 +11,11 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lowbit_k2.asr.decoding import Decoded, run_decode
+from lowbit_k2.asr.decoding import run_decode
 from lowbit_k2.asr.exporting import ExportConfig, run_export
 from lowbit_k2.asr.model_io import precision_label
 from lowbit_k2.asr.recognizer import DecodeConfig
+from lowbit_k2.asr.results import Decoded
 from lowbit_k2.core.config import ConfigError
 from lowbit_k2.errors import UserError
 from lowbit_k2.scoring.wer import WerStats

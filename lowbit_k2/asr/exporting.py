@@ -10,8 +10,6 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tqdm import tqdm
-
 from lowbit_k2 import __version__
 from lowbit_k2.asr.model_io import (
     PRETRAINED,
@@ -31,6 +29,7 @@ from lowbit_k2.data.filter import FilterConfig, filter_cuts
 from lowbit_k2.errors import UserError
 from lowbit_k2.export import export_float, pack_model
 from lowbit_k2.packed import SizeTable, read_packed, size_table
+from lowbit_k2.progress import progress_bar
 from lowbit_k2.quant import use_precision
 from lowbit_k2.train.batchnorm import recalibrate
 from lowbit_k2.train.checkpoint import Checkpoint, save_checkpoint
@@ -125,7 +124,7 @@ def calibration_batches(config: ExportConfig, loaded: LoadedModel, cuts: CutSet)
     logging.info("recalibration: %s", report)
     batches = AsrDataModule(data, features).train_batches(cuts, epoch=1)
     number = config.recalibrate_bn
-    return tqdm(islice(batches, number), desc="BatchNorm", total=number, leave=False, disable=None)
+    return progress_bar(islice(batches, number), "BatchNorm", total=number, leave=False)
 
 
 def measure(

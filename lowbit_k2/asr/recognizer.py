@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -24,6 +25,8 @@ from lowbit_k2.decode.lattice import SearchConfig
 from lowbit_k2.decode.method import METHODS, Method, NetworkOutput, Setup, parse_methods
 from lowbit_k2.errors import UserError
 from lowbit_k2.quant import Allocation, use_precision
+
+Search = tuple[str, str]  # method, setting of the method
 
 
 def split_numbers(text: str) -> tuple[float, ...]:
@@ -79,7 +82,7 @@ class Recognizer:
     label: str
     allocation: Allocation | None
     device: torch.device
-    searches: dict[tuple[str, str], Method] = field(default_factory=dict)
+    searches: dict[Search, Method] = field(default_factory=dict)
 
     def precision(self) -> object:
         """Context in which the model runs at its precision."""
@@ -98,11 +101,41 @@ class Recognizer:
         return NetworkOutput(frames, **known, more=found)
 
 
-def make_recognizers(config: DecodeConfig, part: int = 0) -> list[Recognizer]:
+@dataclass(frozen=True)
+class Models:
+    """What the settings name, before any graph is read.
+
+    Attributes:
+      allocations: by label (checkpoint and precision, as in file names); None for a packed file.
+    """
+
+    loaded: LoadedModel
+    allocations: dict[str, Allocation | None]
+
+
+def load_models(config: DecodeConfig) -> Models:
+    """The model, on the CPU.
+
+    Raises:
+      UserError: no such model, or a precision that was never trained.
+    """
+    if config.packed is not None:
+        return Models(load_packed(config.packed), {f"packed-{config.packed.stem}": None})
+    loaded, label = load_trained(config.choice)
+    names = config.precision or [str(loaded.trained_precisions[0])]
+    allocations = {f"{label}-precision-{precision_label(name)}": parse_allocation(name, loaded) for name in names}
+    return Models(loaded, allocations)
+
+
+def make_recognizers(
+    config: DecodeConfig, part: int = 0, models: Models | None = None, only: Collection[Search] | None = None
+) -> list[Recognizer]:
     """One recognizer per precision; they share the model and the graphs. Sets the number of threads, too.
 
     Args:
       part: which of several processes this is; they take the GPUs in turn.
+      models: what `load_models` gave, to spare another reading.
+      only: the searches that are wanted; default: all that the settings name.
 
     Raises:
       UserError: a precision that was never trained, or searches that the settings do not make possible.
@@ -111,19 +144,12 @@ def make_recognizers(config: DecodeConfig, part: int = 0) -> list[Recognizer]:
         torch.set_num_threads(config.num_threads)
     gpus = torch.cuda.device_count()
     device = torch.device("cuda", part % gpus) if gpus else torch.device("cpu")
-    if config.packed is not None:
-        loaded, label = load_packed(config.packed), f"packed-{config.packed.stem}"
-    else:
-        loaded, label = load_trained(config.choice)
-    loaded.model.to(device).eval()
-    searches = make_searches(config, loaded, device)
-    if loaded.quant_config is None:
-        return [Recognizer(loaded, label, None, device, searches)]
-    names = config.precision or [str(loaded.trained_precisions[0])]
-    allocations = [parse_allocation(name, loaded) for name in names]
+    models = models or load_models(config)
+    models.loaded.model.to(device).eval()
+    searches = make_searches(config, models.loaded, device, only)
     return [
-        Recognizer(loaded, f"{label}-precision-{precision_label(name)}", allocation, device, searches)
-        for name, allocation in zip(names, allocations, strict=True)
+        Recognizer(models.loaded, label, allocation, device, searches)
+        for label, allocation in models.allocations.items()
     ]
 
 
@@ -134,11 +160,11 @@ def greedy_recognizer(loaded: LoadedModel) -> Recognizer:
     return Recognizer(loaded, name, None, torch.device("cpu"), {(name, ""): method})
 
 
-def make_searches(config: DecodeConfig, loaded: LoadedModel, device: torch.device) -> dict[tuple[str, str], Method]:
-    """Methods by name and setting: those with a language model have a setting per `lm_scale`.
+def search_setups(config: DecodeConfig, loaded: LoadedModel, device: str | torch.device = "cpu") -> dict[Search, Setup]:
+    """What each search is made from, by method and setting; those with a language model have one per `lm_scale`.
 
     Raises:
-      UserError: what a method needs is missing, or `token_lm` is given and no method uses it.
+      UserError: a method that the model does not fit, or `token_lm` is given and no method uses it.
     """
     setup = Setup(
         units=loaded.tokenizer,
@@ -148,15 +174,27 @@ def make_searches(config: DecodeConfig, loaded: LoadedModel, device: torch.devic
         token_lm=config.token_lm,
         device=device,
     )
-    searches: dict[tuple[str, str], Method] = {}
+    setups: dict[Search, Setup] = {}
     for name in methods_for(config.decoding_method, loaded):
-        kind = METHODS[name]
-        for scale in config.lm_scale if kind.has_lm(setup) else [1.0]:
-            setting = f"lm_scale_{scale:g}" if kind.has_lm(setup) else ""
-            searches[name, setting] = kind(replace(setup, search=replace(config.search, lm_scale=scale)))
-    if config.token_lm and "modified_beam_search" not in {name for name, _ in searches}:
+        has_lm = METHODS[name].has_lm(setup)
+        for scale in config.lm_scale if has_lm else [1.0]:
+            setting = f"lm_scale_{scale:g}" if has_lm else ""
+            setups[name, setting] = replace(setup, search=replace(config.search, lm_scale=scale))
+    if config.token_lm and "modified_beam_search" not in {name for name, _ in setups}:
         raise ConfigError("token_lm", "is used by modified_beam_search alone: name it with --decoding-method")
-    return searches
+    return setups
+
+
+def make_searches(
+    config: DecodeConfig, loaded: LoadedModel, device: torch.device, only: Collection[Search] | None = None
+) -> dict[Search, Method]:
+    """The searches themselves, with the graphs that they read.
+
+    Raises:
+      UserError: as `search_setups`, or what a method needs is missing.
+    """
+    setups = search_setups(config, loaded, device)
+    return {key: METHODS[key[0]](setup) for key, setup in setups.items() if only is None or key in only}
 
 
 def methods_for(text: str, loaded: LoadedModel) -> list[str]:

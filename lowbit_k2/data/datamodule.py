@@ -151,9 +151,13 @@ class AsrDataModule:
         """All cuts once, long ones first, the same batches at every call, no noise."""
         return self._load(iter(self.test_sampler(cuts)), None)
 
-    def test_batches(self, cuts: CutSet) -> Iterator[Batch]:
-        """As `valid_batches`: for decoding."""
-        return self.valid_batches(cuts)
+    def test_batches(self, cuts: CutSet, lost: dict[str, str] | None = None) -> Iterator[Batch]:
+        """As `valid_batches`: for decoding.
+
+        Args:
+          lost: takes the cuts that cannot be read, with the reason; without it the first one is an error.
+        """
+        return self._load(iter(self.test_sampler(cuts)), None, lost)
 
     def load(self, cut: Cut) -> Tensor:
         """Normalised features of one cut, from the cache where it is on. (T, F)"""
@@ -200,7 +204,9 @@ class AsrDataModule:
 
     # --- loading ----------------------------------------------------------------------------------------------
 
-    def _load(self, cut_batches: Iterable[CutSet], noise_epoch: int | None) -> Iterator[Batch]:
+    def _load(
+        self, cut_batches: Iterable[CutSet], noise_epoch: int | None, lost: dict[str, str] | None = None
+    ) -> Iterator[Batch]:
         dataset = _CutBatches(self, noise_epoch)
         if self.config.num_workers == 0:
             items = (dataset[cuts] for cuts in cut_batches)
@@ -212,34 +218,54 @@ class AsrDataModule:
                 num_workers=self.config.num_workers,
                 generator=torch.Generator().manual_seed(0),  # or it would draw from the training's generator
             )
-        for item in items:
-            if isinstance(item, UserError):
-                raise item
-            yield item
+        for batch, unread in items:
+            if unread and lost is None:
+                raise UserError(next(iter(unread.values())))
+            if unread:
+                lost.update(unread)
+            if batch is not None:
+                yield batch
 
     def make_batch(self, cuts: CutSet, noise_epoch: int | None = None) -> Batch:
-        """Load the features of some cuts, noise mixed in when an epoch is given."""
+        """Load the features of some cuts, noise mixed in when an epoch is given.
+
+        Raises:
+          UserError: those of one cannot be read.
+        """
+        batch, unread = self.read_batch(cuts, noise_epoch)
+        if unread:
+            raise UserError(next(iter(unread.values())))
+        return batch
+
+    def read_batch(self, cuts: CutSet, noise_epoch: int | None = None) -> tuple[Batch | None, dict[str, str]]:
+        """As `make_batch`, of the cuts that can be read (None: of no cut), and what is wrong with the others."""
         chosen: list[Cut] = list(cuts)
         if noise_epoch is not None:
             seed = self.config.seed
             noisy = [add_noise(cut, self._noises, self.config.noise, seed, noise_epoch) for cut in chosen]
         else:
             noisy = chosen
-        features = [self.load(cut) for cut in noisy]
-        return collate(features, [cut_text(cut) for cut in chosen], [cut.id for cut in chosen])
+        features: list[Tensor] = []
+        unread: dict[str, str] = {}
+        for cut, heard in zip(chosen, noisy, strict=True):
+            try:
+                features.append(self.load(heard))
+            except UserError as error:
+                unread[cut.id] = str(error)
+        read = [cut for cut in chosen if cut.id not in unread]
+        if not read:
+            return None, unread
+        return collate(features, [cut_text(cut) for cut in read], [cut.id for cut in read]), unread
 
 
 class _CutBatches(torch.utils.data.Dataset):
-    """Maps a batch of cuts to a Batch; hands a UserError over as a value, since workers wrap raised ones."""
+    """Maps a batch of cuts to a Batch; hands errors over as values, since workers wrap raised ones."""
 
     def __init__(self, module: AsrDataModule, noise_epoch: int | None) -> None:
         self.module, self.noise_epoch = module, noise_epoch
 
-    def __getitem__(self, cuts: CutSet) -> Batch | UserError:
-        try:
-            return self.module.make_batch(cuts, self.noise_epoch)
-        except UserError as error:
-            return error
+    def __getitem__(self, cuts: CutSet) -> tuple[Batch | None, dict[str, str]]:
+        return self.module.read_batch(cuts, self.noise_epoch)
 
 
 class _Once(torch.utils.data.Sampler):

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from lowbit_k2.core.features import FeatureConfig
 from lowbit_k2.data.features import make_extractor, unreadable
@@ -22,6 +21,7 @@ from lowbit_k2.data.sphere import choose_backend
 from lowbit_k2.errors import UserError
 from lowbit_k2.fileio import atomic_write
 from lowbit_k2.processes import in_fresh_processes
+from lowbit_k2.progress import progress_bar
 
 if TYPE_CHECKING:
     from lhotse import CutSet
@@ -137,7 +137,7 @@ def extract_part(
         torch.set_num_threads(1)
     extractor, done, unread = make_extractor(config, device), [], []
     with LilcomChunkyWriter(storage if number is None else storage / f"feats-{number}") as writer:
-        for cut in tqdm(cuts, desc="features", disable=True if number else None):  # None: where there is no terminal
+        for cut in progress_bar(cuts, "features", quiet=bool(number)):
             try:
                 done.append(cut.compute_and_store_features(extractor=extractor, storage=writer))
             except Exception as error:  # the audio libraries have no common class

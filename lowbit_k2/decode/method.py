@@ -116,6 +116,11 @@ class Method(ABC):
         """A language model takes part, which `search.lm_scale` scales."""
         return False
 
+    @classmethod
+    def files(cls, setup: Setup) -> list[Path]:
+        """What it reads besides the model: results are made anew where one of these has changed."""
+        return []
+
     @abstractmethod
     def search(self, output: NetworkOutput, n: int, references: References | None) -> list[Nbest]:
         """N lists of hypotheses, the best first; more than `n` may come, or fewer where the method finds fewer."""

@@ -93,6 +93,12 @@ class LatticeMethod(Method):
     def has_lm(cls, setup: Setup) -> bool:
         return cls.gives_words
 
+    @classmethod
+    def files(cls, setup: Setup) -> list[Path]:
+        if cls.graph == "tokens" or setup.lang_dir is None:
+            return []
+        return [setup.lang_dir / f"{cls.graph}.pt", setup.lang_dir / "words.txt"]
+
     @abstractmethod
     def token_graph(self) -> k2.Fsa:
         """The graph of all token sequences."""
@@ -175,6 +181,10 @@ class Rescoring(OneBest):
             raise UserError(f"{path} was made for other words than words.txt has: make it again with compile_g")
         self.grammar = rescoring_grammar(grammar, backoff, setup.search.lm_scale, setup.device)
 
+    @classmethod
+    def files(cls, setup: Setup) -> list[Path]:
+        return [*super().files(setup), *([setup.lm_dir / LATTICE_GRAMMAR] if setup.lm_dir else [])]
+
 
 @register_method("nbest-rescoring")
 class NbestRescoring(Rescoring):
@@ -226,6 +236,10 @@ class ModifiedBeamSearch(TransducerMethod):
     @classmethod
     def has_lm(cls, setup: Setup) -> bool:
         return setup.token_lm is not None
+
+    @classmethod
+    def files(cls, setup: Setup) -> list[Path]:
+        return [setup.token_lm] if setup.token_lm else []
 
     def search(self, output: NetworkOutput, n: int, references: References | None) -> list[Nbest]:
         beams = self.setup.search

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,12 @@ def add_decoding_flags(parser: argparse.ArgumentParser, precisions: bool = True)
     """
     model = parser.add_argument_group("model")
     add_plugin_argument(model)
+    if precisions:
+        help_ = "the folder that train.py wrote; results go there, or else beside a packed file"
+        model.add_argument("--exp-dir", type=Path, default=Path("exp"), action=_NoteThatGiven, help=help_)
+        add_flags(model, DecodeConfig, only=("packed",))
     add_flags(model, CheckpointChoice)
     if precisions:
-        add_flags(model, DecodeConfig, only=("packed",))
         text = f"{PRECISIONS}; several are decoded in turn; default: the first trained"
         model.add_argument("--precision", nargs="+", default=[], help=text)
     search = parser.add_argument_group("search")
@@ -39,16 +43,28 @@ def add_decoding_flags(parser: argparse.ArgumentParser, precisions: bool = True)
     add_flags(data, DecodeConfig, only=("num_threads",))
 
 
+class _NoteThatGiven(argparse.Action):
+    """Stores the value, and that it was given."""
+
+    def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: Any = None) -> None:
+        setattr(namespace, self.dest, values)
+        namespace.exp_dir_given = True
+
+
 def read_decoding_flags(args: argparse.Namespace) -> DecodeConfig:
     """Which model is run at which precisions, and what is searched how.
 
     Raises:
       UserError: a value that a field cannot take; the line names the flag.
     """
+    choice = read_flags(CheckpointChoice, args)
+    packed = getattr(args, "packed", None)
+    if packed is not None and not getattr(args, "exp_dir_given", False):
+        choice = replace(choice, exp_dir=packed.parent)
     return read_flags(
         DecodeConfig,
         args,
-        choice=read_flags(CheckpointChoice, args),
+        choice=choice,
         search=read_flags(SearchConfig, args),
         **_present(args, precision=tuple, num_jobs=int, quiet=bool),
         plugins=tuple(args.plugin),

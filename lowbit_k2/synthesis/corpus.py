@@ -12,6 +12,7 @@ from typing import TypeVar
 from lowbit_k2.core.config import ConfigError
 from lowbit_k2.errors import UserError
 from lowbit_k2.processes import in_fresh_processes
+from lowbit_k2.progress import progress_bar
 
 README_NAME = "README.TXT"
 _Item, _Result = TypeVar("_Item"), TypeVar("_Result")
@@ -31,9 +32,7 @@ def synthesize_all(
     Raises:
       UserError: num_jobs is not positive, a process was killed, or `work` raised one.
     """
-    from tqdm import tqdm
-
-    with tqdm(total=sum(sizes), desc="Synthesizing", unit=unit) as progress:
+    with progress_bar(desc="Synthesizing", total=sum(sizes), unit=unit) as progress:
         # A forked child starts without a loaded espeak-ng, and a tenth of a second sooner than a spawned one.
         return in_fresh_processes(work, items, num_jobs, "fork", lambda index: progress.update(sizes[index]))
 

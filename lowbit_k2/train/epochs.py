@@ -6,9 +6,9 @@ import logging
 from collections.abc import Callable, Iterable, Iterator
 
 import torch
-from tqdm import tqdm
 
 from lowbit_k2.data.batch import Batch
+from lowbit_k2.progress import progress_bar
 from lowbit_k2.quant import use_precision
 from lowbit_k2.train.checkpoint import save_tensors
 from lowbit_k2.train.metrics import MetricsTracker, describe
@@ -43,11 +43,11 @@ def train_epoch(
     trainer.model.train()
     trainer.batches_per_epoch = total
     totals, config = MetricsTracker(), trainer.config
-    silent = None if trainer.ranks.is_main else True  # None: silent where there is no terminal
     name = f"epoch {trainer.progress.epoch}"
     ranks = trainer.ranks.world_size
     steps = None if total is None else -(-total // ranks)
-    bar = tqdm(batches, desc=name, initial=trainer.progress.batch // ranks, total=steps, disable=silent)
+    done, quiet = trainer.progress.batch // ranks, not trainer.ranks.is_main
+    bar = progress_bar(batches, name, initial=done, total=steps, quiet=quiet)
     for group in groups(bar, config.accum_grad):
         metrics = guarded_update(trainer, group)
         trainer.progress.batch += len(group) * ranks

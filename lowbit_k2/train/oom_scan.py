@@ -8,11 +8,9 @@ from collections.abc import Mapping
 import torch
 
 from lowbit_k2.data.batch import Batch
-from lowbit_k2.errors import UserError
+from lowbit_k2.errors import UserError, is_out_of_memory
 from lowbit_k2.train.trainer import Trainer
 from lowbit_k2.train.update import run_branches
-
-OUT_OF_MEMORY = ("out of memory", "can't allocate memory")  # of CUDA's and of the CPU's allocator in torch's errors
 
 
 def scan_for_oom(trainer: Trainer, batches: Mapping[str, Batch]) -> None:
@@ -50,7 +48,7 @@ def try_batch(trainer: Trainer, reason: str, batch: Batch) -> None:
     try:
         run_branches(trainer, trainer.with_targets(batch), 1, trainer.normalizer(batch))
     except RuntimeError as error:
-        if not any(text in str(error).lower() for text in OUT_OF_MEMORY):
+        if not is_out_of_memory(error):
             raise
         raise UserError(
             f"the batch of the {reason} ({describe_batch(batch)}) does not fit in memory: lower max_duration, "

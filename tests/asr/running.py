@@ -9,8 +9,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from lowbit_k2.asr.decoding import run_decode, run_transcription
+from lowbit_k2.asr.decoding import run_decode
 from lowbit_k2.asr.exporting import run_export
+from lowbit_k2.asr.transcription import run_transcription
 from lowbit_k2.recipe.decoding_flags import (
     add_decoding_flags,
     add_export_flags,

@@ -13,16 +13,17 @@ import soundfile
 import torch
 
 from lowbit_k2.asr import decoding
-from lowbit_k2.asr.decoding import decode_set, report, shard
+from lowbit_k2.asr.decoding import decode_set, shard
 from lowbit_k2.asr.model_io import CheckpointChoice, LoadedModel, build_model, describe_tokenizer, load_trained
 from lowbit_k2.asr.recognizer import Recognizer
+from lowbit_k2.asr.results import report
 from lowbit_k2.data.batch import Batch
 from lowbit_k2.data.features import FeatureConfig, extract_wav
 from lowbit_k2.data.tokenizer import SentencePieceTokenizer
 from lowbit_k2.decode.greedy import ctc_greedy_search
 from lowbit_k2.decode.method import Setup
 from lowbit_k2.decode.methods import CtcGreedySearch
-from lowbit_k2.errors import UserError
+from lowbit_k2.errors import ReportedError, UserError
 from lowbit_k2.k2_compat import has_k2
 from lowbit_k2.models import ConformerConfig, CtcConfig
 from lowbit_k2.quant import Allocation, QuantConfig, use_precision
@@ -30,7 +31,7 @@ from lowbit_k2.recipe.compile_hlg import compile_lang
 from lowbit_k2.recipe.make_lm import make_lm
 from lowbit_k2.recipe.prepare_lang import prepare_lang
 from lowbit_k2.recipe.train_bpe import train_sentencepiece
-from lowbit_k2.train.checkpoint import Checkpoint, save_checkpoint
+from lowbit_k2.train.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from tests.asr.running import decode
 
 TOKENIZER = SentencePieceTokenizer(train_sentencepiece(["YES NO", "GO"], "char", 0))
@@ -217,7 +218,6 @@ def test_wav_files(exp_dir: Path, wavs: list[Path], capsys: pytest.CaptureFixtur
         (["--epoch", "9"], "epoch-9.pt does not exist"),
         (["--packed", "m.packed", "--precision", "1"], "--precision is fixed"),
         (["--precision", "1", "2", "--wav", "x.wav"], "transcribed at one precision"),
-        (["--wav", "none.wav"], "none.wav does not exist"),
         (["--search-beam", "0"], "--search-beam"),
         (["--num-jobs", "0"], "--num-jobs must be at least 1"),
     ],
@@ -239,3 +239,109 @@ def test_the_an4_script_says_what_is_missing(repo_root: Path, tmp_path: Path) ->
     assert done.returncode == 1
     remedy = "give the folder that train.py wrote"
     assert done.stderr.splitlines() == [f"error: --exp-dir {tmp_path / 'none'} does not exist: {remedy}"]
+
+
+FLAGS = ["--precision", "2", "1", "--on-the-fly-feats", "true"]
+
+
+@pytest.mark.parametrize("more", [[], ["-j", "2"], ["--num-workers", "1"]])
+def test_a_cut_that_cannot_be_read_costs_the_others_nothing(
+    exp_dir: Path, wavs: list[Path], more: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    cuts = make_cuts(wavs)
+    wavs[1].write_bytes(wavs[1].read_bytes()[:30])
+    with pytest.raises(ReportedError):
+        run_decode(exp_dir, lambda: {"noise": cuts}, *FLAGS, *more)
+    printed = capsys.readouterr()
+    assert printed.out.count("1 utterances could not be decoded and are not counted") == 2  # at two precisions
+    [line] = [line for line in printed.err.splitlines() if line.startswith("error: ")]
+    assert line.startswith("error: noise: the audio of cut noise1 cannot be read") and str(wavs[1]) in line
+    for precision in "21":
+        recogs = (exp_dir / f"ctc-greedy-search/recogs-noise-epoch-4-avg-1-precision-{precision}.txt").read_text()
+        assert [line.split(":")[0] for line in recogs.splitlines()[::2]] == ["noise0", "noise2"]
+    assert not list(exp_dir.glob("*/finished-*"))  # to be tried again
+
+
+def decoded_sets(monkeypatch: pytest.MonkeyPatch, stop_at: int = 0) -> list[list[str]]:
+    """Grows by the searches of every pass over a test set; the pass of that number is interrupted."""
+    passes: list[list[str]] = []
+    original = decode_set
+
+    def counted(recognizer: Recognizer, *rest):
+        passes.append([method for method, _ in recognizer.searches])
+        if len(passes) == stop_at:
+            raise KeyboardInterrupt
+        return original(recognizer, *rest)
+
+    monkeypatch.setattr(decoding, "decode_set", counted)
+    return passes
+
+
+def test_a_stopped_run_goes_on_behind_what_is_finished(
+    exp_dir: Path, wavs: list[Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sets = {"noise": make_cuts(wavs), "two": make_cuts(wavs[:2])}
+    whole = run_decode(exp_dir, lambda: sets, *FLAGS)
+    files = {path.name: path.read_text() for path in exp_dir.glob("*/*.txt")}
+    for path in exp_dir.glob("*/*"):
+        path.unlink()
+    capsys.readouterr()
+    passes = decoded_sets(monkeypatch, stop_at=3)
+    with pytest.raises(KeyboardInterrupt):
+        run_decode(exp_dir, lambda: sets, *FLAGS)
+    printed = capsys.readouterr().out
+    assert printed.count("%WER") == 2 and len(list(exp_dir.glob("*/recogs-*"))) == 2  # at the first precision
+    again = run_decode(exp_dir, lambda: sets, *FLAGS)
+    assert len(passes) == 5  # two before the interrupt, two behind it
+    assert capsys.readouterr().out.count("of an earlier call") == 2
+    assert {path.name: path.read_text() for path in exp_dir.glob("*/*.txt")} == files
+    assert {k: (d.results, d.stats, d.interval) for k, d in again.items()} == {
+        k: (d.results, d.stats, d.interval) for k, d in whole.items()
+    }
+
+
+def test_what_has_changed_is_decoded_again(exp_dir: Path, wavs: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    passes = decoded_sets(monkeypatch)
+
+    def new_passes(*more: str) -> int:
+        before = len(passes)
+        run_decode(exp_dir, lambda: {"noise": make_cuts(wavs)}, "--on-the-fly-feats", "true", *more)
+        return len(passes) - before
+
+    assert new_passes() == 1 and new_passes() == 0
+    assert new_passes("--max-duration", "1", "--num-threads", "1") == 0  # of no influence
+    assert new_passes("--search-beam", "7") == 1 and new_passes() == 1
+    recogs = exp_dir / "ctc-greedy-search/recogs-noise-epoch-4-avg-1-precision-2.txt"
+    recogs.write_text(recogs.read_text().replace("hyp=[", "hyp=['GO', "))
+    assert new_passes() == 1 and "'GO'" not in recogs.read_text()
+    soundfile.write(wavs[0], 0.1 * torch.randn(16000).numpy(), 16000)  # other audio in the same place
+    assert new_passes() == 1 and new_passes() == 0
+    checkpoint = exp_dir / "epoch-4.pt"
+    loaded = load_checkpoint(checkpoint)
+    next(value for name, value in loaded.model.items() if "ctc_head" in name and value.is_floating_point()).add_(1e-3)
+    save_checkpoint(checkpoint, loaded)
+    assert new_passes() == 1 and new_passes() == 0
+    next(exp_dir.glob("*/finished-*")).write_text("{")
+    assert new_passes() == 1
+
+
+@pytest.mark.k2
+def test_another_method_runs_alone(exp_dir: Path, wavs: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    passes = decoded_sets(monkeypatch)
+    for methods in ("ctc-decoding", "ctc-greedy-search,ctc-decoding"):
+        flags = ["--on-the-fly-feats", "true", "--decoding-method", methods]
+        results = run_decode(exp_dir, lambda: {"noise": make_cuts(wavs)}, *flags)
+        assert [key[1] for key in results] == methods.split(",")
+    assert passes == [["ctc-decoding"], ["ctc-greedy-search"]]
+
+
+def test_results_of_a_packed_file_lie_beside_it(exp_dir: Path, wavs: list[Path], tmp_path: Path) -> None:
+    from tests.asr.running import export
+
+    packed = tmp_path / "models/one.safetensors"
+    export(lambda: None, "--exp-dir", str(exp_dir), "--precision", "1", "--output", str(packed))
+    flags = ["--packed", str(packed), "--on-the-fly-feats", "true", "--quiet"]
+    decode(lambda: {"noise": make_cuts(wavs)}, *flags)
+    assert (packed.parent / "ctc-greedy-search/recogs-noise-packed-one.txt").is_file()
+    decode(lambda: {"noise": make_cuts(wavs)}, *flags, "--exp-dir", str(tmp_path / "there"))
+    assert (tmp_path / "there/ctc-greedy-search/recogs-noise-packed-one.txt").is_file()

@@ -28,7 +28,6 @@ from lowbit_k2.launch import use_project_interpreter
 use_project_interpreter()
 
 import torch
-from tqdm import tqdm
 from train import make_parser as make_training_parser
 from train import make_trainer
 
@@ -41,6 +40,7 @@ from lowbit_k2.data.manifests import load_cuts
 from lowbit_k2.data.tokenizer import load_tokenizer
 from lowbit_k2.errors import UserError, run_main
 from lowbit_k2.fileio import read_json, write_json
+from lowbit_k2.progress import progress_bar
 from lowbit_k2.recipe.flags import make_parser
 from lowbit_k2.recipe.training_flags import read_training_flags
 from lowbit_k2.tables import markdown_table
@@ -179,7 +179,7 @@ def time_rows(rows: list[Row], rounds: int, further: list[str]) -> dict:
             trainers[name].model.train()
         seconds: dict[str, list[float]] = {name: [] for name in trainers}
         batches = islice(data.train_batches(load_cuts(config.data.manifest_dir, "an4", "train"), epoch=1), rounds + 1)
-        for batch in tqdm(batches, total=rounds + 1, desc="rounds"):
+        for batch in progress_bar(batches, "rounds", total=rounds + 1):
             for name, trainer in trainers.items():
                 before = trainer.progress.seconds
                 update(trainer, [batch])

@@ -24,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
 from lowbit_k2.errors import UserError, run_main
 from lowbit_k2.fileio import atomic_write
+from lowbit_k2.progress import progress_bar
 
 BASE_URL = "https://www.openslr.org/resources/11"
 ARPA = "3-gram.pruned.1e-7.arpa"
@@ -60,13 +61,11 @@ def download(url: str, path: Path) -> None:
 
 def _receive(response: http.client.HTTPResponse, part: Path, have: int) -> None:
     """Append the body of `response` to `part`, which holds `have` valid bytes."""
-    from tqdm import tqdm
-
     length = response.headers.get("Content-Length")
     total = have + int(length) if length is not None else None
     with part.open("r+b" if have else "wb") as output:
         output.seek(have)
-        with tqdm(total=total, initial=have, unit="B", unit_scale=True, desc=part.stem) as progress:
+        with progress_bar(desc=part.stem, total=total, initial=have, unit="B", unit_scale=True) as progress:
             while chunk := response.read(CHUNK):
                 output.write(chunk)
                 progress.update(len(chunk))

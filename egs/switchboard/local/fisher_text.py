@@ -20,10 +20,10 @@ sys.path[:0] = [str(HERE.parents[2]), str(HERE)]
 
 from discs import DICTIONARY, Problems, check_folder, find_files, find_one, read_lines
 from ms98 import TextOptions, find_acronyms, normalize, read_dictionary
-from tqdm import tqdm
 
 from lowbit_k2.errors import UserError, run_main
 from lowbit_k2.fileio import atomic_write
+from lowbit_k2.progress import progress_bar
 from lowbit_k2.recipe.flags import str2bool
 
 LINE = re.compile(r"[0-9.]+\s+[0-9.]+\s+[AB]\s*:\s*(.*)")
@@ -59,9 +59,7 @@ def prepare(args: argparse.Namespace) -> None:
     dictionary = find_one([args.ms98_dir], DICTIONARY) if args.ms98_dir else None
     acronyms = find_acronyms(read_dictionary(dictionary, problems)) if dictionary else {}
     options = TextOptions(args.noises, args.partial_words, acronyms)
-    sentences = [
-        s for path in tqdm(paths, desc="Fisher", disable=None) for s in read_sentences(path, options, problems)
-    ]
+    sentences = [s for path in progress_bar(paths, "Fisher") for s in read_sentences(path, options, problems)]
     problems.report()
     if not sentences:
         raise UserError(f"the transcripts below {args.fisher_text} have no words: are they Fisher's?")

@@ -38,12 +38,12 @@ from discs import (
     read_lines,
 )
 from ms98 import Segment, TextOptions, find_acronyms, normalize, read_dictionary, read_transcript
-from tqdm import tqdm
 
 from lowbit_k2.data.kaldi_dir import OVERHANG
 from lowbit_k2.data.sphere import ToolMissingError, is_cut, make_recording, read_header
 from lowbit_k2.errors import UserError, run_main
 from lowbit_k2.fileio import atomic_write
+from lowbit_k2.progress import progress_bar
 from lowbit_k2.recipe.flags import str2bool
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def open_recordings(calls: dict[str, Path], wav_dir: Path, problems: Problems) -
       ToolMissingError: compressed audio and no sph2pipe.
     """
     recordings = {}
-    for name, path in tqdm(sorted(calls.items()), desc="audio", disable=None):
+    for name, path in progress_bar(sorted(calls.items()), "audio"):
         try:
             header = read_header(path)
             if header.num_channels != len(SIDES):
@@ -163,7 +163,7 @@ def read_sides(
       UserError: too many segments are spoilt, or there are none.
     """
     options, sides, total, spoilt = text_options(args, problems), {}, 0, 0
-    for (call, side), path in tqdm(sorted(transcripts.items()), desc="transcripts", disable=None):
+    for (call, side), path in progress_bar(sorted(transcripts.items()), "transcripts"):
         segments, recording = read_transcript(path, call, side, problems), recordings.get(call)
         lines = sum(1 for _ in read_lines(path))
         usable, bad = usable_segments(segments, recording, options, problems)

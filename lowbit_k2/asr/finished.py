@@ -1,0 +1,113 @@
+"""What decode.py has finished, and from what: a run that was stopped goes on behind it.
+
+Beside each recogs-NAME.txt lies finished-NAME.json, which holds checksums of the model, the graphs, the test set and
+the recogs file, and the settings that results depend on. A result is taken over if all of these are the same; anything
+else is decoded again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lowbit_k2 import __version__
+from lowbit_k2.asr.model_io import LoadedModel, describe_tokenizer
+from lowbit_k2.asr.recognizer import DecodeConfig, Models, Search, search_setups
+from lowbit_k2.data.filter import cut_text
+from lowbit_k2.data.sources import parts_of
+from lowbit_k2.decode.method import METHODS
+from lowbit_k2.errors import UserError
+from lowbit_k2.fileio import read_json, sha256, write_json
+from lowbit_k2.scoring.ctm import read_recogs
+from lowbit_k2.scoring.wer import Result
+
+if TYPE_CHECKING:
+    from lhotse import CutSet
+    from lhotse.cut import Cut
+
+Origin = dict[str, Any]  # what a result was made from, as JSON
+
+
+def digest(value: Any) -> str:
+    """Checksum of plain data."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=repr).encode()).hexdigest()
+
+
+def model_digest(loaded: LoadedModel) -> str:
+    """Checksum of the weights (averaged already), the configuration, the tokens and the feature settings."""
+    quant = None if loaded.quant_config is None else loaded.quant_config.to_dict()
+    config = [loaded.model_config.to_dict(), quant, describe_tokenizer(loaded.tokenizer), loaded.features]
+    found = hashlib.sha256(digest(config).encode())
+    for name, tensor in sorted(loaded.model.state_dict().items()):
+        found.update(name.encode())
+        found.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return found.hexdigest()
+
+
+def cuts_digest(cuts: CutSet, on_the_fly: bool) -> str:
+    """Checksum of a manifest, and of sizes and dates of the files that are read for it."""
+    found, places = hashlib.sha256(), set()
+    for cut in cuts:
+        found.update(digest(cut.to_dict()).encode())
+        places.update(_places(cut, on_the_fly))
+    found.update(digest([_stamp(place) for place in sorted(places)]).encode())
+    return found.hexdigest()
+
+
+def _places(cut: Cut, on_the_fly: bool) -> Iterable[str]:
+    for part in parts_of(cut):
+        if not on_the_fly:
+            sources = [part.features.storage_path] if part.has_features else []
+        else:
+            sources = [source.source for source in part.recording.sources] if part.has_recording else []
+        yield from (source for source in sources if isinstance(source, str))
+
+
+def _stamp(place: str) -> list[Any]:
+    path = Path(place)
+    if not path.exists():
+        return [place]
+    stat = path.stat()
+    return [place, stat.st_size, stat.st_mtime_ns]
+
+
+def origins(config: DecodeConfig, models: Models) -> dict[str, dict[Search, Origin]]:
+    """What the results of each model (by label) and search are made from, the test set aside."""
+    common = {"version": __version__, "model": model_digest(models.loaded), "on_the_fly_feats": config.on_the_fly_feats}
+    if config.packed is not None:
+        common["packed"] = sha256(config.packed)
+    common["plugins"] = [sha256(path) for path in config.plugins]
+    searches = {}
+    for search, setup in search_setups(config, models.loaded).items():
+        files = {path.name: sha256(path) for path in METHODS[search[0]].files(setup) if path.is_file()}
+        searches[search] = {**common, "search": setup.search.to_dict(), "files": files}
+    return {
+        label: {key: {**origin, "bits": None if bits is None else dict(bits.bits)} for key, origin in searches.items()}
+        for label, bits in models.allocations.items()
+    }
+
+
+def record_path(recogs: Path) -> Path:
+    """`recogs-NAME.txt` -> `finished-NAME.json`."""
+    return recogs.with_name(f"finished-{recogs.stem.removeprefix('recogs-')}.json")
+
+
+def remember(recogs: Path, origin: Origin, notes: Mapping[str, Any]) -> None:
+    """Write the record of a recogs file, with whatever else is to be said of it later."""
+    write_json(record_path(recogs), {"made_from": origin, "recogs": sha256(recogs), **notes})
+
+
+def recall(recogs: Path, origin: Origin, cuts: Iterable[Cut]) -> tuple[list[Result], dict[str, Any]] | None:
+    """Results of an earlier call and the notes on them; None unless they were made from just this."""
+    try:
+        record = read_json(record_path(recogs))
+        if record["made_from"] != json.loads(json.dumps(origin)) or record["recogs"] != sha256(recogs):
+            return None
+        hypotheses = read_recogs(recogs)
+        results = [(cut.id, cut_text(cut).split(), hypotheses[cut.id]) for cut in cuts]
+    except (UserError, OSError, KeyError, TypeError):
+        return None  # not there, or damaged
+    return results, record
