@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from lowbit_k2.core.features import EXTRACTORS, NORMALIZATIONS, FeatureConfig
-from lowbit_k2.data.sources import check_sources, parts_of
+from lowbit_k2.data.resampling import check_rate, resample_in_lhotse, resampled
+from lowbit_k2.data.sources import check_audio_file, check_sources, parts_of
 from lowbit_k2.data.sphere import choose_backend
 from lowbit_k2.errors import UserError
 from lowbit_k2.fileio import read_json, write_json
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["EXTRACTORS", "NORMALIZATIONS", "FeatureConfig"]
 
+READ_BLOCK = 1 << 20  # samples of a channel
 FEATURES_FILE = "features.json"  # beside the cut manifests: the settings that the stored features were made with
 
 
@@ -61,9 +63,12 @@ def write_feature_config(manifest_dir: str | Path, config: FeatureConfig) -> Non
 def make_extractor(config: FeatureConfig, device: str = "cpu") -> FeatureExtractor:
     """The lhotse extractor that computes these features, without dither, `snip_edges` off: one frame per shift.
 
+    Audio that lhotse reads for it is resampled by `resampling.py` from now on.
+
     Raises:
       UserError: kaldifeat is wanted but not installed.
     """
+    resample_in_lhotse()
     if config.extractor == "kaldifeat":
         return _kaldifeat_extractor(config, device)
     from lhotse import Fbank, FbankConfig
@@ -174,33 +179,32 @@ def _has(part: Cut, what: str) -> bool:
     return part.has_recording if what == "recording" else part.has_features
 
 
-def resample(samples: Tensor, source_rate: int, target_rate: int) -> Tensor:
-    """Resample along the last axis with lhotse's windowed sinc, which needs neither torchaudio nor scipy."""
-    if source_rate == target_rate:
-        return samples
-    from lhotse.augmentation.resample import Resample
-
-    return Resample(source_rate, target_rate)(samples)
-
-
 def read_audio(path: str | Path, sampling_rate: int) -> Tensor:
     """Read the first channel of an audio file (WAV, FLAC, OGG, SPHERE, ... as libsndfile can). -> (num_samples,)
 
+    It is read and resampled piece by piece: an hour takes 230 MB at 16 kHz, whatever the file's rate and channels.
+
     Raises:
-      UserError: missing, unreadable or empty file.
+      UserError: missing, unreadable, damaged or empty file, samples that are no numbers, or an unlikely rate.
     """
     import soundfile
 
     if not Path(path).is_file():
         raise UserError(f"{path} does not exist, or is no file: give the path of an audio file")
+    check_audio_file(Path(path))
+    samples = bytearray()  # grows without being copied for every piece
     try:
-        samples, rate = soundfile.read(str(path), dtype="float32", always_2d=True)  # (num_samples, channels)
+        with soundfile.SoundFile(str(path)) as file:
+            check_rate(file.samplerate, str(path))
+            blocks = (block[:, 0] for block in file.blocks(READ_BLOCK, dtype="float32", always_2d=True))
+            for block in resampled(blocks, file.samplerate, sampling_rate):
+                samples += np.ascontiguousarray(block).data.cast("B")
     except (soundfile.SoundFileError, RuntimeError, OSError) as error:
         reason = str(error).split(": ")[-1].strip()
         raise UserError(f"{path} cannot be read as audio ({reason}): convert it to WAV or FLAC") from None
-    if not len(samples):
+    if not samples:
         raise UserError(f"{path} holds no audio samples")
-    return resample(torch.from_numpy(np.ascontiguousarray(samples[:, 0])), rate, sampling_rate)
+    return torch.frombuffer(samples, dtype=torch.float32)
 
 
 def extract_wav(

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 from lowbit_k2.core.features import FeatureConfig
 from lowbit_k2.data.filter import cut_text
 from lowbit_k2.data.manifests import cuts_path, read_cuts
+from lowbit_k2.data.resampling import check_recording, resample_in_lhotse
+from lowbit_k2.data.sources import parts_of
 from lowbit_k2.data.text import marks, normalizer
 from lowbit_k2.errors import UserError
 from lowbit_k2.fileio import atomic_write
@@ -112,16 +114,16 @@ def to_sampling_rate(cuts: CutSet, sampling_rate: int) -> CutSet:
     """Cuts whose audio is resampled on reading.
 
     Raises:
-      UserError: lhotse lacks what it resamples with.
+      UserError: a recording with a rate that none has.
     """
-    import importlib.util
-
     from lhotse import CutSet
 
     rates = {cut.sampling_rate for cut in cuts}
     if rates <= {sampling_rate}:
         return cuts
-    if not any(importlib.util.find_spec(name) for name in ("torchaudio", "scipy")):
-        odd = min(rates - {sampling_rate})
-        raise UserError(f"audio at {odd} Hz has to be resampled, which needs torchaudio or scipy: pip install scipy")
+    for cut in cuts:
+        for part in parts_of(cut):
+            if part.has_recording:
+                check_recording(part.recording)
+    resample_in_lhotse()
     return CutSet.from_cuts(cut if cut.sampling_rate == sampling_rate else cut.resample(sampling_rate) for cut in cuts)

@@ -19,9 +19,9 @@ from lowbit_k2.data.features import (
     num_frames,
     read_audio,
     read_feature_config,
-    resample,
     write_feature_config,
 )
+from lowbit_k2.data.resampling import resample
 from lowbit_k2.errors import UserError
 
 from .conftest import RATE, ToyCorpus, soundfile, write_wav
@@ -141,17 +141,9 @@ def test_rates_channels_and_formats(tmp_path: Path, suffix: str, rate: int, chan
     path = write_wav(tmp_path / f"x{suffix}", 0.7, seed=3, rate=rate, channels=channels)
     samples = read_audio(path, RATE)
     assert samples.shape == (round(0.7 * RATE),)
-    first = torch.from_numpy(soundfile.read(path, dtype="float32", always_2d=True)[0][:, 0].copy())
-    torch.testing.assert_close(samples, resample(first, rate, RATE))
+    first = soundfile.read(path, dtype="float32", always_2d=True)[0][:, 0]
+    np.testing.assert_array_equal(samples.numpy(), resample(first, rate, RATE))
     assert extract_wav(path, FeatureConfig()).shape == (70, 80)
-
-
-def test_resampling_keeps_a_tone() -> None:
-    time = torch.arange(8000) / 8000
-    tone = torch.sin(2 * torch.pi * 440 * time)
-    up = resample(tone, 8000, RATE)
-    wanted = torch.sin(2 * torch.pi * 440 * torch.arange(16000) / RATE)
-    assert float((up - wanted)[200:-200].abs().max()) < 1e-2
 
 
 def test_bad_audio(tmp_path: Path) -> None:
@@ -174,6 +166,9 @@ def test_bad_audio(tmp_path: Path) -> None:
     soundfile.write(tmp_path / "short.wav", np.zeros(100), RATE)
     fails(tmp_path / "short.wav", "too short")
     fails(torch.full((1000,), float("nan")), "not finite")
+    for number, bad in enumerate((np.nan, np.inf)):
+        soundfile.write(tmp_path / f"bad{number}.wav", np.array([0.1] * 999 + [bad]), RATE, subtype="FLOAT")
+        fails(tmp_path / f"bad{number}.wav", rf"bad{number}.wav holds samples that are not finite")
 
 
 def test_cuts_without_features_or_audio(toy_corpus: ToyCorpus, tmp_path: Path) -> None:
