@@ -82,7 +82,9 @@ def run_decode(config: DecodeConfig, load_test_sets: Callable[[], Mapping[str, C
             outcome = in_order(task, new)
         results[number] = {}
         if any(outcome.found.values()) or not outcome.lost:
-            results[number] = report(config.choice.exp_dir, task.test_set, task.label, outcome, task.origins)
+            speakers = speakers_of(test_sets[task.test_set])
+            where = (config.choice.exp_dir, task.test_set, task.label)
+            results[number] = report(*where, outcome, task.origins, speakers, config.cer)
 
     left = [number for number, task in enumerate(tasks) if task.left]
     for number in sorted(set(range(len(tasks))) - set(left)):
@@ -92,6 +94,11 @@ def run_decode(config: DecodeConfig, load_test_sets: Callable[[], Mapping[str, C
     if any(lost.values()):
         raise ReportedError(f"{sum(map(len, lost.values()))} utterances could not be decoded")
     return {key: decoded for number in sorted(results) for key, decoded in results[number].items()}
+
+
+def speakers_of(cuts: CutSet) -> dict[str, str]:
+    """Of the cuts that have one."""
+    return {cut.id: cut.supervisions[0].speaker for cut in cuts if cut.supervisions and cut.supervisions[0].speaker}
 
 
 def plan(

@@ -58,6 +58,7 @@ class DecodeConfig(Config):
     num_workers: int = option(0, "processes that load batches; 0: the main process", low=0)
     on_the_fly_feats: bool = option(False, "compute features from the audio")
     allow_commands: bool = option(False, ALLOW_COMMANDS)
+    cer: bool = option(False, "write and print character error rates, too")
     num_jobs: int = option(1, "processes that share a test set, one GPU each", low=1)
     quiet: bool = option(False, flag="")
     num_threads: int = option(0, "CPU threads; 0 leaves PyTorch's choice", low=0)

@@ -10,7 +10,16 @@ from lowbit_k2.asr.finished import Origin, remember
 from lowbit_k2.asr.recognizer import Search
 from lowbit_k2.decode.hypothesis import Nbest
 from lowbit_k2.errors import print_error
-from lowbit_k2.scoring.wer import Result, WerStats, bootstrap_interval, write_errs, write_recogs, write_summary
+from lowbit_k2.scoring.wer import (
+    Result,
+    WerStats,
+    as_characters,
+    bootstrap_interval,
+    write_errs,
+    write_recogs,
+    write_speakers,
+    write_summary,
+)
 
 MOST_NAMED = 10  # utterances that could not be read
 Key = tuple[str, str, str, str]  # test set, method, setting of the method, model (checkpoint and precision)
@@ -106,27 +115,42 @@ def recogs_path(exp_dir: Path, test_set: str, label: str, search: Search) -> Pat
 
 
 def report(
-    exp_dir: Path, test_set: str, label: str, outcome: SetOutcome, made_from: Mapping[Search, Origin] | None = None
+    exp_dir: Path,
+    test_set: str,
+    label: str,
+    outcome: SetOutcome,
+    made_from: Mapping[Search, Origin] | None = None,
+    speakers: Mapping[str, str] | None = None,
+    cer: bool = False,
 ) -> dict[Key, Decoded]:
     """Write icefall's files of one test set and print a line per result.
 
     Args:
+      speakers: by utterance; of each search a table by speaker is written.
+      cer: write and print character errors, too.
       made_from: what the results stand on; without it, and where utterances were lost, they are not taken over later.
     """
     decoded: dict[Key, Decoded] = {}
     for method in dict.fromkeys(method for method, _ in outcome.found):
-        summary = {}
+        summary, by_characters = {}, {}
         for search, results in ((key, value) for key, value in outcome.found.items() if key[0] == method):
             _, setting = search
             results = sorted(results, key=lambda result: result[0])
             recogs = recogs_path(exp_dir, test_set, label, search)
             write_recogs(recogs, results)
-            stats = write_errs(recogs.with_name(f"errs-{recogs.name.removeprefix('recogs-')}"), results)
+            name = recogs.name.removeprefix("recogs-")
+            stats = write_errs(recogs.with_name(f"errs-{name}"), results)
+            if speakers:
+                write_speakers(recogs.with_name(f"speakers-{name}"), results, speakers)
             summary[setting or method] = stats
             interval = bootstrap_interval(results) if stats.ref_words else None
             decoded[test_set, method, setting, label] = Decoded(results, stats, interval, recogs)
             what = ", ".join(part for part in (test_set, method, setting, label) if part)
             print(f"[{what}] {stats}")
+            if cer:
+                characters = write_errs(recogs.with_name(f"errs-cer-{name}"), as_characters(results), "CER")
+                by_characters[setting or method] = characters
+                print(f"[{what}] {characters.line('CER')}")
             print_details(decoded[test_set, method, setting, label], outcome, search)
             if made_from is not None and not outcome.lost:
                 notes = {
@@ -135,6 +159,8 @@ def report(
                 }
                 remember(recogs, made_from[search], notes)
         write_summary(exp_dir / method / f"wer-summary-{test_set}-{label}.txt", summary)
+        if cer:
+            write_summary(exp_dir / method / f"cer-summary-{test_set}-{label}.txt", by_characters, "CER")
     return decoded
 
 

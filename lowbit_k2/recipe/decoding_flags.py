@@ -36,7 +36,11 @@ def add_decoding_flags(parser: argparse.ArgumentParser, precisions: bool = True)
     add_flags(search, DecodeConfig, only=("decoding_method", "lang_dir", "lm_dir", "token_lm", "lm_scale"))
     add_flags(search, SearchConfig)
     data = parser.add_argument_group("data")
-    add_flags(data, DecodeConfig, only=("manifest_dir", "max_duration", "num_workers", "on_the_fly_feats"))
+    add_flags(
+        data,
+        DecodeConfig,
+        only=("manifest_dir", "max_duration", "num_workers", "on_the_fly_feats", "allow_commands", "cer"),
+    )
     data.add_argument("--wav", type=Path, nargs="+", metavar="FILE", help="transcribe audio files: FILE<tab>words")
     data.add_argument("-j", "--num-jobs", type=int, default=1, help="processes that share a test set, one GPU each")
     data.add_argument("--quiet", action="store_true", help="no progress bar")

@@ -53,9 +53,11 @@ class WerStats:
         return float("inf") if self.errors else 0.0
 
     def __str__(self) -> str:
-        return (
-            f"%WER {self.rate:.2%} [{self.errors} / {self.ref_words}, {self.ins} ins, {self.dels} del, {self.sub} sub ]"
-        )
+        return self.line()
+
+    def line(self, name: str = "WER") -> str:
+        """As icefall prints it; "CER" for characters in the place of words."""
+        return f"%{name} {self.rate:.2%} [{self.errors} / {self.ref_words}, {self.ins} ins, {self.dels} del, {self.sub} sub ]"
 
 
 def as_characters(results: Iterable[Result]) -> list[Result]:
@@ -135,13 +137,17 @@ def write_recogs(path: str | Path, results: Iterable[Result]) -> None:
             out.write(f"{utterance}:\tref={list(ref)}\n{utterance}:\thyp={list(hyp)}\n")
 
 
-def write_errs(path: str | Path, results: Iterable[Result]) -> WerStats:
-    """Write the error file: totals, alignments by utterance, error counts by word; return the totals."""
+def write_errs(path: str | Path, results: Iterable[Result], name: str = "WER") -> WerStats:
+    """Write the error file: totals, alignments by utterance, error counts by word; return the totals.
+
+    Args:
+      name: of the rate; "CER" for characters (`as_characters`).
+    """
     results = sorted(results, key=lambda result: result[0])
     stats = score(results)
     alignments = {utterance: aligned(ref, hyp) for utterance, ref, hyp in results}
     with atomic_write(path) as temporary, temporary.open("w", encoding="utf-8") as out:
-        out.write(f"{stats}\n")
+        out.write(f"{stats.line(name)}\n")
         out.write(
             f"Errors: {stats.ins} insertions, {stats.dels} deletions, {stats.sub} substitutions, "
             f"over {stats.ref_words} reference words ({stats.corr} correct)\n"
@@ -201,7 +207,7 @@ def _by_word(pairs: Sequence[Pair]) -> Iterable[str]:
         yield f"{word}   {c['corr']} {c['errs']} {c['ref']} {c['hyp']}\n"
 
 
-def write_summary(path: str | Path, rates: Mapping[str, WerStats]) -> None:
+def write_summary(path: str | Path, rates: Mapping[str, WerStats], name: str = "WER") -> None:
     """Write `settings<tab>WER`, best first, WER in percent.
 
     Args:
@@ -210,5 +216,5 @@ def write_summary(path: str | Path, rates: Mapping[str, WerStats]) -> None:
     """
     rows = sorted(rates.items(), key=lambda item: (item[1].rate, item[0]))
     with atomic_write(path) as temporary:
-        lines = ["settings\tWER\n", *(f"{key}\t{100 * stats.rate:.2f}\n" for key, stats in rows)]
+        lines = [f"settings\t{name}\n", *(f"{key}\t{100 * stats.rate:.2f}\n" for key, stats in rows)]
         temporary.write_text("".join(lines), encoding="utf-8")

@@ -120,6 +120,23 @@ def test_files_of_a_test_set(speller: Recognizer, tmp_path: Path, capsys: pytest
     assert outcome.timing.audio == pytest.approx(0.01 * sum(int(b.input_lens.sum()) for b in batches))
 
 
+def test_characters_and_speakers(exp_dir: Path, wavs: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
+    cuts = make_cuts(wavs)
+    for cut, speaker in zip(cuts, ("anna", "bob", None), strict=True):
+        cut.supervisions[0].speaker = speaker
+    more = ("--on-the-fly-feats", "true", "--cer", "true")
+    for _ in range(2):  # the second time from what is finished
+        [decoded] = run_decode(exp_dir, lambda: {"test": cuts}, *more).values()
+        out = capsys.readouterr().out
+        characters = sum(len("".join(ref)) for _, ref, _ in decoded.results)
+        assert f" / {characters}, " in out.split("%CER")[1].splitlines()[0] and characters == 3 * len("YESNO")
+    folder, name = decoded.recogs.parent, decoded.recogs.name.removeprefix("recogs-")
+    assert (folder / f"errs-cer-{name}").read_text().startswith("%CER ")
+    assert next(folder.glob("cer-summary-test-*")).read_text().startswith("settings\tCER\n")
+    rows = [line.split()[:3] for line in (folder / f"speakers-{name}").read_text().splitlines()]
+    assert sorted(rows[1:3]) == [["anna", "1", "2"], ["bob", "1", "2"]] and rows[3][:4] == ["mean", "over", "2"]
+
+
 def test_audio_too_short_for_the_encoder_gives_no_words(speller: Recognizer) -> None:
     full = spelled_batch(["YES"], ["YES"])
     short = Batch(full.inputs[:, :2], torch.tensor([2]), ["YES"], ["short"])
