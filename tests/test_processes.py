@@ -180,3 +180,51 @@ def test_what_a_generator_yields_comes_at_once(method: str) -> None:
     with pytest.raises(UserError, match="three is too many"):
         in_fresh_processes(count_down, [3], 1, method, on_yield=lambda index, value: seen.append((9, value[0])))
     assert [value for index, value in seen if index == 9] == [3, 2, 1]
+
+
+ORPHANS = """
+import os, sys, time
+from functools import partial
+from pathlib import Path
+from lowbit_k2.processes import in_fresh_processes
+from lowbit_k2.train.distributed import launch_ranks
+from tests.test_processes import die
+if __name__ == "__main__":
+    if "{method}" == "ranks":
+        launch_ranks(2)
+        (Path("{folder}") / str(os.getpid())).touch()
+        time.sleep(60)
+    else:
+        in_fresh_processes(partial(die, 0, Path("{folder}")), [(0, b""), (2, b"")], 2, "{method}")
+"""
+
+
+@pytest.mark.parametrize("method", [*METHODS, "ranks"])
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+def test_nobody_works_on_when_the_parent_is_killed(method: str, how: signal.Signals, tmp_path: Path) -> None:
+    script, folder = tmp_path / "script.py", tmp_path / "started"
+    folder.mkdir()
+    script.write_text(ORPHANS.format(folder=folder, method=method))
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path)}
+    with subprocess.Popen([sys.executable, str(script)], env=environment, start_new_session=True) as process:
+        try:
+            deadline = time.monotonic() + 60
+            while len(list(folder.iterdir())) < 2:
+                assert process.poll() is None and time.monotonic() < deadline
+                time.sleep(0.01)
+            process.send_signal(how)
+            process.wait(timeout=20)
+            while any(is_running(int(path.name)) for path in folder.iterdir()):
+                assert time.monotonic() < deadline, "orphans"
+                time.sleep(0.01)
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+def test_a_process_whose_parent_has_ended_already() -> None:
+    program = (
+        "import os; from lowbit_k2.processes import end_with_parent; end_with_parent(os.getpid()); print('still here')"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert (done.returncode, done.stdout) == (1, "")

@@ -57,7 +57,8 @@ class WerStats:
 
     def line(self, name: str = "WER") -> str:
         """As icefall prints it; "CER" for characters in the place of words."""
-        return f"%{name} {self.rate:.2%} [{self.errors} / {self.ref_words}, {self.ins} ins, {self.dels} del, {self.sub} sub ]"
+        counts = f"{self.ins} ins, {self.dels} del, {self.sub} sub"
+        return f"%{name} {self.rate:.2%} [{self.errors} / {self.ref_words}, {counts} ]"
 
 
 def as_characters(results: Iterable[Result]) -> list[Result]:

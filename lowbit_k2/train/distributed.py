@@ -11,6 +11,7 @@ whose environment variables are the same.
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -25,8 +26,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from lowbit_k2.core.config import ConfigError
+from lowbit_k2.processes import end_with_parent
 
 POLL_SECONDS = 0.2
+PARENT = "LOWBIT_K2_LAUNCHER"  # the id of the process that `start_ranks` runs in
 
 
 @dataclass(frozen=True)
@@ -98,13 +101,14 @@ def start_ranks(world_size: int, command: Sequence[str]) -> int:
     once would run into each other.
 
     Returns:
-      0, or the exit status of the first rank that failed.
+      0, or the exit status of the first rank that failed; 128 and the signal where one was killed, which is said.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     threads = str(max(1, (os.cpu_count() or 1) // world_size))
     common = {"WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    common[PARENT] = str(os.getpid())
     common |= {} if torch.cuda.is_available() else {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", threads)}
     with ExitStack() as files:
         errors = [None, *(files.enter_context(tempfile.TemporaryFile()) for _ in range(1, world_size))]
@@ -122,7 +126,12 @@ def start_ranks(world_size: int, command: Sequence[str]) -> int:
             if code and error is not None:
                 error.seek(0)
                 sys.stderr.write(error.read().decode(errors="replace"))
-        return next((code for code in codes if code), 0)
+        killed = [(rank, -code) for rank, code in enumerate(codes) if code is not None and code < 0]
+        for rank, number in killed:
+            how = signal.Signals(number).name
+            remedy = "if memory ran out, lower --max-duration; resume to go on"
+            sys.stderr.write(f"error: process {rank} of {world_size} was killed by {how}: {remedy}\n")
+        return 128 + killed[0][1] if killed else next((code for code in codes if code), 0)
 
 
 def wait(processes: Sequence[subprocess.Popen]) -> list[int | None]:
@@ -156,6 +165,8 @@ def launch_ranks(world_size: int) -> DistributedContext:
     if world_size < 1:
         raise ConfigError("world_size", f"must be at least 1, not {world_size}")
     ranks = ranks_from_environment()
+    if PARENT in os.environ:
+        end_with_parent(int(os.environ.pop(PARENT)))
     if ranks is None and world_size > 1:
         sys.exit(start_ranks(world_size, [sys.executable, *sys.argv]))
     return ranks or DistributedContext()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -49,10 +51,12 @@ def main() -> None:
     if task == "fail" and ranks.rank == 1:
         print("rank 1 gives up", file=sys.stderr)
         sys.exit(7)
+    if task == "killed" and ranks.rank == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
     with process_group(ranks):
         if task == "train":
             train(ranks, folder)
-        elif task == "fail":
+        elif task in ("fail", "killed"):
             ranks.sum_tensors([torch.ones(1)])  # waits for the rank that has left
         else:
             one_update(ranks, folder, tuple(task.split(",")))

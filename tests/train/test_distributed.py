@@ -49,6 +49,12 @@ def test_one_failure_ends_all_and_says_why(tmp_path: Path, capsys: pytest.Captur
     assert capsys.readouterr().err.endswith("rank 1 gives up\n")
 
 
+def test_a_killed_rank_is_named(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert run("killed", tmp_path) == 128 + 9
+    [line] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert line.startswith("error: process 1 of 2 was killed by SIGKILL: if memory ran out, lower --max-duration")
+
+
 def test_ranks_of_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
     assert ranks_from_environment() is None and launch_ranks(1) == DistributedContext()
     monkeypatch.setenv("RANK", "9")
