@@ -25,6 +25,7 @@ BASE = {
     "errors",
     "fileio",
     "k2_compat",
+    "locks",
     "origins",
     "plugins",
     "processes",

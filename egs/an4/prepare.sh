@@ -33,6 +33,9 @@ lm_dir=$data_dir/lm
 transcript=$manifest_dir/transcript_train.txt
 lang_dirs=("$data_dir/lang_char" "$data_dir/lang_phone" "$data_dir/lang_bpe_$vocab_size")
 
+only_one "$data_dir" --data-dir
+[ -n "$an4_dir" ] || only_one "$download_dir" --download-dir
+
 if [ $stage -le 0 ] && [ $stop_stage -ge 0 ]; then
   log "Stage 0: corpus"
   if [ -n "$an4_dir" ]; then

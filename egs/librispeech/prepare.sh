@@ -111,6 +111,9 @@ find_parts() {
   [ -n "$train_parts" ] || die "no manifests of $wanted_parts in $manifest_dir: run stage 1 first"
 }
 
+only_one "$data_dir" --data-dir
+[ -n "$librispeech_dir" ] || only_one "$download_dir" --download-dir
+
 if [ $stage -le 0 ] && [ $stop_stage -ge 0 ]; then
   log "Stage 0: corpus, MUSAN and language model"
   if [ -n "$librispeech_dir" ]; then

@@ -112,6 +112,9 @@ add_test_set eval2000 "$eval2000_audio" "$eval2000_text"
 add_test_set rt02 "$rt02_dir" "$rt02_dir"
 add_test_set rt03 "$rt03_dir" "$rt03_dir"
 
+only_one "$data_dir" --data-dir
+[ "$mini" = false ] || only_one "$download_dir" --download-dir
+
 if [ $stage -le 0 ] && [ $stop_stage -ge 0 ]; then
   log "Stage 0: what is on the discs"
   if [ "$mini" = true ] && needed "$download_dir/.mini.done" "hours=$hours"; then

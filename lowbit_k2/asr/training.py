@@ -8,7 +8,7 @@ import platform
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -30,6 +30,7 @@ from lowbit_k2.data.tokenizer import Tokenizer
 from lowbit_k2.errors import UserError
 from lowbit_k2.fileio import remove_unfinished
 from lowbit_k2.launch import CPU_INFO
+from lowbit_k2.locks import exclusive
 from lowbit_k2.losses.co_training import CoTrainingConfig, split_names
 from lowbit_k2.losses.objectives import OBJECTIVES
 from lowbit_k2.quant import DEFAULT_RULES, PRESETS, QuantConfig
@@ -41,6 +42,8 @@ from lowbit_k2.train.metrics import log_to_file, log_to_screen
 from lowbit_k2.train.oom_scan import scan_for_oom
 from lowbit_k2.train.optim import OptimConfig
 from lowbit_k2.train.trainer import LoopConfig, Normalizer, Trainer, newest_checkpoint
+
+LOCK = ".lock"
 
 
 @dataclass(frozen=True)
@@ -142,10 +145,13 @@ class Run:
     ranks: DistributedContext
     device: torch.device
     start: Path | None
+    held: ExitStack = field(default_factory=ExitStack)  # the lock of the folder
 
     def begin(self, trainer: Trainer, largest_batches: Callable[[], Mapping[str, Batch]]) -> None:
         """Everything is known to be good: resume, open the log, and try the largest batches of a new run."""
         config = self.config.run
+        if self.ranks.is_main:
+            self.held.enter_context(exclusive(config.exp_dir / LOCK))
         if self.start is not None:
             trainer.resume(self.start)
         if self.ranks.is_main:
@@ -161,14 +167,15 @@ def start_run(config: TrainingConfig) -> Iterator[Run]:
     """Look at what is there, start the processes, and set seed, threads and device; nothing is written.
 
     Raises:
-      UserError: another run in the same folder, a checkpoint that does not exist, impossible numbers of processes.
+      UserError: an older run in the same folder, a checkpoint that does not exist, impossible numbers of processes.
     """
     log_to_screen()
     start = find_start(config.run)  # before there are several processes that would each complain
     with process_group(launch_ranks(config.run.world_size)) as ranks:
         if not ranks.is_main:
             log_to_screen(quiet=True)
-        yield Run(config, ranks, set_up_device(config.run.num_threads, config.loop, ranks), start)
+        with ExitStack() as held:
+            yield Run(config, ranks, set_up_device(config.run.num_threads, config.loop, ranks), start, held)
 
 
 def find_start(config: RunConfig) -> Path | None:

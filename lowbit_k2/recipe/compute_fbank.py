@@ -44,6 +44,7 @@ from lowbit_k2.data.sources import ALLOW_COMMANDS
 from lowbit_k2.data.text import NORMALIZERS
 from lowbit_k2.errors import UserError, run_main
 from lowbit_k2.fileio import atomic_write, read_json, write_json
+from lowbit_k2.locks import exclusive
 from lowbit_k2.origins import content_sha256, is_done, write_origin
 from lowbit_k2.recipe.flags import add_flags, read_flags
 
@@ -106,27 +107,33 @@ def compute_fbank(config: FbankConfig, features: FeatureConfig) -> None:
     output_dir = config.output_dir.resolve()  # manifests name features by full paths: usable from any folder
     check_feature_config(output_dir, features)
     for split in config.splits:
-        target, origin = cuts_path(output_dir, config.corpus, split), config.origin(split)
-        done = is_done(target, origin)
-        if done and config.transcript is None:
-            continue
-        cuts = utterances(with_normalized_texts(config.read(split), config.normalize_text))
-        if config.transcript is not None:
-            write_transcript(cuts, config.transcript)
-        if done:
-            continue
-        if config.num_splits > 1:
-            forget_parts_of_others(target, origin)
-        cuts = prepare_cuts(cuts, split, features, config.perturb_speed, config.window)
-        work = (config.num_splits, config.num_jobs, config.device, config.allow_commands)
-        cuts = compute_in_parts(cuts, config.corpus, split, output_dir, features, *work)
-        write_feature_config(output_dir, features)
-        write_origin(target, origin)
-        with atomic_write(target) as temporary:
-            cuts.to_file(temporary)
-        shutil.rmtree(parts_folder(target), ignore_errors=True)
-        hours = sum(cut.duration for cut in cuts) / 3600
-        logging.info("%s: %d cuts, %.2f hours", target, len(cuts), hours)
+        with exclusive(output_dir / f".{config.corpus}_{split}.lock"):
+            compute_split(config, features, split, output_dir)
+
+
+def compute_split(config: FbankConfig, features: FeatureConfig, split: str, output_dir: Path) -> None:
+    """One split, if it is not done."""
+    target, origin = cuts_path(output_dir, config.corpus, split), config.origin(split)
+    done = is_done(target, origin)
+    if done and config.transcript is None:
+        return
+    cuts = utterances(with_normalized_texts(config.read(split), config.normalize_text))
+    if config.transcript is not None:
+        write_transcript(cuts, config.transcript)
+    if done:
+        return
+    if config.num_splits > 1:
+        forget_parts_of_others(target, origin)
+    cuts = prepare_cuts(cuts, split, features, config.perturb_speed, config.window)
+    work = (config.num_splits, config.num_jobs, config.device, config.allow_commands)
+    cuts = compute_in_parts(cuts, config.corpus, split, output_dir, features, *work)
+    write_feature_config(output_dir, features)
+    write_origin(target, origin)
+    with atomic_write(target) as temporary:
+        cuts.to_file(temporary)
+    shutil.rmtree(parts_folder(target), ignore_errors=True)
+    hours = sum(cut.duration for cut in cuts) / 3600
+    logging.info("%s: %d cuts, %.2f hours", target, len(cuts), hours)
 
 
 def forget_parts_of_others(target: Path, origin: dict[str, Any]) -> None:

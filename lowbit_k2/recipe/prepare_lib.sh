@@ -109,6 +109,20 @@ needed() {
   return 0
 }
 
+locked=()
+trap 'for folder in ${locked[@]+"${locked[@]}"}; do rmdir "$folder" 2>/dev/null || true; done' EXIT  # those that stayed empty
+
+# only_one FOLDER FLAG: end with one line where another process prepares the same folder. The lock is on the opened
+# folder: it is gone when this script and whatever it has started have ended, however they are killed.
+only_one() {
+  local lock
+  locked+=("$1")
+  command -v flock >/dev/null || return 0
+  mkdir -p "$1"
+  exec {lock}<"$1"
+  flock -n "$lock" || die "$1 is being prepared by another process: wait for it, or choose another $2"
+}
+
 # finish GUARD SETTINGS: the work is done and whole.
 finish() {
   mkdir -p "$(dirname "$1")"

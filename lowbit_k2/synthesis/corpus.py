@@ -11,6 +11,7 @@ from typing import TypeVar
 
 from lowbit_k2.core.config import ConfigError
 from lowbit_k2.errors import UserError
+from lowbit_k2.locks import exclusive
 from lowbit_k2.processes import in_fresh_processes
 from lowbit_k2.progress import progress_bar
 
@@ -73,12 +74,17 @@ def holds_corpus(folder: Path, readme: str) -> bool:
 
 @contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
-    """Yield an empty folder beside `folder`; it gets that name at the end, or goes away on an error."""
+    """Yield an empty folder beside `folder`; it gets that name at the end, or goes away on an error.
+
+    Raises:
+      UserError: another process is making the same folder.
+    """
     partial_dir = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial_dir, ignore_errors=True)  # left by a killed run
-    partial_dir.mkdir(parents=True)
-    try:
-        yield partial_dir
-        partial_dir.rename(folder)
-    finally:
-        shutil.rmtree(partial_dir, ignore_errors=True)
+    with exclusive(folder.with_name(f".{folder.name}.lock")):
+        shutil.rmtree(partial_dir, ignore_errors=True)  # left by a killed run
+        partial_dir.mkdir(parents=True)
+        try:
+            yield partial_dir
+            partial_dir.rename(folder)
+        finally:
+            shutil.rmtree(partial_dir, ignore_errors=True)

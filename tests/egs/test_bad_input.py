@@ -47,7 +47,7 @@ def decode_flags(data: Path, exp: Path) -> list[Flag]:
         ("--manifest-dir TMP/nowhere", "TMP/nowhere/an4_cuts_train.jsonl.gz does not exist: run prepare.sh"),
         ("--lang-dir TMP/nowhere", "TMP/nowhere holds neither bpe.model nor lexicon.txt: run train_bpe"),
         ("--exp-dir TMP/file", "--exp-dir TMP/file is a file: give a folder"),
-        ("--exp-dir TMP/file/new", "TMP/file/new/log: Not a directory: choose another path"),
+        ("--exp-dir TMP/file/new", "TMP/file/new: Not a directory: choose another path"),
         ("--start-epoch 7", "epoch-6.pt does not exist"),
         ("--start-batch 7", "checkpoint-7.pt does not exist"),
         ("--precisions 9", "--precisions 9: bits (9,): give one or more different precisions out of 1, 2"),
