@@ -14,9 +14,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lowbit_k2.core.chunks import ChunkConfig
 from lowbit_k2.errors import run_main
 from lowbit_k2.packed import PackedModel, read_packed, size_table
 from lowbit_k2.plugins import PLUGIN_HELP, load_plugins
+from lowbit_k2.recipe.flags import add_flags, read_flags
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -37,6 +39,7 @@ def get_parser() -> argparse.ArgumentParser:
     transcribe.add_argument("--packed", type=Path, required=True, metavar="FILE", help="a packed file of export.py")
     transcribe.add_argument("--plugin", type=Path, action="append", default=[], metavar="FILE", help=PLUGIN_HELP)
     transcribe.add_argument("--num-threads", type=int, default=0, help="CPU threads; 0 leaves PyTorch's choice")
+    add_flags(transcribe, ChunkConfig)
     transcribe.add_argument("wav", type=Path, nargs="+", metavar="WAV", help="any format that libsndfile reads")
     transcribe.set_defaults(run=run_transcribe)
     return parser
@@ -84,7 +87,8 @@ def run_transcribe(args: argparse.Namespace) -> None:
     if args.num_threads > 0:
         torch.set_num_threads(args.num_threads)
     load_plugins(args.plugin)
-    transcribe_files(args.wav, [greedy_recognizer(load_packed(args.packed))])
+    chunking = read_flags(ChunkConfig, args)
+    transcribe_files(args.wav, [greedy_recognizer(load_packed(args.packed), chunking)])
 
 
 def run(argv: Sequence[str] | None = None) -> None:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from lowbit_k2.asr.finished import Origin, cuts_digest, origins, recall
+from lowbit_k2.asr.long_audio import decode_long
 from lowbit_k2.asr.recognizer import DecodeConfig, Models, Recognizer, Search, load_models, make_recognizers
 from lowbit_k2.asr.results import Decoded, Key, SetOutcome, best_words, print_lost, recogs_path, report
 from lowbit_k2.core.config import ConfigError
@@ -161,7 +162,7 @@ def outcomes_of(
         return
     wanted = {key for task in tasks for key in task.left}
     recognizers = {r.label: r for r in make_recognizers(config, part, models, wanted)}
-    features = FeatureConfig.from_dict(next(iter(recognizers.values())).loaded.features)
+    features = next(iter(recognizers.values())).features
     data = make_data(config, features)
     for task in tasks:
         whole, cuts = recognizers[task.label], test_sets[task.test_set]
@@ -268,7 +269,7 @@ def decode_set(
                 if not is_out_of_memory(error):
                     raise
                 longest = float(batch.input_lens.max()) * frame_shift
-                reason = f"there is too little memory for {longest:.0f} seconds: lower max_duration"
+                reason = f"too little memory for {longest:.0f} seconds: lower max_duration or chunk_seconds"
                 outcome.lost |= {name: f"{name}: {reason}" for name in batch.ids}
             else:
                 outcome.timing.audio += float(batch.input_lens.sum()) * frame_shift
@@ -277,7 +278,25 @@ def decode_set(
 
 
 def decode_batch(recognizer: Recognizer, batch: Batch, outcome: SetOutcome) -> None:
-    """Add what all searches find."""
+    """Add what all searches find: in the utterances that are no longer than a chunk together, in others by chunks."""
+    lens = batch.input_lens.tolist()
+    long = [n for n, length in enumerate(lens) if recognizer.is_long(length)]
+    for n in long:
+        words, without_path = decode_long(
+            recognizer, batch.inputs[n, : lens[n]], batch.texts[n].split(), outcome.timing
+        )
+        for key, found in words.items():
+            outcome.found[key].append((batch.ids[n], batch.texts[n].split(), found))
+            outcome.without_path[key] += key in without_path
+    if not long:
+        decode_together(recognizer, batch, outcome)
+    elif len(long) < len(lens):
+        rows = [n for n in range(len(lens)) if n not in long]
+        decode_together(recognizer, batch.of(rows), outcome)
+
+
+def decode_together(recognizer: Recognizer, batch: Batch, outcome: SetOutcome) -> None:
+    """Add what all searches find in a batch."""
     start = time.perf_counter()
     output = recognizer.run(batch.inputs, batch.input_lens)
     outcome.timing.network += time.perf_counter() - start

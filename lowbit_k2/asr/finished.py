@@ -77,6 +77,7 @@ def _stamp(place: str) -> list[Any]:
 def origins(config: DecodeConfig, models: Models) -> dict[str, dict[Search, Origin]]:
     """What the results of each model (by label) and search are made from, the test set aside."""
     common = {"version": __version__, "model": model_digest(models.loaded), "on_the_fly_feats": config.on_the_fly_feats}
+    common["chunking"] = config.chunking.to_dict()
     if config.packed is not None:
         common["packed"] = sha256(config.packed)
     common["plugins"] = [sha256(path) for path in config.plugins]

@@ -18,11 +18,15 @@ from lowbit_k2.asr.model_io import (
     parse_allocation,
     precision_label,
 )
+from lowbit_k2.core.chunks import ChunkConfig
 from lowbit_k2.core.config import Config, ConfigError, option
+from lowbit_k2.core.features import FeatureConfig
+from lowbit_k2.core.models import TRANSDUCER
 from lowbit_k2.data.sources import ALLOW_COMMANDS
 from lowbit_k2.decode import methods as _built_in  # noqa: F401  registers the methods
 from lowbit_k2.decode.lattice import SearchConfig
 from lowbit_k2.decode.method import METHODS, Method, NetworkOutput, Setup, parse_methods
+from lowbit_k2.decode.transducer import blank_log_probs
 from lowbit_k2.errors import UserError
 from lowbit_k2.quant import Allocation, use_precision
 
@@ -43,6 +47,7 @@ class DecodeConfig(Config):
     """
 
     choice: CheckpointChoice = option(CheckpointChoice, flag="")
+    chunking: ChunkConfig = option(ChunkConfig, flag="")
     packed: Path | None = option(None, "a file of export.py instead of checkpoints")
     precision: tuple[str, ...] = option(())
     decoding_method: str = option("", f"one or several, by commas, of {', '.join(METHODS)}; default: the greedy one")
@@ -84,6 +89,21 @@ class Recognizer:
     allocation: Allocation | None
     device: torch.device
     searches: dict[Search, Method] = field(default_factory=dict)
+    chunking: ChunkConfig = field(default_factory=ChunkConfig)
+
+    @property
+    def features(self) -> FeatureConfig:
+        """Of what the model reads."""
+        return FeatureConfig.from_dict(self.loaded.features)
+
+    @property
+    def chunk_frames(self) -> int:
+        """Input frames of a chunk."""
+        return self.chunking.frames(self.features.frame_shift)
+
+    def is_long(self, num_frames: int) -> bool:
+        """Whether so many input frames are decoded in chunks (`long_audio.py`)."""
+        return 0 < self.chunk_frames < num_frames
 
     def precision(self) -> object:
         """Context in which the model runs at its precision."""
@@ -100,6 +120,16 @@ class Recognizer:
         frames = found.pop("lens").cpu() * (input_lens >= least)
         known = {name: found.pop(name, None) for name in ("log_probs", "encoder_out")}
         return NetworkOutput(frames, **known, more=found)
+
+    @torch.no_grad()
+    def blank_scores(self, output: NetworkOutput) -> Tensor | None:
+        """(N, T) log-probabilities that a frame brings nothing; None for outputs of an unknown kind."""
+        if output.log_probs is not None:
+            return output.log_probs[..., 0]
+        if TRANSDUCER not in self.loaded.model_config.networks or output.encoder_out is None:
+            return None
+        model = self.loaded.model
+        return blank_log_probs(model, model.config.context_size, output.encoder_out)
 
 
 @dataclass(frozen=True)
@@ -149,16 +179,17 @@ def make_recognizers(
     models.loaded.model.to(device).eval()
     searches = make_searches(config, models.loaded, device, only)
     return [
-        Recognizer(models.loaded, label, allocation, device, searches)
+        Recognizer(models.loaded, label, allocation, device, searches, config.chunking)
         for label, allocation in models.allocations.items()
     ]
 
 
-def greedy_recognizer(loaded: LoadedModel) -> Recognizer:
+def greedy_recognizer(loaded: LoadedModel, chunking: ChunkConfig | None = None) -> Recognizer:
     """A packed model with its greedy search, on the CPU: needs neither graphs nor k2. Phones are put out as phones."""
     [name] = methods_for("", loaded)
     method = METHODS[name](Setup(loaded.tokenizer, loaded.model, phones_are_words=True))
-    return Recognizer(loaded, name, None, torch.device("cpu"), {(name, ""): method})
+    searches = {(name, ""): method}
+    return Recognizer(loaded, name, None, torch.device("cpu"), searches, chunking or ChunkConfig())
 
 
 def search_setups(config: DecodeConfig, loaded: LoadedModel, device: str | torch.device = "cpu") -> dict[Search, Setup]:

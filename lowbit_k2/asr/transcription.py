@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+from torch import Tensor
+
+from lowbit_k2.asr.long_audio import decode_long
 from lowbit_k2.asr.recognizer import DecodeConfig, Recognizer, make_recognizers
 from lowbit_k2.asr.results import best_words
-from lowbit_k2.core.features import FeatureConfig
-from lowbit_k2.data.batch import collate
 from lowbit_k2.data.features import extract_wav, make_extractor
 from lowbit_k2.errors import ReportedError, UserError, is_one_line_error, is_out_of_memory, print_error
 
@@ -28,21 +30,28 @@ def transcribe_files(files: Sequence[Path], recognizers: Sequence[Recognizer]) -
     if len(recognizers) != 1 or len(recognizers[0].searches) != 1:
         raise UserError("audio files are transcribed at one precision, by one method, with one lm_scale")
     [recognizer] = recognizers
-    [method] = recognizer.searches.values()
-    config = FeatureConfig.from_dict(recognizer.loaded.features)
+    config = recognizer.features
     extractor = make_extractor(config)
     failed = 0
     with recognizer.precision():
         for file in files:
             try:
-                batch = collate([extract_wav(file, config, extractor)], [""], [str(file)])
-                [nbest] = method.nbest(recognizer.run(batch.inputs, batch.input_lens))
+                words = transcribe(recognizer, extract_wav(file, config, extractor))
             except Exception as error:
                 if not (is_one_line_error(error) or is_out_of_memory(error)):
                     raise
                 failed += 1
                 print_error(str(error) if is_one_line_error(error) else f"{file} needs more memory than there is")
             else:
-                print(f"{file}\t{' '.join(best_words(nbest))}", flush=True)
+                print(f"{file}\t{' '.join(words)}", flush=True)
     if failed:
         raise ReportedError(f"{failed} of {len(files)} files could not be transcribed")
+
+
+def transcribe(recognizer: Recognizer, features: Tensor) -> list[str]:
+    """Words that the recognizer's one search finds in (T, F) features, within its precision."""
+    [(key, method)] = recognizer.searches.items()
+    if recognizer.is_long(len(features)):
+        return decode_long(recognizer, features)[0][key]
+    [nbest] = method.nbest(recognizer.run(features[None], torch.tensor([len(features)])))
+    return best_words(nbest)

@@ -38,6 +38,13 @@ class Batch:
         targets = self.targets.to(device) if isinstance(self.targets, Tensor) else self.targets
         return replace(self, inputs=self.inputs.to(device), input_lens=self.input_lens.to(device), targets=targets)
 
+    def of(self, rows: Sequence[int]) -> Batch:
+        """Some of its utterances, padded no further than they need."""
+        assert self.targets is None, "targets are made for whole batches"
+        lens = self.input_lens[list(rows)]
+        inputs = self.inputs[list(rows), : int(lens.max())]
+        return Batch(inputs, lens, [self.texts[n] for n in rows], [self.ids[n] for n in rows])
+
 
 def collate(features: Sequence[Tensor], texts: Sequence[str], ids: Sequence[str]) -> Batch:
     """Pad utterances (T_n, F) to one batch, in the order given."""

@@ -71,9 +71,11 @@ def make_extractor(config: FeatureConfig, device: str = "cpu") -> FeatureExtract
     resample_in_lhotse()
     if config.extractor == "kaldifeat":
         return _kaldifeat_extractor(config, device)
-    from lhotse import Fbank, FbankConfig
+    from lhotse import FbankConfig
 
-    return Fbank(
+    from lowbit_k2.data.fbank import LongFbank
+
+    return LongFbank(
         FbankConfig(
             sampling_rate=config.sampling_rate,
             frame_length=config.frame_length,

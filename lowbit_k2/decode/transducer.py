@@ -78,6 +78,14 @@ def project_contexts(model: TransducerParts, contexts: Tensor) -> Tensor:
 
 
 @torch.no_grad()
+def blank_log_probs(model: TransducerParts, context_size: int, encoder_out: Tensor) -> Tensor:
+    """Log-probability of the blank at each frame, before any token: high in pauses. (N, T, C) -> (N, T)"""
+    nothing = torch.zeros(1, context_size, dtype=torch.int64, device=encoder_out.device)
+    logits = model.joiner(model.joiner.encoder_proj(encoder_out), project_contexts(model, nothing), project=False)
+    return logits.float().log_softmax(dim=-1)[..., 0]
+
+
+@torch.no_grad()
 def modified_beam_search(
     model: TransducerParts,
     context_size: int,

@@ -10,6 +10,7 @@ from typing import Any
 from lowbit_k2.asr.exporting import ExportConfig
 from lowbit_k2.asr.model_io import CheckpointChoice
 from lowbit_k2.asr.recognizer import DecodeConfig
+from lowbit_k2.core.chunks import ChunkConfig
 from lowbit_k2.decode.lattice import SearchConfig
 from lowbit_k2.recipe.flags import add_flags, add_plugin_argument, errors_name_flags, read_flags
 
@@ -32,6 +33,7 @@ def add_decoding_flags(parser: argparse.ArgumentParser, precisions: bool = True)
     if precisions:
         text = f"{PRECISIONS}; several are decoded in turn; default: the first trained"
         model.add_argument("--precision", nargs="+", default=[], help=text)
+    add_flags(parser.add_argument_group("long audio"), ChunkConfig)
     search = parser.add_argument_group("search")
     add_flags(search, DecodeConfig, only=("decoding_method", "lang_dir", "lm_dir", "token_lm", "lm_scale"))
     add_flags(search, SearchConfig)
@@ -70,6 +72,7 @@ def read_decoding_flags(args: argparse.Namespace) -> DecodeConfig:
         args,
         choice=choice,
         search=read_flags(SearchConfig, args),
+        chunking=read_flags(ChunkConfig, args),
         **_present(args, precision=tuple, num_jobs=int, quiet=bool),
         plugins=tuple(args.plugin),
     )
@@ -103,4 +106,6 @@ def read_export_flags(args: argparse.Namespace) -> ExportConfig:
 
 def decoding_errors() -> Any:
     """Context in which errors about fields of decoding and export settings name their flags."""
-    return errors_name_flags([(cls, "") for cls in (DecodeConfig, CheckpointChoice, SearchConfig, ExportConfig)])
+    return errors_name_flags(
+        [(cls, "") for cls in (DecodeConfig, ChunkConfig, CheckpointChoice, SearchConfig, ExportConfig)]
+    )

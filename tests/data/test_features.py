@@ -216,3 +216,27 @@ def test_without_kaldifeat_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr("lhotse.features.kaldifeat.is_module_available", lambda *names: False)
     with pytest.raises(UserError, match="make kaldifeat"):
         make_extractor(FeatureConfig(extractor="kaldifeat"))
+
+
+def test_features_of_long_audio_are_those_of_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Piece by piece, whatever the remainder; and bitwise lhotse's where one piece is enough."""
+    import lhotse
+
+    from lowbit_k2.data import fbank
+
+    for frame_length, rate in ((0.025, RATE), (0.05, 8000)):
+        config = FeatureConfig(sampling_rate=rate, frame_length=frame_length, normalize="none", high_freq=-400)
+        extractor = make_extractor(config)
+        reference = lhotse.Fbank(extractor.config)
+        for num_samples in (RATE, RATE + 79, RATE + 80, RATE + 1234, 4 * RATE):
+            samples = (0.1 * np.random.default_rng(0).standard_normal((1, num_samples))).astype(np.float32)
+            monkeypatch.setattr(fbank, "PIECE", 6000)
+            whole = reference.extract(samples, rate)
+            np.testing.assert_array_equal(extractor.extract(samples, rate), whole)
+            for piece in (7, 50, 99, len(whole) - 1):
+                monkeypatch.setattr(fbank, "PIECE", piece)
+                pieces = extractor.extract(samples, rate)
+                assert pieces.shape == whole.shape and pieces.dtype == whole.dtype
+                np.testing.assert_allclose(pieces, whole, atol=1e-3)
+                as_tensor = extractor.extract(torch.from_numpy(samples[0]), rate)
+                np.testing.assert_array_equal(as_tensor.numpy(), pieces)

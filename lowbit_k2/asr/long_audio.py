@@ -1,0 +1,156 @@
+"""Audio that is longer than a chunk: through the network in overlapping chunks, through the searches pause by pause.
+
+Attention takes memory by the square of the length, and lattices grow with it. So the network sees chunks, whose output
+frames are put together to those of the whole (`core/chunks.py`), and searches get segments of these that end in
+pauses, none longer than a chunk. Labels of the segments are joined before they are spelled, so that pieces of a word
+stay together; an n-gram or a prediction network starts anew behind a pause, as it does with an utterance.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from lowbit_k2.asr.recognizer import Recognizer, Search
+from lowbit_k2.asr.results import Timing
+from lowbit_k2.core.chunks import chunks
+from lowbit_k2.data.features import normalize_features
+from lowbit_k2.decode.method import NetworkOutput
+
+QUIET = math.log(0.5)  # log-probability of the blank above which a frame counts as pause
+Words = dict[Search, list[str]]
+
+
+def decode_long(
+    recognizer: Recognizer, features: Tensor, reference: Sequence[str] | None = None, timing: Timing | None = None
+) -> tuple[Words, set[Search]]:
+    """Words by each search of the recognizer, within its precision.
+
+    Args:
+      features: (T, F) of one utterance.
+      reference: its words, for methods that need them; these search the whole at once.
+      timing: to be added to.
+
+    Returns:
+      Words, and the searches of which a segment had no path.
+    """
+    timing = timing or Timing(search=dict.fromkeys(recognizer.searches, 0.0))
+    labels: dict[Search, list[int]] = {key: [] for key in recognizer.searches}
+    without_path: set[Search] = set()
+
+    def search(key: Search, output: NetworkOutput, references: list[Sequence[str]] | None = None) -> None:
+        start = time.perf_counter()
+        [nbest] = recognizer.searches[key].nbest(output, 1, references)
+        timing.search[key] += time.perf_counter() - start
+        labels[key] += nbest[0].labels if nbest else ()
+        if not nbest:
+            without_path.add(key)
+
+    at_once = {key for key, method in recognizer.searches.items() if method.needs_references}
+    kept: list[NetworkOutput] = []
+    for output in timed(segments(recognizer, features), timing):
+        for key in recognizer.searches.keys() - at_once:
+            search(key, output)
+        if at_once:
+            kept.append(output)
+    for key in at_once:
+        search(key, joined(kept), None if reference is None else [reference])
+    return {key: method.words_of(labels[key]) for key, method in recognizer.searches.items()}, without_path
+
+
+def timed(outputs: Iterator[NetworkOutput], timing: Timing) -> Iterator[NetworkOutput]:
+    """The same, the time of their making added up."""
+    while True:
+        start = time.perf_counter()
+        output = next(outputs, None)
+        timing.network += time.perf_counter() - start
+        if output is None:
+            return
+        yield output
+
+
+def segments(recognizer: Recognizer, features: Tensor) -> Iterator[NetworkOutput]:
+    """The network's output for (T, F) features in segments that end in pauses, each a batch of one."""
+    pieces = network_pieces(recognizer, features)
+    longest = max(2, int(recognizer.loaded.model_config.output_lens(recognizer.chunk_frames)))
+    return cut_at_pauses(pieces, longest, recognizer.blank_scores)
+
+
+def network_pieces(recognizer: Recognizer, features: Tensor) -> Iterator[NetworkOutput]:
+    """What is kept of each chunk; together the output frames of the whole.
+
+    A chunk is normalised by itself, as an utterance of its length would be: it is one as far as the network can tell.
+    """
+    config = recognizer.features
+    overlap = round(recognizer.chunking.chunk_overlap / config.frame_shift)
+    for chunk in chunks(len(features), recognizer.chunk_frames, overlap, recognizer.loaded.model_config.output_lens):
+        part = normalize_features(features[chunk.start : chunk.stop], config)[None]  # (1, size, F)
+        output = recognizer.run(part, torch.tensor([part.size(1)]))
+        yield frames_of(output, chunk.first, chunk.last)
+
+
+def cut_at_pauses(
+    pieces: Iterable[NetworkOutput], longest: int, blank_scores: Callable[[NetworkOutput], Tensor | None]
+) -> Iterator[NetworkOutput]:
+    """The same frames in other pieces: at most `longest` each, if the scores say where pauses are.
+
+    Args:
+      blank_scores: (1, T) log-probabilities that a frame brings nothing, or None: then all comes in one piece.
+    """
+    waiting: NetworkOutput | None = None
+    for piece in pieces:
+        waiting = piece if waiting is None else joined([waiting, piece])
+        while int(waiting.lens) > longest and (scores := blank_scores(waiting)) is not None:
+            place = pause(scores[0, :longest])
+            yield frames_of(waiting, 0, place)
+            waiting = frames_of(waiting, place, int(waiting.lens))
+    if waiting is not None:
+        yield waiting
+
+
+def pause(scores: Tensor) -> int:
+    """Where to cut: in the middle of the longest pause of the second half, or where the blank is likeliest.
+
+    Args:
+      scores: (T,) log-probabilities of the blank, at least two.
+
+    Returns:
+      The first frame behind the cut, between T / 2 and T.
+    """
+    half = len(scores) // 2
+    quiet = torch.nn.functional.pad((scores[half:].cpu() > QUIET).int(), (1, 1))
+    edges = torch.nonzero(quiet.diff()).flatten().view(-1, 2)  # beginning and end of each pause
+    if not len(edges):
+        return half + int(scores[half:].argmax())
+    start, end = edges[(edges[:, 1] - edges[:, 0]).argmax()].tolist()
+    return half + (start + end) // 2
+
+
+def frames_of(output: NetworkOutput, first: int, last: int) -> NetworkOutput:
+    """Some frames of a batch of one."""
+    return _by_frame([output], lambda values: values[0][:, first:last], last - first)
+
+
+def joined(outputs: Sequence[NetworkOutput]) -> NetworkOutput:
+    """One behind the other, each a batch of one."""
+    return _by_frame(outputs, lambda values: torch.cat(list(values), dim=1), sum(int(o.lens) for o in outputs))
+
+
+def _by_frame(
+    outputs: Sequence[NetworkOutput], change: Callable[[Sequence[Tensor]], Tensor], num_frames: int
+) -> NetworkOutput:
+    """Change all tensors that go frame by frame."""
+
+    def of(values: Sequence[Tensor | None]) -> Tensor | None:
+        return None if values[0] is None else change(values)
+
+    return NetworkOutput(
+        torch.tensor([num_frames]),
+        of([output.log_probs for output in outputs]),
+        of([output.encoder_out for output in outputs]),
+        {name: change([output.more[name] for output in outputs]) for name in outputs[0].more},
+    )

@@ -1,0 +1,67 @@
+"""Long audio in overlapping chunks: where they lie, and which output frames of each are kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from lowbit_k2.core.config import Config, ConfigError, option
+
+
+@dataclass(frozen=True)
+class ChunkConfig(Config):
+    """How audio is decoded that is longer than a chunk; what is no longer is decoded as a whole."""
+
+    chunk_seconds: float = option(30.0, "longer audio is decoded in overlapping chunks; 0: as a whole", low=0)
+    chunk_overlap: float = option(4.0, "seconds that neighbouring chunks share", low=0)
+
+    def check(self) -> None:
+        if 0 < self.chunk_seconds < 2 * self.chunk_overlap:
+            problem = f"of {self.chunk_seconds:g} must be at least twice chunk_overlap {self.chunk_overlap:g}"
+            raise ConfigError("chunk_seconds", problem)
+
+    def frames(self, frame_shift: float) -> int:
+        """Input frames of a chunk; 0: no chunks."""
+        return round(self.chunk_seconds / frame_shift)
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Input frames [start, stop) are run through the network; of what comes out [first, last) is kept."""
+
+    start: int
+    stop: int
+    first: int
+    last: int
+
+
+def chunks(num_frames: int, size: int, overlap: int, output_lens: Callable[[int], int]) -> Iterator[Chunk]:
+    """Chunks over a long utterance, at even distances. What is kept makes up the output frames of the whole, in order.
+
+    A chunk begins at a multiple of the input frames that an output frame stands for, so that its output frames are
+    those of the whole, seen with less context. Of the frames that two chunks share, each keeps the half on its side.
+
+    Args:
+      num_frames: input frames of the utterance, more than `size`.
+      size: input frames of a chunk.
+      overlap: input frames that neighbours share at least.
+      output_lens: output frames for input frames.
+    """
+    step = max(1, round(10_000 / output_lens(10_000)))  # input frames per output frame, in long utterances
+    least = next(n for n in range(1, 10_000) if output_lens(n) > 0)
+    size = max(size, 2 * (least + step))
+    overlap = max(overlap, least + step)  # less would leave a gap between their output frames
+    if num_frames <= size:
+        yield Chunk(0, num_frames, 0, output_lens(num_frames))
+        return
+    count = -(-(num_frames - overlap) // (size - overlap))
+    starts = [i * (num_frames - size) // (count - 1) // step * step for i in range(count)]
+    stops = [*(start + size for start in starts[:-1]), num_frames]
+    begin = 0  # output frame of the whole from which on nothing is kept yet
+    for i, (start, stop) in enumerate(zip(starts, stops, strict=True)):
+        offset = start // step  # of its output frames
+        end = offset + output_lens(stop - start)
+        if i + 1 < count:
+            end = (starts[i + 1] // step + end) // 2
+        yield Chunk(start, stop, begin - offset, end - offset)
+        begin = end
