@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from lowbit_k2.core.config import Config, ConfigError, option
+from lowbit_k2.core.features import FeatureConfig
 from lowbit_k2.core.models import check_shapes
 from lowbit_k2.data.tokenizer import Tokenizer, tokenizer_from_bytes
 from lowbit_k2.errors import UserError
@@ -79,7 +80,26 @@ def describe_tokenizer(tokenizer: Tokenizer) -> dict[str, str]:
 
 
 def restore_tokenizer(description: dict[str, str]) -> Tokenizer:
-    return tokenizer_from_bytes(description["kind"], base64.b64decode(description["bytes"]))
+    """Inverse of `describe_tokenizer`.
+
+    Raises:
+      UserError: damaged.
+    """
+    try:
+        kind, data = description["kind"], base64.b64decode(description["bytes"])
+    except (KeyError, TypeError, ValueError):
+        raise UserError("the tokenizer is damaged: use another file") from None
+    return tokenizer_from_bytes(kind, data)
+
+
+def check_units(tokenizer: Tokenizer, config: ModelConfig) -> None:
+    """A model has a class for each token.
+
+    Raises:
+      UserError: it has not.
+    """
+    if tokenizer.vocab_size != config.vocab_size:
+        raise UserError(f"it has {tokenizer.vocab_size} tokens, but {config.vocab_size} classes: make it again")
 
 
 def restore(checkpoint: Checkpoint, source: Path) -> LoadedModel:
@@ -93,9 +113,12 @@ def restore(checkpoint: Checkpoint, source: Path) -> LoadedModel:
         model_config = model_config_from_dict(meta["model"])
         quant_config = QuantConfig.from_dict(meta["quant"])
         tokenizer = restore_tokenizer(meta["tokenizer"])
-        features = meta["features"]
+        features = FeatureConfig.from_dict(meta["features"]).to_dict()
+        check_units(tokenizer, model_config)
     except KeyError as error:
         raise UserError(f"{source} lacks {error}: train again") from None
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from None
     shapes = {plain_name(key): tuple(t.shape) for key, t in checkpoint.model.items() if t.is_floating_point()}
     shapes.pop(None, None)  # scales of quantizers
     try:
@@ -137,11 +160,11 @@ def load_packed(path: str | Path) -> LoadedModel:
     packed = found.packed
     try:
         tokenizer = tokenizer_from_bytes(packed.tokens_kind, packed.tokens)
+        check_units(tokenizer, found.model_config)
+        features = FeatureConfig.from_dict(packed.features).to_dict()
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
-    return LoadedModel(
-        found.model, found.model_config, None, tokenizer, dict(packed.features), None, dict(packed.extra)
-    )
+    return LoadedModel(found.model, found.model_config, None, tokenizer, features, None, dict(packed.extra))
 
 
 def parse_allocation(text: str, loaded: LoadedModel) -> Allocation:

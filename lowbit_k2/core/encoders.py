@@ -78,7 +78,7 @@ def encoder_from_dict(values: Mapping[str, Any]) -> EncoderConfig:
         raise UserError(f"the encoder's settings {values!r} are no object")
     fields = dict(values)
     kind = fields.pop("kind", "conformer")
-    if kind not in ENCODERS:
+    if not isinstance(kind, str) or kind not in ENCODERS:
         raise UserError(f"encoder kind {kind!r} is unknown, this version has {', '.join(ENCODERS)}")
     return ENCODERS[kind].from_dict(fields)
 

@@ -88,7 +88,7 @@ def model_config_from_dict(values: Mapping[str, Any]) -> ModelConfig:
         raise UserError(f"the model's settings {values!r} are no object")
     fields_ = _of_this_version(dict(values))
     kind = fields_.pop("kind", CTC)
-    if kind not in MODEL_KINDS:
+    if not isinstance(kind, str) or kind not in MODEL_KINDS:
         known = ", ".join(MODEL_KINDS)
         raise UserError(f"model kind {kind!r} is unknown, this version has {known}: load the file that registers it")
     return MODEL_KINDS[kind].from_dict(fields_)

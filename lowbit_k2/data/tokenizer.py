@@ -64,12 +64,16 @@ class SentencePieceTokenizer:
         self._processor = sentencepiece.SentencePieceProcessor()
         try:
             self._processor.LoadFromSerializedProto(model)
-        except RuntimeError:
+            pieces = self.pieces()
+        except (RuntimeError, ValueError):  # pieces that are no UTF-8
             raise UserError("the bytes are no sentencepiece model: make bpe.model again with train_bpe") from None
-        if not self.vocab_size or self._processor.IdToPiece(0) != BLANK:
+        if not pieces or pieces[0] != BLANK:
             raise UserError(f"piece 0 of the sentencepiece model is not {BLANK}: make it with train_bpe")
+        odd = next((piece for piece in pieces if not piece.isprintable()), None)
+        if odd is not None:
+            raise UserError(f"piece {odd!r} of the sentencepiece model is not printable: make it with train_bpe")
         self._unknown = self._processor.unk_id()
-        self._special = {i for i, piece in enumerate(self.pieces()) if _is_special(piece)}
+        self._special = {i for i, piece in enumerate(pieces) if _is_special(piece)}
 
     @property
     def vocab_size(self) -> int:

@@ -182,6 +182,8 @@ def _check(tensor: PackedTensor) -> None:
         _check_grid(tensor, encoding)
     if tensor.data.shape != expected:
         raise PackedFileError(f"data of shape {tensor.data.shape}, expected {expected}")
+    if encoding.is_float and not np.isfinite(tensor.data).all():
+        raise PackedFileError("its numbers must be finite")
 
 
 def _check_steps(tensor: PackedTensor) -> None:

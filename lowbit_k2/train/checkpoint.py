@@ -51,11 +51,14 @@ def save_checkpoint(path: str | Path, checkpoint: Checkpoint) -> None:
         raise UserError(f"{path} cannot be written ({reason}): is the disk full? the run can go on later") from None
 
 
-def load_checkpoint(path: str | Path) -> Checkpoint:
+def load_checkpoint(path: str | Path, finite: bool = True) -> Checkpoint:
     """Read a checkpoint onto the CPU; nothing in the file is executed.
 
+    Args:
+      finite: refuse NaN and infinity; a bad-model.pt may hold them.
+
     Raises:
-      UserError: the file is missing, damaged, or none of ours.
+      UserError: the file is missing, damaged, none of ours, or holds NaN or infinity.
     """
     path = Path(path)
     if not path.exists():
@@ -68,9 +71,13 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         raise UserError(f"{path} is no checkpoint of this version of lowbit_k2 (expected '{FORMAT}')")
     try:
         sections = {name: dict(content[name]) for name in ("model", "optimizer", "model_avg")}
-        return Checkpoint(meta=dict(json.loads(content["meta"])), **sections)
-    except (KeyError, TypeError, ValueError) as error:
+        found = Checkpoint(meta=dict(json.loads(content["meta"])), **sections)
+        for name, tensor in (pair for tensors in sections.values() for pair in tensors.items()):
+            if finite and tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+                raise UserError(f"{path}: {name} holds numbers that are not finite: use another checkpoint")
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise UserError(f"{path} is damaged ({type(error).__name__}: {error}): use another checkpoint") from None
+    return found
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> Tensors:
