@@ -19,7 +19,7 @@ from lowbit_k2.asr.model_io import (
     parse_allocation,
     precision_label,
 )
-from lowbit_k2.core.config import Config, option
+from lowbit_k2.core.config import Config, ConfigError, option
 from lowbit_k2.core.features import FeatureConfig
 from lowbit_k2.core.grids import FLOAT_BITS
 from lowbit_k2.data.batch import Batch
@@ -70,8 +70,9 @@ def run_export(config: ExportConfig, load_train_cuts: Callable[[], CutSet]) -> S
     Returns:
       The measured sizes, with the ratio to the float32 file.
     Raises:
-      UserError, PackedFileError: one line each; no file is left half-written.
+      UserError, PackedFileError: one line each; no file is left half-written, no checkpoint overwritten.
     """
+    check_outputs(config)
     loaded, label = load_trained(config.choice)
     allocation = parse_allocation(config.precision, loaded)
     output = config.output_path
@@ -88,6 +89,28 @@ def run_export(config: ExportConfig, load_train_cuts: Callable[[], CutSet]) -> S
     print(f"{output}: {config.precision} bit, from {origin['checkpoint']}")
     print(table)
     return table
+
+
+def check_outputs(config: ExportConfig) -> None:
+    """What is written is neither what is read nor written twice.
+
+    Raises:
+      ConfigError: one of these.
+    """
+    outputs = {"output": config.output_path, "float_output": config.float_output}
+    outputs["save_pretrained"] = config.choice.exp_dir / PRETRAINED if config.save_pretrained else None
+    inputs = {path.resolve() for path in config.choice.exp_dir.glob("*.pt") if path.name != PRETRAINED}
+    if config.choice.checkpoint is not None:
+        inputs.add(config.choice.checkpoint.resolve())
+    seen: dict[Path, str] = {}
+    for name, path in outputs.items():
+        if path is None:
+            continue
+        if path.resolve() in inputs:
+            raise ConfigError(name, f"{path} is a checkpoint, which would be lost: choose another path")
+        if path.resolve() in seen:
+            raise ConfigError(name, f"{path} is that of {seen[path.resolve()]}, too: choose another path")
+        seen[path.resolve()] = name
 
 
 def describe_origin(precision: str, label: str, loaded: LoadedModel) -> dict[str, Any]:

@@ -54,7 +54,7 @@ def train_epoch(
         totals.add(metrics)
         bar.set_postfix_str(f"loss={totals.means()['loss']:.3f}", refresh=False)
         trainer.report(metrics, totals)
-        if trainer.progress.update % config.save_every_n == 0:
+        if trainer.is_time_to_save:
             trainer.save_numbered()
         if valid_batches is not None and config.valid_interval and not trainer.progress.update % config.valid_interval:
             keep_if_best(trainer, validate(trainer, valid_batches()))

@@ -7,6 +7,7 @@ A run needs counters only to be continued: what is random is drawn from (seed, u
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -50,6 +51,7 @@ class LoopConfig(Config):
     amp: str = option("float32", flag="", choices=("float32", "bfloat16", "float16"))
     average_period: int = option(20, "updates between two steps of the running average of the model", low=1)
     save_every_n: int = option(2000, "updates between two checkpoint-N.pt", low=1)
+    save_every_minutes: float = option(10.0, "checkpoint-N.pt also after so many minutes without a checkpoint", above=0)
     keep_last_k: int = option(2, "checkpoint-N.pt that are kept; epoch-N.pt are never removed", low=1)
     log_interval: int = option(20, "updates between two lines of the log and two points of the curves", low=1)
     valid_interval: int = option(0, "updates between two validations within an epoch; 0: at its end only", low=0)
@@ -109,6 +111,7 @@ class Trainer:
         self.device = next(model.parameters()).device
         self.progress = Progress()
         self.batches_per_epoch: int | None = None  # where known
+        self.saved_at = time.monotonic()
         self.average = RunningAverage(model, config.average_period)
         self.scaler = make_scaler(enabled=config.amp == "float16")
         self.board = Board(exp_dir, config.tensorboard and self.ranks.is_main)
@@ -171,6 +174,7 @@ class Trainer:
 
     def save(self, name: str) -> None:
         """Write a checkpoint; all ranks hold the same one."""
+        self.saved_at = time.monotonic()
         if self.ranks.is_main:
             self.write(name)
 
@@ -185,6 +189,12 @@ class Trainer:
             model_avg=self.average.mean,
         )
         save_checkpoint(self.exp_dir / name, checkpoint)
+
+    @property
+    def is_time_to_save(self) -> bool:
+        """Whether another `checkpoint-N.pt` is due, by updates or by the clock."""
+        minutes = (time.monotonic() - self.saved_at) / 60
+        return self.progress.update % self.config.save_every_n == 0 or minutes >= self.config.save_every_minutes
 
     def save_numbered(self) -> None:
         """`checkpoint-<update>.pt`, of which the last `keep_last_k` are kept."""
@@ -212,7 +222,15 @@ class Trainer:
 
 
 IDENTITY = ("model", "quant", "co_training", "tokenizer", "features")  # sections that one run has alike throughout
-FREE = {"num_epochs", "save_every_n", "keep_last_k", "tensorboard", "log_interval", "valid_interval"}
+FREE = {
+    "num_epochs",
+    "save_every_n",
+    "save_every_minutes",
+    "keep_last_k",
+    "tensorboard",
+    "log_interval",
+    "valid_interval",
+}
 FREE |= {"num_workers", "cache_features", "manifest_dir"}  # may change without changing what is trained
 
 

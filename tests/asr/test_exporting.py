@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -184,6 +185,32 @@ def test_refusals(exp_dir: Path, more: list[str], message: str) -> None:
         run_export(exp_dir, no_cuts, *more)
     assert "\n" not in str(caught.value)
     assert sorted(path.name for path in exp_dir.iterdir()) == ["epoch-1.pt", "epoch-2.pt"]
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ("--output EXP/epoch-2.pt", "--output .*epoch-2.pt is a checkpoint, which would be lost"),
+        ("--output EXP/../exp/./epoch-1.pt", "--output .*epoch-1.pt is a checkpoint"),
+        ("--float-output EXP/epoch-2.pt", "--float-output .* is a checkpoint"),
+        ("--output OTHER/a --float-output OTHER/b/../a", "--float-output .* is that of output, too"),
+        ("--checkpoint OTHER/mine.pt --output OTHER/mine.pt", "--output .*mine.pt is a checkpoint"),
+        ("--save-pretrained true --output EXP/pretrained.pt", "--save-pretrained .* is that of output, too"),
+    ],
+)
+def test_what_is_read_is_not_overwritten(exp_dir: Path, tmp_path: Path, more: str, message: str) -> None:
+    other = tmp_path / "other"
+    (other / "b").mkdir(parents=True)
+    shutil.copy(exp_dir / "epoch-2.pt", other / "mine.pt")
+
+    def contents() -> dict[Path, bytes]:
+        return {path: path.read_bytes() for folder in (exp_dir, other) for path in folder.glob("*.*")}
+
+    before = contents()
+    flags = more.replace("EXP", str(exp_dir)).replace("OTHER", str(other)).split()
+    with pytest.raises(UserError, match=message):
+        run_export(exp_dir, no_cuts, "--precision", "1", *flags)
+    assert contents() == before
 
 
 def test_nothing_half_written_where_the_output_cannot_be(exp_dir: Path, tmp_path: Path) -> None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from lowbit_k2.errors import UserError
+from lowbit_k2.train import trainer as trainer_module
 from lowbit_k2.train.checkpoint import load_checkpoint, save_checkpoint
 from lowbit_k2.train.epochs import train_epoch
 from lowbit_k2.train.trainer import LoopConfig, newest_checkpoint
@@ -49,6 +52,23 @@ def test_resume_inside_an_epoch(tmp_path):
     run_epochs(resumed, 2)
     same_state(whole, load_checkpoint(tmp_path / "epoch-2.pt"))
     assert newest_checkpoint(tmp_path).name == "epoch-2.pt"
+
+
+def test_a_checkpoint_comes_within_minutes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the clock as well as by updates: here a batch takes four minutes."""
+    now = [0.0]
+    monkeypatch.setattr(trainer_module, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    loop = LoopConfig(num_epochs=1, save_every_n=1000, save_every_minutes=10.0, keep_last_k=9, tensorboard=False)
+    trainer = toy_trainer(tmp_path, loop=loop)
+
+    def slow_batches():
+        for batch in toy_batches(1):
+            now[0] += 240.0
+            yield batch
+
+    train_epoch(trainer, slow_batches())
+    assert trainer.progress.update == 5
+    assert [path.name for path in tmp_path.glob("checkpoint-*.pt")] == ["checkpoint-3.pt"]
 
 
 def test_training_lowers_the_loss(tmp_path):
