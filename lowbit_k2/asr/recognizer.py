@@ -60,13 +60,13 @@ class DecodeConfig(Config):
     search: SearchConfig = option(SearchConfig, flag="")
     manifest_dir: Path = option(Path("data/fbank"), "cut manifests and features")
     max_duration: float = option(200.0, "seconds in a batch", above=0)
-    num_workers: int = option(0, "processes that load batches; 0: the main process", low=0)
+    num_workers: int = option(0, "processes that load batches; 0: the main process", low=0, high=256)
     on_the_fly_feats: bool = option(False, "compute features from the audio")
     allow_commands: bool = option(False, ALLOW_COMMANDS)
     cer: bool = option(False, "write and print character error rates, too")
-    num_jobs: int = option(1, "processes that share a test set, one GPU each", low=1)
+    num_jobs: int = option(1, "processes that share a test set, one GPU each", low=1, high=1024)
     quiet: bool = option(False, flag="")
-    num_threads: int = option(0, "CPU threads; 0 leaves PyTorch's choice", low=0)
+    num_threads: int = option(0, "CPU threads; 0 leaves PyTorch's choice", low=0, high=4096)
     plugins: tuple[Path, ...] = option((), flag="")
 
     def check(self) -> None:

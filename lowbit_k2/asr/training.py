@@ -53,15 +53,15 @@ class RunConfig(Config):
     exp_dir: Path = option(Path("exp"), "checkpoints, logs and results go here")
     lang_dir: Path = option(Path("data/lang_bpe_500"), "folder with tokens.txt and bpe.model")
     bpe_model: Path | None = option(None, "a sentencepiece model; takes the place of --lang-dir")
-    world_size: int = option(1, "processes on this machine, one per GPU", low=1)
+    world_size: int = option(1, "processes on this machine, one per GPU", low=1, high=4096)
     start_epoch: int = option(1, "if over 1, continue from epoch-(N-1).pt", low=1)
     start_batch: int = option(0, "if positive, continue from checkpoint-N.pt", low=0)
     resume: bool = option(False, "continue from the newest checkpoint, if any")
     init_from: Path | None = option(None, "start with the weights of this checkpoint, a float model's for instance")
     freeze: tuple[str, ...] = option((), "modules that stay as they are, as encoder.subsampling", parse=split_names)
-    num_threads: int = option(0, "CPU threads; 0 leaves PyTorch's choice", low=0)
+    num_threads: int = option(0, "CPU threads; 0 leaves PyTorch's choice", low=0, high=4096)
     scan_for_oom: bool = option(True, "try the largest batches before epoch 1")
-    vocab_size: int = option(500, "tokens, for --dry-run without a lang directory", low=2)
+    vocab_size: int = option(500, "tokens, for --dry-run without a lang directory", low=2, high=1048576)
 
     @property
     def tokens(self) -> Path:

@@ -22,6 +22,7 @@ from typing import Any
 
 from lowbit_k2.errors import UserError
 
+LARGEST_INT, LARGEST_FLOAT = 2**31 - 1, 1e12
 C = typing.TypeVar("C", bound="Config")
 
 
@@ -63,7 +64,8 @@ def option(
       default: its value; a list, dict or function gives a fresh value for each object.
       help: for the command line.
       choices: the only values allowed; a registry may be given, which grows.
-      low, above, high: a number is at least `low`, more than `above`, at most `high`; never NaN or infinite.
+      low, above, high: a number is at least `low`, more than `above`, at most `high`; never NaN or infinite. Without
+        `high`, whole numbers fit into 32 bits, and others are at most `LARGEST_FLOAT`.
       flag: name of the flag where it is not the field's own; "" for a field that no flag sets.
       parse: function from the flag's text to the value, where the type of the field does not say it.
     """
@@ -153,8 +155,12 @@ def _check_range(name: str, value: float, rules: Mapping[str, Any]) -> None:
         raise ConfigError(name, f"{must}, it is {value}")
     if above is not None and not value > above:
         raise ConfigError(name, f"must be {'positive' if above == 0 else f'more than {above:g}'}, it is {value}")
-    if high is not None and value > high:
-        raise ConfigError(name, f"must be at most {high:g}, it is {value}")
+    if high is None:
+        high = LARGEST_INT if isinstance(value, int) else LARGEST_FLOAT
+        if value < -high:
+            raise ConfigError(name, f"must be at least {-high:.10g}, it is {value}")
+    if value > high:
+        raise ConfigError(name, f"must be at most {high:.10g}, it is {value}")
 
 
 _KINDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false", Path: "a path"}

@@ -91,13 +91,13 @@ class ConformerConfig(EncoderConfig):
     kind: ClassVar[str] = "conformer"
     build: ClassVar[str] = "lowbit_k2.models.conformer:ConformerEncoder"
 
-    num_features: int = option(80, flag="", low=1)
-    d_model: int = option(256, "width", low=1)
-    num_layers: int = option(12, "blocks", low=1)
-    num_heads: int = option(4, "of attention", low=1)
-    ffn_dim: int = option(2048, "hidden units of the feed-forward modules", low=1)
-    conv_kernel: int = option(31, "frames of 40 ms, odd", low=1)
-    subsampling_channels: int = option(256, "of the convolutions that come first", low=1)
+    num_features: int = option(80, flag="", low=1, high=4096)
+    d_model: int = option(256, "width", low=1, high=16384)
+    num_layers: int = option(12, "blocks", low=1, high=1000)
+    num_heads: int = option(4, "of attention", low=1, high=1024)
+    ffn_dim: int = option(2048, "hidden units of the feed-forward modules", low=1, high=131072)
+    conv_kernel: int = option(31, "frames of 40 ms, odd", low=1, high=4095)
+    subsampling_channels: int = option(256, "of the convolutions that come first", low=1, high=4096)
     dropout: float = option(0.1, "on the output of every module of a block", low=0, high=0.9)
     ffn_dropout: float = option(0.1, "on the hidden units of the feed-forward modules", low=0, high=0.9)
     attention_dropout: float = option(0.0, "on the attention weights", low=0, high=0.9)

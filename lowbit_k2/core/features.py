@@ -20,16 +20,16 @@ class FeatureConfig(Config):
     """
 
     type: str = option("fbank", flag="", choices=("fbank",))
-    num_mel_bins: int = option(80, low=1)
-    sampling_rate: int = option(16000, "Hz; audio at other rates is resampled", low=1)
+    num_mel_bins: int = option(80, low=1, high=512)
+    sampling_rate: int = option(16000, "Hz; audio at other rates is resampled", low=1, high=384000)
     extractor: str = option(
         "lhotse",
         "kaldifeat gives the same within rounding, on the GPU where wanted",
         flag="feature-extractor",
         choices=EXTRACTORS,
     )
-    frame_length: float = option(0.025, flag="", above=0)  # seconds
-    frame_shift: float = option(0.01, flag="", above=0)  # seconds
+    frame_length: float = option(0.025, flag="", low=0.001, high=1)  # seconds
+    frame_shift: float = option(0.01, flag="", low=0.001, high=1)  # seconds
     low_freq: float = option(20.0, "Hz: where the bins begin", low=0)
     high_freq: float = option(-400.0, "Hz: where they end; zero or less counts from half the sampling rate")
     normalize: str = option("utterance", flag="", choices=NORMALIZATIONS)

@@ -110,7 +110,7 @@ class EncoderModelConfig(ModelConfig):
     """Settings of a model that is an encoder and something behind it."""
 
     encoder: EncoderConfig = option(ConformerConfig, flag="")
-    vocab_size: int = option(500, flag="", low=2)
+    vocab_size: int = option(500, flag="", low=2, high=1048576)
 
     num_layers = property(lambda self: self.encoder.num_layers)
     num_features = property(lambda self: self.encoder.num_features)
@@ -177,9 +177,9 @@ class TransducerConfig(EncoderModelConfig):
     kind: ClassVar[str] = TRANSDUCER
     build: ClassVar[str] = "lowbit_k2.models.transducer:Transducer"
 
-    decoder_dim: int = option(512, "width of the prediction network", low=1)
-    joiner_dim: int = option(512, "width of the joiner", low=1)
-    context_size: int = option(2, "tokens that a transducer's prediction network sees", low=1)
+    decoder_dim: int = option(512, "width of the prediction network", low=1, high=16384)
+    joiner_dim: int = option(512, "width of the joiner", low=1, high=16384)
+    context_size: int = option(2, "tokens that a transducer's prediction network sees", low=1, high=64)
     ctc_head: bool = option(False, flag="")  # a CTC head on the encoder beside the joiner
 
     def check(self) -> None:

@@ -20,9 +20,9 @@ class SpecAugmentConfig(Config):
     time masks held back in short utterances (commands of a second would lose all their words)."""
 
     time_warp_factor: int = option(5, "frames that a point is moved by, at most; 0: no time warping", low=0)
-    num_freq_masks: int = option(2, "masks over mel bins", low=0)
+    num_freq_masks: int = option(2, "masks over mel bins", low=0, high=1000)
     max_freq_width: int = option(27, "their largest width in bins", low=0)
-    num_time_masks: int = option(2, "masks over frames", low=0)
+    num_time_masks: int = option(2, "masks over frames", low=0, high=1000)
     max_time_width: int = option(40, "their largest width in frames", low=0)
     max_time_fraction: float = option(0.25, "of an utterance, all its time masks together", low=0, high=1)
     # "zero", for features with mean 0, or "mean": each utterance's mean by bin

@@ -34,12 +34,12 @@ class SearchConfig(Config):
     lm_scale: float = option(1.0, flag="", low=0)  # factor on the graph's scores, 1 being the language model as it is
     max_states: int = option(64, "transducer lattices: (graph state, context) pairs kept per frame at most", low=2)
     max_contexts: int = option(8, "transducer lattices: contexts kept per frame at most", low=1)
-    num_paths: int = option(200, "paths drawn for an n-best list, before equal ones are merged", low=1)
+    num_paths: int = option(200, "paths drawn for an n-best list, before equal ones are merged", low=1, high=100000)
     max_arcs: int = option(
         50000, "arcs of a lattice that is rescored or that paths are drawn from; more are pruned", low=1
     )
     nbest_scale: float = option(0.5, "factor on scores while paths are drawn; smaller: more different ones", above=0)
-    beam_size: int = option(4, "hypotheses of modified_beam_search", low=1)
+    beam_size: int = option(4, "hypotheses of modified_beam_search", low=1, high=10000)
     blank_penalty: float = option(0.0, "off the blank's logit in transducer search, for models that delete many")
 
     def check(self) -> None:

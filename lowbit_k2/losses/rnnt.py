@@ -38,7 +38,7 @@ class RnntConfig(Config):
     """Which lattice, and how the parts are weighted; names and defaults as icefall's."""
 
     loss: str = option("pruned", "full needs no k2, but much memory", flag="rnnt-loss", choices=KINDS)
-    prune_range: int = option(5, "symbols kept at each frame", low=2)
+    prune_range: int = option(5, "symbols kept at each frame", low=2, high=1000)
     simple_loss_scale: float = option(0.5, "weight of the simple loss after the warm-up, in which it falls from 1")
     lm_scale: float = option(0.25, "smoothing of the simple loss with the decoder term alone")
     am_scale: float = option(0.0, "smoothing of the simple loss with the encoder term alone")

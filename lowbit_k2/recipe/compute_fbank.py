@@ -66,8 +66,8 @@ class FbankConfig(Config):
     window: float = option(0.0, "cut recordings into windows of so many seconds", low=0)
     normalize_text: str = option("none", "case, and no punctuation", choices=NORMALIZERS)
     transcript: Path | None = option(None, "also write the texts to this file, one utterance a line")
-    num_jobs: int = option(1, flag="", low=1)
-    num_splits: int = option(1, "parts, each of which is kept once it is done", low=1)
+    num_jobs: int = option(1, flag="", low=1, high=1024)
+    num_splits: int = option(1, "parts, each of which is kept once it is done", low=1, high=1000000)
     device: str = option("cpu", "for kaldifeat: cpu or cuda")
     allow_commands: bool = option(False, ALLOW_COMMANDS)
 
