@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from lowbit_k2.asr.finished import Origin, cuts_digest, origins, recall
+from lowbit_k2.asr.finished import Origin, origins, recall
 from lowbit_k2.asr.long_audio import decode_long
 from lowbit_k2.asr.recognizer import DecodeConfig, Models, Recognizer, Search, load_models, make_recognizers
 from lowbit_k2.asr.results import Decoded, Key, SetOutcome, best_words, print_lost, recogs_path, report
 from lowbit_k2.core.config import ConfigError
 from lowbit_k2.core.features import FeatureConfig
 from lowbit_k2.data.batch import Batch
+from lowbit_k2.data.checked import cuts_digest
 from lowbit_k2.data.datamodule import AsrDataModule, DataConfig
 from lowbit_k2.data.features import read_feature_config
 from lowbit_k2.decode.hypothesis import Nbest

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 from lowbit_k2 import __version__
 from lowbit_k2.asr.model_io import LoadedModel, describe_tokenizer
 from lowbit_k2.asr.recognizer import DecodeConfig, Models, Search, search_setups
+from lowbit_k2.data.checked import digest
 from lowbit_k2.data.filter import cut_text
-from lowbit_k2.data.sources import parts_of
 from lowbit_k2.decode.method import METHODS
 from lowbit_k2.errors import UserError
 from lowbit_k2.fileio import read_json, sha256, write_json
@@ -25,15 +25,9 @@ from lowbit_k2.scoring.ctm import read_recogs
 from lowbit_k2.scoring.wer import Result
 
 if TYPE_CHECKING:
-    from lhotse import CutSet
     from lhotse.cut import Cut
 
 Origin = dict[str, Any]  # what a result was made from, as JSON
-
-
-def digest(value: Any) -> str:
-    """Checksum of plain data."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=repr).encode()).hexdigest()
 
 
 def model_digest(loaded: LoadedModel) -> str:
@@ -45,33 +39,6 @@ def model_digest(loaded: LoadedModel) -> str:
         found.update(name.encode())
         found.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     return found.hexdigest()
-
-
-def cuts_digest(cuts: CutSet, on_the_fly: bool) -> str:
-    """Checksum of a manifest, and of sizes and dates of the files that are read for it."""
-    found, places = hashlib.sha256(), set()
-    for cut in cuts:
-        found.update(digest(cut.to_dict()).encode())
-        places.update(_places(cut, on_the_fly))
-    found.update(digest([_stamp(place) for place in sorted(places)]).encode())
-    return found.hexdigest()
-
-
-def _places(cut: Cut, on_the_fly: bool) -> Iterable[str]:
-    for part in parts_of(cut):
-        if not on_the_fly:
-            sources = [part.features.storage_path] if part.has_features else []
-        else:
-            sources = [source.source for source in part.recording.sources] if part.has_recording else []
-        yield from (source for source in sources if isinstance(source, str))
-
-
-def _stamp(place: str) -> list[Any]:
-    path = Path(place)
-    if not path.exists():
-        return [place]
-    stat = path.stat()
-    return [place, stat.st_size, stat.st_mtime_ns]
 
 
 def origins(config: DecodeConfig, models: Models) -> dict[str, dict[Search, Origin]]:

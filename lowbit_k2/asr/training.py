@@ -24,6 +24,7 @@ from lowbit_k2.core.features import FeatureConfig
 from lowbit_k2.core.grids import FLOAT_BITS, GRANULARITIES
 from lowbit_k2.core.models import ModelConfig
 from lowbit_k2.data.batch import Batch
+from lowbit_k2.data.checked import FiniteCheck
 from lowbit_k2.data.datamodule import AsrDataModule, DataConfig
 from lowbit_k2.data.filter import FilterConfig, filter_cuts
 from lowbit_k2.data.tokenizer import Tokenizer
@@ -287,13 +288,20 @@ def usable_cuts(
     data: AsrDataModule, tokenizer: Tokenizer, model: ModelConfig, train_cuts: CutSet, valid_cuts: CutSet
 ) -> tuple[CutSet, CutSet]:
     """Both sets without the cuts that cannot be used; logs how many these are."""
-    load = None if data.config.on_the_fly_feats else data.load
-    config = FilterConfig(model.output_lens, features=data.features, load=load, unknown=tokenizer.unknown)
+    config = FilterConfig(model.output_lens, features=data.features, unknown=tokenizer.unknown)
     limits = replace(
         config, min_seconds=data.config.min_cut_duration, max_seconds=data.config.max_cut_duration or float("inf")
     )
-    train_cuts, counts = filter_cuts(train_cuts, tokenizer.encode, limits, "the training set")
-    logging.info("training: %s", counts)
-    valid_cuts, counts = filter_cuts(valid_cuts, tokenizer.encode, config, "the validation set (dev)")
-    logging.info("validation: %s", counts)
-    return train_cuts, valid_cuts
+    train_cuts = _usable(data, tokenizer, train_cuts, limits, "training")
+    return train_cuts, _usable(data, tokenizer, valid_cuts, config, "validation")
+
+
+def _usable(data: AsrDataModule, tokenizer: Tokenizer, cuts: CutSet, config: FilterConfig, role: str) -> CutSet:
+    """One set; stored features are looked at, once for all times."""
+    check = None if data.config.on_the_fly_feats else FiniteCheck(cuts, data.load, data.config.manifest_dir)
+    config = replace(config, is_finite=check) if check else config
+    usable, report = filter_cuts(cuts, tokenizer.encode, config, f"the {role} set")
+    if check:
+        check.save()
+    logging.info("%s: %s", role, report)
+    return usable

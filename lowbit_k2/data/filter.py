@@ -12,9 +12,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
 from lowbit_k2.data.features import FeatureConfig, num_frames
 from lowbit_k2.data.text import squeeze
 from lowbit_k2.errors import UserError
@@ -44,8 +41,8 @@ class FilterConfig:
     max_seconds: float = float("inf")
     max_dropped: float = 0.05
     unknown: Callable[[str], str] = lambda text: ""
-    # Cut -> features; where given, every matrix is loaded once and looked at.
-    load: Callable[[Cut], Tensor] | None = None
+    # Whether the features of a cut are finite numbers; see `checked.FiniteCheck`.
+    is_finite: Callable[[Cut], bool] = lambda cut: True
 
 
 @dataclass(frozen=True)
@@ -109,7 +106,7 @@ def reason_to_drop(cut: Cut, encode: Encode, config: FilterConfig) -> str | None
         return "sampling-rate"
     if config.output_lens(num_frames(cut, config.features)) < required_frames(ids):
         return "too-short"
-    if config.load is not None and not bool(torch.isfinite(config.load(cut)).all()):
+    if not config.is_finite(cut):
         return "non-finite"
     return None
 

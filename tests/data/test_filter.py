@@ -68,10 +68,12 @@ def test_every_reason_is_counted(toy_corpus: ToyCorpus) -> None:
     cuts = altered(toy_corpus, utt03="", utt04="  ", utt05="ZEBRA?", utt06="ONE " * 30, utt09="ONE ТWO Ж ТWO")
     cuts = lhotse.CutSet.from_cuts(cut.drop_features().resample(8000) if cut.id == "utt07" else cut for cut in cuts)
 
-    def load(cut) -> torch.Tensor:
-        return torch.tensor([[1.0, math.nan if cut.id == "utt08" else 0.0]])
+    def is_finite(cut) -> bool:
+        return cut.id != "utt08"
 
-    config = FilterConfig(OUTPUT_LENS, max_dropped=1.0, load=load, min_seconds=0.62, max_seconds=2.02, unknown=cyrillic)
+    config = FilterConfig(
+        OUTPUT_LENS, max_dropped=1.0, is_finite=is_finite, min_seconds=0.62, max_seconds=2.02, unknown=cyrillic
+    )
     kept, report = filter_cuts(cuts, encode, config)
     assert report.dropped == {
         "empty-text": 2,
