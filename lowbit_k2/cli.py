@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from lowbit_k2.core.chunks import ChunkConfig
+from lowbit_k2.core.text import printable
 from lowbit_k2.errors import run_main
 from lowbit_k2.packed import PackedModel, read_packed, size_table
 from lowbit_k2.plugins import PLUGIN_HELP, load_plugins
@@ -56,7 +57,7 @@ def run_inspect(args: argparse.Namespace) -> None:
         value = {"path": str(args.file), **description, "tokens": tokens, "sizes": table.to_dict()}
         print(json.dumps(value, indent=2))
         return
-    print("\n".join(describe(args.file, model)))
+    print("\n".join(map(printable, describe(args.file, model))))
     print(table)
     if table.ratio is not None:
         print(f"ratio: {table.float_file.total:,} / {table.file.total:,} bytes = {table.ratio:.2f}x")
@@ -72,8 +73,7 @@ def describe(path: Path, model: PackedModel) -> Iterator[str]:
 
 
 def _spell(values: Mapping[str, Any]) -> str:
-    text = ", ".join(f"{name} {value}" for name, value in values.items())
-    return "".join(c if c.isprintable() else "?" for c in text)  # a file must not drive the terminal
+    return ", ".join(f"{name} {value}" for name, value in values.items())
 
 
 def run_transcribe(args: argparse.Namespace) -> None:

@@ -6,9 +6,13 @@ line naming the thing and the remedy. Everything else is a bug and keeps its tra
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import os
 import sys
 from collections.abc import Callable
+
+from lowbit_k2.core.text import printable
 
 EXIT_USER_ERROR = 1
 # What the file system refuses because of its state, not because of a bug: wrong kind of path, no right, no room.
@@ -57,24 +61,41 @@ def file_system_refusal(error: BaseException) -> str | None:
     return f"{error.filename}: {error.strerror}: choose another path, or put it right"
 
 
+def is_of_output(error: OSError) -> bool:
+    """Whether stdout could not be written: a full disk, or a pipe whose reader has ended."""
+    return error.filename is None and error.errno in (errno.EPIPE, errno.ENOSPC, errno.EDQUOT)
+
+
 def print_error(line: str) -> None:
-    """`error: ...` on stderr, in one line."""
-    print("error: " + " ".join(line.split()), file=sys.stderr, flush=True)
+    """`error: ...` on stderr, in one line; what files say in it never drives the terminal."""
+    print("error: " + printable(" ".join(line.split())), file=sys.stderr, flush=True)
 
 
 def run_main(main: Callable[[], object]) -> None:
     """Run a script's main; print user errors as `error: ...` on stderr and exit with status 1."""
     try:
         main()
+        sys.stdout.flush()
     except KeyboardInterrupt:
         print("error: interrupted", file=sys.stderr)
         sys.exit(130)
     except ReportedError:
         sys.exit(EXIT_USER_ERROR)
+    except OSError as error:
+        if not is_of_output(error):
+            line = file_system_refusal(error)
+            if line is None:
+                raise
+        else:
+            line = f"the output cannot be written: {error.strerror}"
+            # what is left in the buffer cannot be written either, and Python would say so again at its end
+            with contextlib.suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        print_error(line)
+        sys.exit(EXIT_USER_ERROR)
     except Exception as error:
         spell = getattr(error, "as_flag", error.__str__)  # errors about a setting name its flag
-        line = spell() if is_one_line_error(error) else file_system_refusal(error)
-        if line is None:
+        if not is_one_line_error(error):
             raise
-        print_error(line)
+        print_error(spell())
         sys.exit(EXIT_USER_ERROR)

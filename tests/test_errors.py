@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from lowbit_k2.errors import EXIT_USER_ERROR, UserError, is_one_line_error, run_main
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def raising(error: BaseException):
@@ -27,6 +31,22 @@ def test_user_error_is_one_line_on_stderr(capsys: pytest.CaptureFixture[str]) ->
         run_main(raising(UserError("wav.scp: line 3 is empty;\n  remove it")))
     assert exit_.value.code == EXIT_USER_ERROR == 1
     assert capsys.readouterr() == ("", "error: wav.scp: line 3 is empty; remove it\n")
+
+
+def test_an_error_line_never_drives_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        run_main(raising(UserError("token \x1b[31mred\x1b[0m\r\u202e of \ud800x.wav")))
+    assert capsys.readouterr().err == "error: token \\x1b[31mred\\x1b[0m \\u202e of \\ud800x.wav\n"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full: not Linux")
+@pytest.mark.parametrize(("shell", "line"), [("> /dev/full", "No space left on device"), ("| true", "Broken pipe")])
+def test_output_that_cannot_be_written(shell: str, line: str) -> None:
+    program = "import time; from lowbit_k2.errors import run_main; time.sleep(0.3); "
+    program += "run_main(lambda: print('x' * 100000))"
+    command = f'set -o pipefail; "{sys.executable}" -c "{program}" {shell}'
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert (done.returncode, done.stderr) == (1, f"error: the output cannot be written: {line}\n")
 
 
 def test_errors_of_packages_that_import_nothing_of_ours_are_known_by_their_mark(

@@ -21,4 +21,4 @@ def test_markdown_is_not_padded() -> None:
 
 def test_control_characters_are_shown() -> None:
     for table in (text_table(("x",), [("\x1b[31m\n",)]), markdown_table(("x",), [("\x1b[31m\n",)])):
-        assert "\x1b" not in table and "?[31m?" in table
+        assert "\x1b" not in table and r"\x1b[31m" in table

@@ -11,6 +11,7 @@ from torch import Tensor
 from lowbit_k2.asr.long_audio import decode_long
 from lowbit_k2.asr.recognizer import DecodeConfig, Recognizer, make_recognizers
 from lowbit_k2.asr.results import best_words
+from lowbit_k2.core.text import printable
 from lowbit_k2.data.features import extract_wav, make_extractor
 from lowbit_k2.errors import ReportedError, UserError, is_one_line_error, is_out_of_memory, print_error
 
@@ -43,7 +44,7 @@ def transcribe_files(files: Sequence[Path], recognizers: Sequence[Recognizer]) -
                 failed += 1
                 print_error(str(error) if is_one_line_error(error) else f"{file} needs more memory than there is")
             else:
-                print(f"{file}\t{' '.join(words)}", flush=True)
+                print(f"{printable(str(file))}\t{printable(' '.join(words))}", flush=True)
     if failed:
         raise ReportedError(f"{failed} of {len(files)} files could not be transcribed")
 
