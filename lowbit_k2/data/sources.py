@@ -102,8 +102,11 @@ class Relocate:
 # --- audio files ------------------------------------------------------------------------------------------------
 
 
-def recording_of(path: Path, name: str) -> Recording:
+def recording_of(path: Path, name: str, cache_dir: Path | None = None) -> Recording:
     """An audio file as lhotse sees it, SPHERE included.
+
+    Args:
+      cache_dir: where WAV files of compressed SPHERE go, see `make_recording`.
 
     Raises:
       UserError: it cannot be read, is cut short, or holds no samples.
@@ -112,9 +115,9 @@ def recording_of(path: Path, name: str) -> Recording:
 
     check_audio_file(path)
     try:
-        if _begins_with(path, MAGIC):
+        if is_sphere(path):
             use_libsndfile()
-            return make_recording(path, name)
+            return make_recording(path, name, cache_dir)
         found = Recording.from_file(path.resolve(), recording_id=name)
     except UserError:
         raise
@@ -169,6 +172,11 @@ def _check_chunks(path: Path, file: Any, size: int) -> None:
                 raise UserError(f"{path} is cut short, {left} of {length} bytes of samples are there: copy it again")
             return
         file.seek(length + length % 2, 1)
+
+
+def is_sphere(path: Path) -> bool:
+    """By what it begins with."""
+    return _begins_with(path, MAGIC)
 
 
 def _begins_with(path: Path, magic: bytes) -> bool:

@@ -11,7 +11,9 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import soundfile
 
+from lowbit_k2.data.manifests import read_cuts
 from tests.egs.scripts import AN4, call, spawn
 
 PREPARE, MANIFESTS, DICT = AN4 / "prepare.sh", AN4 / "local/prepare_manifests.py", AN4 / "local/prepare_dict.py"
@@ -150,6 +152,28 @@ def test_a_folder_that_is_not_the_corpus(tmp_path: Path) -> None:
     run = spawn(PREPARE, "--an4-dir", tmp_path, "--data-dir", tmp_path / "data")
     assert "give --an4-dir the folder that holds etc/ and wav/" in run.error()
     assert not (tmp_path / "data").exists()
+
+
+def test_cmus_own_sphere_files(an4_corpus: Path, tmp_path: Path) -> None:
+    """The same manifests and features as of the WAV files, but for the names of the audio."""
+    sphere = tmp_path / "an4"
+    shutil.copytree(an4_corpus / "etc", sphere / "etc")
+    for path in an4_corpus.rglob("*.wav"):
+        samples, rate = soundfile.read(path, dtype="int16")
+        target = sphere / path.relative_to(an4_corpus).with_suffix(".sph")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        head = f"NIST_1A\n   1024\nchannel_count -i 1\nsample_count -i {len(samples)}\nsample_rate -i {rate}\n"
+        head += "sample_n_bytes -i 2\nsample_byte_format -s2 10\nsample_coding -s3 pcm\nend_head\n"
+        target.write_bytes(head.encode().ljust(1024) + samples.astype(">i2").tobytes())
+    cuts = {}
+    for name, corpus in (("wav", an4_corpus), ("sph", sphere)):
+        flags = ["--an4-dir", corpus, "--data-dir", tmp_path / name, "--stop-stage", "2", "--perturb-speed", "false"]
+        spawn(PREPARE, *flags).good()
+        cuts[name] = {cut.id: cut for cut in read_cuts(tmp_path / name / "fbank/an4_cuts_train.jsonl.gz")}
+    assert cuts["wav"].keys() == cuts["sph"].keys() and cuts["wav"]
+    for name, cut in cuts["wav"].items():
+        assert (cuts["sph"][name].load_features() == cut.load_features()).all()
+        assert cuts["sph"][name].supervisions[0].text == cut.supervisions[0].text
 
 
 def test_an_interpreter_in_a_folder_with_a_blank(an4_corpus: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -170,6 +171,24 @@ def test_flags_of_the_text(tmp_path: Path) -> None:
 
 
 # --- bad discs ----------------------------------------------------------------------------------------------------
+
+
+def test_calls_converted_to_wav(tmp_path: Path) -> None:
+    """The same utterances, with the same samples, as of the discs."""
+    write_discs(tmp_path, CALLERS)
+    prepare(tmp_path).good()
+    before = {split: list(read(tmp_path / "data/manifests", split)[1]) for split in ("train", "dev")}
+    audio = {r.id: r.load_audio() for r in read(tmp_path / "data/manifests", "train")[0]}
+    shutil.rmtree(tmp_path / "data")
+    for path in (tmp_path / "LDC97S62").rglob("*.sph"):
+        samples, rate = soundfile.read(path, dtype="int16")
+        soundfile.write(path.with_suffix(".wav"), samples, rate, subtype="PCM_16")
+        path.unlink()
+    prepare(tmp_path).good()
+    assert {split: list(read(tmp_path / "data/manifests", split)[1]) for split in ("train", "dev")} == before
+    for recording in read(tmp_path / "data/manifests", "train")[0]:
+        assert recording.num_channels == 2
+        assert abs(recording.load_audio() - audio[recording.id]).max() < 1e-4
 
 
 def test_bad_discs_are_counted(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
+from lowbit_k2.data.sources import recording_of
 from lowbit_k2.errors import UserError, run_main
 from lowbit_k2.fileio import atomic_write
 from lowbit_k2.textfile import numbered_lines
@@ -60,6 +61,8 @@ def read_part(corpus_dir: Path, part: str) -> Iterator[Utterance]:
         texts[found["id"]] = " ".join(found["text"].split())
     for fileid in read_corpus_lines(corpus_dir / "etc" / f"an4_{part}.fileids"):
         name, audio = fileid.split("/")[-1], corpus_dir / "wav" / f"{fileid}.wav"
+        if not audio.is_file() and audio.with_suffix(".sph").is_file():
+            audio = audio.with_suffix(".sph")  # as CMU distributes it, an4_sphere.tar.gz
         if name not in texts:
             raise UserError(f"{list_path} has no line for {name}: {REMEDY}")
         if not audio.is_file():
@@ -80,12 +83,9 @@ def describe(utterance: Utterance) -> tuple[Recording, SupervisionSegment]:
     Raises:
       UserError: the audio cannot be read.
     """
-    from lhotse import Recording, SupervisionSegment
+    from lhotse import SupervisionSegment
 
-    try:
-        recording = Recording.from_file(utterance.audio, recording_id=utterance.id)
-    except Exception as error:  # the audio libraries have no common class
-        raise UserError(f"{utterance.audio} cannot be read as audio ({type(error).__name__}): {REMEDY}") from None
+    recording = recording_of(utterance.audio, utterance.id)
     supervision = SupervisionSegment(
         id=utterance.id,
         recording_id=utterance.id,

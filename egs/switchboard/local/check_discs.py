@@ -34,7 +34,8 @@ from discs import (
     read_callers,
 )
 
-from lowbit_k2.data.sphere import GET_SPH2PIPE, SPH2PIPE, count_samples, is_cut, read_header
+from lowbit_k2.data.sources import check_audio_file
+from lowbit_k2.data.sphere import GET_SPH2PIPE, SPH2PIPE, audio_shape, count_samples, is_cut, read_header
 from lowbit_k2.errors import UserError, run_main
 
 # Release 2 of Switchboard-1 has 2438 calls, all of which ms98 transcribes (4876 sides). Copies of the discs with 2435
@@ -73,13 +74,20 @@ def check_headers(audio: dict[str, Path], problems: Problems) -> int:
     compressed = 0
     for path in audio.values():
         try:
-            header = read_header(path)
+            if path.suffix.lower() == ".wav":
+                check_audio_file(path)
+                header, channels = None, audio_shape(path)[1]
+            else:
+                header = read_header(path)
+                channels = header.num_channels
         except UserError as error:
             problems.add("audio files are unreadable", str(error))
             continue
+        if channels != len(SIDES):
+            problems.add("audio files have not two channels", f"{path} ({channels})")
+        if header is None:
+            continue
         compressed += header.shorten
-        if header.num_channels != len(SIDES):
-            problems.add("audio files have not two channels", f"{path} ({header.num_channels})")
         if is_cut(header, found := count_samples(path, header)):
             problems.add("audio files are cut", f"{path} ({found} of {header.num_samples} samples)")
     return compressed

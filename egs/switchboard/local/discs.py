@@ -79,9 +79,12 @@ def is_english_talk(path: Path, folder: Path) -> bool:
 
 
 def find_audio(folder: Path, problems: Problems) -> dict[str, Path]:
-    """SPHERE files of English telephone speech by their names without suffix, in small letters; of two the first."""
+    """Audio of English telephone speech by names without suffix, in small letters; of two the first.
+
+    SPHERE or, converted from it with both channels, WAV.
+    """
     found: dict[str, Path] = {}
-    for path in filter(lambda path: is_english_talk(path, folder), find_files(folder, ".sph")):
+    for path in filter(lambda path: is_english_talk(path, folder), find_files(folder, ".sph", ".wav")):
         name = path.stem.lower()
         if name in found:
             problems.add("audio files have the name of another one and are left out", f"{path} after {found[name]}")

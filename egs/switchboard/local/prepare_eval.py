@@ -29,7 +29,7 @@ sys.path[:0] = [str(HERE.parents[2]), str(HERE)]
 from discs import SIDES, Problems, check_folder, find_audio, find_files, is_english_talk, read_lines
 
 from lowbit_k2.data.kaldi_dir import OVERHANG
-from lowbit_k2.data.sphere import make_recording
+from lowbit_k2.data.sources import recording_of
 from lowbit_k2.errors import UserError, run_main
 from lowbit_k2.fileio import atomic_write
 from lowbit_k2.scoring.glm import filter_reference, read_glm
@@ -208,7 +208,7 @@ def open_audio(audio_dir: Path, names: list[str], wav_dir: Path, problems: Probl
             f"{audio_dir} lacks {len(missing)} of the {len(names)} calls in the STM, first {missing[0]}.sph: "
             "a score without them would not compare; copy all discs, or give an --stm without them"
         )
-    recordings = {name: make_recording(audio[name.lower()], name, wav_dir) for name in names}
+    recordings = {name: recording_of(audio[name.lower()], name, wav_dir) for name in names}
     for name, recording in recordings.items():
         if recording.num_channels != len(SIDES):
             raise UserError(f"{audio[name.lower()]} has {recording.num_channels} channels, expected 2: copy it again")

@@ -40,7 +40,8 @@ from discs import (
 from ms98 import Segment, TextOptions, find_acronyms, normalize, read_dictionary, read_transcript
 
 from lowbit_k2.data.kaldi_dir import OVERHANG
-from lowbit_k2.data.sphere import ToolMissingError, is_cut, make_recording, read_header
+from lowbit_k2.data.sources import is_sphere, recording_of
+from lowbit_k2.data.sphere import ToolMissingError, is_cut, read_header
 from lowbit_k2.errors import UserError, run_main
 from lowbit_k2.fileio import atomic_write
 from lowbit_k2.progress import progress_bar
@@ -95,17 +96,18 @@ def open_recordings(calls: dict[str, Path], wav_dir: Path, problems: Problems) -
     recordings = {}
     for name, path in progress_bar(sorted(calls.items()), "audio"):
         try:
-            header = read_header(path)
-            if header.num_channels != len(SIDES):
-                problems.add("calls have not two channels and are left out", f"{path} ({header.num_channels})")
+            header = read_header(path) if is_sphere(path) else None
+            recording = recording_of(path, name, wav_dir)
+            if recording.num_channels != len(SIDES):
+                problems.add("calls have not two channels and are left out", f"{path} ({recording.num_channels})")
                 continue
-            recordings[name] = make_recording(path, name, wav_dir)
+            recordings[name] = recording
         except ToolMissingError:
             raise
         except UserError as error:
             problems.add("audio files are unreadable and left out", str(error))
             continue
-        if is_cut(header, found := recordings[name].num_samples):
+        if header and is_cut(header, found := recordings[name].num_samples):
             problems.add("audio files are cut", f"{path} ({found} of {header.num_samples} samples)")
     return recordings
 
