@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import signal
 import sys
 from collections.abc import Callable
 
@@ -71,8 +72,16 @@ def print_error(line: str) -> None:
     print("error: " + printable(" ".join(line.split())), file=sys.stderr, flush=True)
 
 
+def end_interrupted(number: int, frame: object) -> None:
+    """A handler of Ctrl-C for the time in which a script imports what it needs (`launch.use_project_interpreter`)."""
+    os.write(2, b"error: interrupted\n")
+    os._exit(128 + number)
+
+
 def run_main(main: Callable[[], object]) -> None:
     """Run a script's main; print user errors as `error: ...` on stderr and exit with status 1."""
+    if signal.getsignal(signal.SIGINT) is end_interrupted:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # from here on there may be something to clean up
     try:
         main()
         sys.stdout.flush()

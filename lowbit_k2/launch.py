@@ -5,9 +5,12 @@ from __future__ import annotations
 import ctypes
 import importlib.util
 import os
+import signal
 import sys
 from collections.abc import MutableMapping
 from pathlib import Path
+
+from lowbit_k2.errors import end_interrupted
 
 ROOT = Path(__file__).resolve().parent.parent
 CPU_INFO = Path("/proc/cpuinfo")
@@ -19,8 +22,10 @@ def use_project_interpreter() -> None:
     """Replace this process by the same script under `.venv`, if this Python has no torch and `.venv` exists.
 
     Call it before the first import that needs an installed package: it also makes the settings of the process that
-    torch's libraries read when they are loaded.
+    torch's libraries read when they are loaded. Ctrl-C during those imports, which take seconds, ends in one line.
     """
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # until `run_main` takes over
+        signal.signal(signal.SIGINT, end_interrupted)
     if importlib.util.find_spec("torch") is not None:
         choose_mkl_kernels(os.environ)
         keep_freed_memory()

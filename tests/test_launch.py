@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -76,3 +77,22 @@ def test_no_torch_and_no_environment_is_one_line(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(launch, "ROOT", tmp_path)
     with pytest.raises(SystemExit, match="error: PyTorch is not installed: run `make venv`"):
         launch.use_project_interpreter()
+
+
+IMPORTING = """
+import time
+from lowbit_k2.launch import use_project_interpreter
+use_project_interpreter()
+print("importing", flush=True)
+time.sleep(60)
+"""
+
+
+def test_ctrl_c_while_a_script_imports() -> None:
+    program = [sys.executable, "-c", IMPORTING]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": ROOT}
+    with subprocess.Popen(program, **pipes) as process:
+        assert process.stdout.readline() == "importing\n"
+        process.send_signal(signal.SIGINT)
+        said = process.communicate(timeout=60)[1]
+    assert (process.returncode, said) == (130, "error: interrupted\n")
