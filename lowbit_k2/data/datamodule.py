@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -211,12 +211,14 @@ class AsrDataModule:
         if self.config.num_workers == 0:
             items = (dataset[cuts] for cuts in cut_batches)
         else:
-            items = torch.utils.data.DataLoader(
-                dataset,
-                batch_size=None,
-                sampler=_Once(cut_batches),
-                num_workers=self.config.num_workers,
-                generator=torch.Generator().manual_seed(0),  # or it would draw from the training's generator
+            items = _workers_watched(
+                torch.utils.data.DataLoader(
+                    dataset,
+                    batch_size=None,
+                    sampler=_Once(cut_batches),
+                    num_workers=self.config.num_workers,
+                    generator=torch.Generator().manual_seed(0),  # or it would draw from the training's generator
+                )
             )
         for batch, unread in items:
             if unread and lost is None:
@@ -266,6 +268,28 @@ class _CutBatches(torch.utils.data.Dataset):
 
     def __getitem__(self, cuts: CutSet) -> tuple[Batch | None, dict[str, str]]:
         return self.module.read_batch(cuts, self.noise_epoch)
+
+
+def _workers_watched(items: Iterable[Any]) -> Iterator[Any]:
+    """What the loader gives.
+
+    Raises:
+      UserError: one of its processes was killed.
+    """
+    iterator = iter(items)
+    while True:
+        try:
+            item = next(iterator)
+        except StopIteration:
+            return
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise UserError(
+                f"a process that loads batches was killed ({str(error).splitlines()[0]}): if memory ran out, lower "
+                "num_workers"
+            ) from None
+        yield item
 
 
 class _Once(torch.utils.data.Sampler):

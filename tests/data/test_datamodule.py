@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -195,6 +197,20 @@ def test_missing_features_are_one_line(toy_corpus: ToyCorpus, num_workers: int) 
     cuts = toy_corpus.cuts.drop_features().to_eager()
     with pytest.raises(UserError, match="compute_fbank") as caught:
         list(make(toy_corpus, num_workers=num_workers).train_batches(cuts, 1))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_killed_worker_is_one_line(toy_corpus: ToyCorpus, monkeypatch: pytest.MonkeyPatch) -> None:
+    parent, module = os.getpid(), make(toy_corpus, num_workers=1)
+
+    def load(cut: lhotse.cut.Cut) -> torch.Tensor:
+        if os.getpid() != parent:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return torch.zeros(1, 80)
+
+    monkeypatch.setattr(module, "load", load)
+    with pytest.raises(UserError, match="a process that loads batches was killed .*lower num_workers") as caught:
+        list(module.train_batches(toy_corpus.cuts, 1))
     assert "\n" not in str(caught.value)
 
 
