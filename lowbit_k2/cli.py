@@ -16,7 +16,7 @@ from typing import Any
 
 from lowbit_k2.core.chunks import ChunkConfig
 from lowbit_k2.core.text import printable
-from lowbit_k2.errors import run_main
+from lowbit_k2.errors import UserError, run_main
 from lowbit_k2.packed import PackedModel, read_packed, size_table
 from lowbit_k2.plugins import PLUGIN_HELP, load_plugins
 from lowbit_k2.recipe.flags import add_flags, read_flags
@@ -43,6 +43,17 @@ def get_parser() -> argparse.ArgumentParser:
     add_flags(transcribe, ChunkConfig)
     transcribe.add_argument("wav", type=Path, nargs="+", metavar="WAV", help="any format that libsndfile reads")
     transcribe.set_defaults(run=run_transcribe)
+
+    align = commands.add_parser("align", help="when each word of known transcripts was said, as CTM")
+    align.add_argument("--packed", type=Path, required=True, metavar="FILE", help="a packed file with a CTC layer")
+    align.add_argument("--plugin", type=Path, action="append", default=[], metavar="FILE", help=PLUGIN_HELP)
+    align.add_argument("--num-threads", type=int, default=0, help="CPU threads; 0 leaves PyTorch's choice")
+    align.add_argument("--level", choices=("word", "token"), default="word", help="what the lines are of")
+    align.add_argument("--wav", type=Path, metavar="WAV", help="one audio file, with --text")
+    align.add_argument("--text", help="its transcript")
+    align.add_argument("--transcripts", type=Path, metavar="FILE", help="instead: lines `WAV<tab>transcript`")
+    add_flags(align, ChunkConfig)
+    align.set_defaults(run=run_align)
     return parser
 
 
@@ -89,6 +100,23 @@ def run_transcribe(args: argparse.Namespace) -> None:
     load_plugins(args.plugin)
     chunking = read_flags(ChunkConfig, args)
     transcribe_files(args.wav, [greedy_recognizer(load_packed(args.packed), chunking)])
+
+
+def run_align(args: argparse.Namespace) -> None:
+    """Print CTM lines: file, channel, start, duration, word or token, confidence."""
+    if (args.transcripts is None) == (args.wav is None) or (args.wav is None) != (args.text is None):
+        raise UserError("give --wav with --text, or --transcripts")
+    import torch
+
+    from lowbit_k2.asr.alignment import align_files, read_pairs
+    from lowbit_k2.asr.model_io import load_packed
+    from lowbit_k2.asr.recognizer import greedy_recognizer
+
+    if args.num_threads > 0:
+        torch.set_num_threads(args.num_threads)
+    load_plugins(args.plugin)
+    pairs = read_pairs(args.transcripts) if args.transcripts else [(args.wav, args.text)]
+    align_files(pairs, greedy_recognizer(load_packed(args.packed), read_flags(ChunkConfig, args)), args.level)
 
 
 def run(argv: Sequence[str] | None = None) -> None:

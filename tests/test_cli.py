@@ -192,3 +192,34 @@ def test_a_file_that_needs_too_much_memory(
     printed = capsys.readouterr()
     assert printed.out.startswith(f"{short}\t") and printed.err.count("\n") == 1
     assert "long.wav needs more memory than there is" in printed.err
+
+
+def test_align(toy_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], repo_root: Path) -> None:
+    """A toy's times are any; their order, the files that cannot be aligned and the format are not."""
+    audio = write_wav(tmp_path / "a b.wav", 2.0)
+    write_wav(tmp_path / "short.wav", 0.1)
+    text = "word b b word"
+    run(["align", "--packed", str(toy_file), "--wav", str(audio), "--text", text])
+    rows = [line.rsplit(maxsplit=5) for line in capsys.readouterr().out.splitlines()]
+    assert [row[4] for row in rows] == text.split() and {(row[0], row[1]) for row in rows} == {("a b", "1")}
+    starts = [float(row[2]) for row in rows]
+    ends = [start + float(row[3]) for start, row in zip(starts, rows, strict=True)]
+    assert all(end <= start + 1e-6 for end, start in zip(ends, starts[1:], strict=False)) and ends[-1] <= 2.0
+    assert all(0 < float(row[5]) <= 1 for row in rows)
+    lines = [f"{tmp_path}/short.wav\t{text}", f"{tmp_path}/none.wav\t{text}", f"{audio}\t{text} other"]
+    (tmp_path / "list").write_text("\n".join([f"{audio}\t{text}", *lines]))
+    done = cli("align", "--packed", toy_file, "--transcripts", tmp_path / "list", "--level", "token", cwd=repo_root)
+    assert done.returncode == 1
+    assert [line.rsplit(maxsplit=5)[4] for line in done.stdout.splitlines()] == ["a", "b", "b", "b", "a", "b"]
+    said = done.stderr.splitlines()
+    wanted = ("cannot hold the transcript", "none.wav does not exist", "word other is not in the lexicon")
+    assert len(said) == 3
+    for line, words in zip(said, wanted, strict=True):
+        assert line.startswith(f"error: {tmp_path}") and words in line
+    (tmp_path / "list").write_text(f"{audio}\t{text}\nalone\n")
+    for arguments, message in (
+        (["--wav", "a.wav"], "give --wav with --text, or --transcripts"),
+        (["--transcripts", tmp_path / "list"], "list line 2: expected FILE<tab>transcript, found 'alone'"),
+    ):
+        done = cli("align", "--packed", toy_file, *arguments, cwd=repo_root)
+        assert done.returncode == 1 and message in done.stderr and len(done.stderr.splitlines()) == 1

@@ -36,6 +36,9 @@ class Tokenizer(Protocol):
     def unknown(self, text: str) -> str:
         """Characters of a transcript that no unit spells, each once."""
 
+    def pronunciations(self, word: str) -> list[list[int]]:
+        """All token sequences of a word, the preferred one first."""
+
     def decode(self, ids: Sequence[int]) -> str:
         """Text of token ids; blank and special tokens are left out."""
 
@@ -88,6 +91,9 @@ class SentencePieceTokenizer:
         known = {character for i, piece in enumerate(self.pieces()) if i not in self._special for character in piece}
         return "".join(dict.fromkeys(c for c in "".join(text.split()) if c not in known)) or text[:1]
 
+    def pronunciations(self, word: str) -> list[list[int]]:
+        return [self.encode(word)]
+
     def encode_words(self, words: Sequence[str]) -> list[list[str]]:
         """Pieces of each word spelled alone, for a lexicon."""
         return [self._processor.EncodeAsPieces(word) for word in words]
@@ -121,12 +127,12 @@ class LexiconTokenizer:
             raise UserError(f"tokens.txt must number its symbols 0, 1, ... with {BLANK} as 0: run prepare_lang")
         self._symbols = [token for token, _ in sorted(self._tokens.items(), key=lambda item: item[1])]
         self._entries = list(entries)
-        self._ids: dict[str, list[int]] = {}
+        self._ids: dict[str, list[list[int]]] = {}
         for word, pronunciation in self._entries:
             missing = [phone for phone in pronunciation if phone not in self._tokens]
             if missing:
                 raise UserError(f"phone {missing[0]} of word {word} is not in tokens.txt: run prepare_lang")
-            self._ids.setdefault(word, [self._tokens[phone] for phone in pronunciation])
+            self._ids.setdefault(word, []).append([self._tokens[phone] for phone in pronunciation])
 
     @property
     def vocab_size(self) -> int:
@@ -135,10 +141,13 @@ class LexiconTokenizer:
     def encode(self, text: str) -> list[int]:
         ids: list[int] = []
         for word in text.split():
-            if word not in self._ids:
-                raise UserError(f"word {word} is not in the lexicon: add its pronunciation to lexicon.txt")
-            ids.extend(self._ids[word])
+            ids.extend(self.pronunciations(word)[0])
         return ids
+
+    def pronunciations(self, word: str) -> list[list[int]]:
+        if word not in self._ids:
+            raise UserError(f"word {word} is not in the lexicon: add its pronunciation to lexicon.txt")
+        return self._ids[word]
 
     def unknown(self, text: str) -> str:
         return ""  # words without a pronunciation are refused by `encode`
