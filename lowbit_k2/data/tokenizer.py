@@ -182,7 +182,7 @@ def tokenizer_from_bytes(kind: str, data: bytes) -> Tokenizer:
         value = json.loads(data.decode("utf-8"))
         tokens = {token: i for i, token in enumerate(value["tokens"])}
         entries = [(row[0], tuple(row[1:])) for row in value["lexicon"]]
-    except (ValueError, KeyError, TypeError, IndexError):
+    except (ValueError, KeyError, TypeError, IndexError, RecursionError):
         raise UserError("the bytes are no lexicon tokenizer: export the model again") from None
     return LexiconTokenizer(tokens, entries)
 

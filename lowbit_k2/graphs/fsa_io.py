@@ -117,7 +117,7 @@ def read_record(path: Path) -> dict[str, Any]:
 def _record_of(content: Mapping[str, Any]) -> dict[str, Any]:
     try:
         record = json.loads(content.get("made_for", "{}"))
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, RecursionError):
         return {}
     return record if isinstance(record, dict) else {}
 

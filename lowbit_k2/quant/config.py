@@ -180,7 +180,7 @@ class QuantConfig:
         """Inverse of `to_json`; raises UserError as `from_dict` does."""
         try:
             value = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f"the quantization config is not JSON: {error}") from None
         return cls.from_dict(value)
 

@@ -25,9 +25,10 @@ import torch
 from lowbit_k2.asr.model_io import CheckpointChoice, build_model, describe_tokenizer, load_packed, load_trained
 from lowbit_k2.asr.recognizer import DecodeConfig, make_recognizers
 from lowbit_k2.data.features import FeatureConfig
-from lowbit_k2.data.tokenizer import SentencePieceTokenizer
+from lowbit_k2.data.tokenizer import SentencePieceTokenizer, tokenizer_from_bytes
 from lowbit_k2.errors import UserError, is_one_line_error
 from lowbit_k2.export import pack_model
+from lowbit_k2.fileio import read_json
 from lowbit_k2.models import CtcConfig, TransducerConfig
 from lowbit_k2.packed import PackedFileError, read_packed, write_packed
 from lowbit_k2.quant import QuantConfig
@@ -209,3 +210,15 @@ def test_memory_is_asked_for_only_where_tensors_confirm_it(packed: Path, tmp_pat
     )
     assert done.returncode == 0, done.stderr
     assert [line.split(":")[0] for line in done.stdout.splitlines()] == list(map(str, paths))
+
+
+def test_json_that_is_nested_too_deeply(tmp_path: Path) -> None:
+    """Python's reader gives up with an error of its own."""
+    deep = "[" * 200_000
+    (tmp_path / "deep.json").write_text(deep)
+    for read in (
+        lambda: read_json(tmp_path / "deep.json"),
+        lambda: tokenizer_from_bytes("lexicon", deep.encode()),
+        lambda: QuantConfig.from_json(deep),
+    ):
+        assert refused_or_taken(read, "deep JSON")
