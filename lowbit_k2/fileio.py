@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -21,6 +22,9 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success it is renamed to `path`, on an error it is removed.
 
     The temporary name keeps the suffixes of `path`, because several writers choose their format by them.
+
+    Raises:
+      OSError: of the body or of the system; it names `path` where a write failed, for want of room for instance.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -35,6 +39,10 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         _flush(temporary)  # a name must not reach the disk before its contents
         os.replace(temporary, path)
         _flush(path.parent)
+    except OSError as error:
+        if error.filename is None or error.filename == name:
+            error.filename = str(path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -44,8 +52,10 @@ def _flush(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
-    except OSError:
-        pass
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):  # no room may show only here
+            error.filename = str(path)
+            raise
     finally:
         os.close(descriptor)
 

@@ -57,5 +57,11 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         reports = [report for outcome in outcomes for report in terminalreporter.stats.get(outcome, [])]
         return len({report.nodeid for report in reports if "k2" in getattr(report, "keywords", {})})
 
+    from tests.attacks.trials import summary
+
+    for line in summary(
+        {report.nodeid for kind in ("failed", "error") for report in terminalreporter.stats.get(kind, [])}
+    ):
+        terminalreporter.write_line(line)
     ran, skipped = marked_k2("passed", "failed", "error"), marked_k2("skipped")
     terminalreporter.write_line(f"k2 tests: {ran} ran, {skipped} skipped")

@@ -35,7 +35,7 @@ from lowbit_k2.quant import QuantConfig
 from lowbit_k2.recipe.train_bpe import train_sentencepiece
 from lowbit_k2.train.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from lowbit_k2.train.initialise import InitialState
-from tests.attacks.trials import trials
+from tests.attacks.trials import count_trial, factor, trials
 
 TOKENIZER = SentencePieceTokenizer(train_sentencepiece(["YES NO GO"], "char", 0))
 OTHER_TOKENS = SentencePieceTokenizer(train_sentencepiece(["YES NO GO ABC"], "char", 0))
@@ -110,7 +110,8 @@ def test_fields_of_packed_files(packed: Path, tmp_path: Path) -> None:
     ways = [(name, way) for name, section in sections.items() for way in leaves(section)]
     tried = [(name, way, value) for name, way in ways for value in VALUES]
     refused = 0
-    for name, way, value in draw.sample(tried, min(len(tried), len(trials(250)))):
+    for name, way, value in draw.sample(tried, min(len(tried), 250 * factor())):
+        count_trial()
         try:
             write_packed(path, replace(whole, **{name: changed(sections[name], way, value)}))
         except (UserError, ValueError):  # the writer has rules of its own
@@ -125,7 +126,8 @@ def test_fields_of_checkpoints(checkpoint: Path, tmp_path: Path) -> None:
     ways = [(name, way) for name in ("model", "features", "quant", "tokenizer") for way in leaves(whole.meta[name])]
     tried = [(name, way, value) for name, way in ways for value in VALUES]
     refused = 0
-    for name, way, value in draw.sample(tried, min(len(tried), len(trials(250)))):
+    for name, way, value in draw.sample(tried, min(len(tried), 250 * factor())):
+        count_trial()
         meta = {**whole.meta, name: changed(whole.meta[name], way, value)}
         save_checkpoint(path, Checkpoint(whole.model, meta))
         decode = DecodeConfig(CheckpointChoice(checkpoint=path), precision=("1",))
@@ -137,7 +139,7 @@ def test_fields_of_checkpoints(checkpoint: Path, tmp_path: Path) -> None:
 def test_numbers_that_are_not_finite(checkpoint: Path, packed: Path, tmp_path: Path, number: float) -> None:
     whole = load_checkpoint(checkpoint)
     floats = [name for name, tensor in whole.model.items() if tensor.is_floating_point()]
-    for index in {len(trials(1)) - 1, 0, 3, len(floats) // 2, len(floats) - 1}:
+    for index in {factor() - 1, 0, 3, len(floats) // 2, len(floats) - 1}:
         name = floats[index % len(floats)]
         model = {key: tensor.clone() for key, tensor in whole.model.items()}
         model[name].view(-1)[0] = number

@@ -22,6 +22,7 @@ from lowbit_k2.recipe.decoding_flags import (
     read_export_flags,
 )
 from lowbit_k2.recipe.training_flags import read_training_flags, training_parser
+from tests.attacks.trials import count_trial
 
 VALUES = [0, 1, -1, 2, 2**31 - 1, 2**31, 2**32, 2**63, -(2**63), 10**20, 10**400]
 VALUES += [0.0, 0.5, -0.5, 1e-320, 1e-9, 1e12, 1e30, 1e308, -1e308, math.nan, math.inf, -math.inf]
@@ -58,6 +59,7 @@ def test_fields() -> None:
         for name in numeric_fields(cls):
             for value in VALUES:
                 tried += 1
+                count_trial()
                 try:
                     made = cls(**{**needed, name: value})
                 except UserError as error:
@@ -104,6 +106,7 @@ def test_flags(make: Callable, capsys: pytest.CaptureFixture[str]) -> None:
     taken = refused = 0
     for flag in flags:
         for text in TEXTS:
+            count_trial()
             try:
                 read(parser.parse_args([*needed, f"{flag}={text}"]))
                 taken += 1
