@@ -21,7 +21,7 @@ from lowbit_k2.data.filter import cut_text
 from lowbit_k2.decode.method import METHODS
 from lowbit_k2.errors import UserError
 from lowbit_k2.fileio import read_json, sha256, write_json
-from lowbit_k2.scoring.ctm import read_recogs
+from lowbit_k2.scoring.recogs import read_hypotheses
 from lowbit_k2.scoring.wer import Result
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def recall(recogs: Path, origin: Origin, cuts: Iterable[Cut]) -> tuple[list[Resu
         record = read_json(record_path(recogs))
         if record["made_from"] != json.loads(json.dumps(origin)) or record["recogs"] != sha256(recogs):
             return None
-        hypotheses = read_recogs(recogs)
+        hypotheses = read_hypotheses(recogs)
         results = [(cut.id, cut_text(cut).split(), hypotheses[cut.id]) for cut in cuts]
     except (UserError, OSError, KeyError, TypeError):
         return None  # not there, or damaged

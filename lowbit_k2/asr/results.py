@@ -10,13 +10,13 @@ from lowbit_k2.asr.finished import Origin, remember
 from lowbit_k2.asr.recognizer import Search
 from lowbit_k2.decode.hypothesis import Nbest
 from lowbit_k2.errors import print_error
+from lowbit_k2.scoring.recogs import write_recogs
 from lowbit_k2.scoring.wer import (
     Result,
     WerStats,
     as_characters,
     bootstrap_interval,
     write_errs,
-    write_recogs,
     write_speakers,
     write_summary,
 )

@@ -11,17 +11,14 @@ to tell which reference segment a word belongs to.
 
 from __future__ import annotations
 
-import ast
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lowbit_k2.errors import UserError
 from lowbit_k2.fileio import atomic_write
 from lowbit_k2.scoring.stm import format_seconds
-from lowbit_k2.textfile import read_lines
 
 if TYPE_CHECKING:
     from lhotse import CutSet
@@ -32,7 +29,6 @@ NO_WORD = re.compile(r"\[.*\]|<.*>")  # [noise], [laughter], <unk>: never a spok
 # puts such a sign out means nothing by it: the word is wrong, so it gets another sign, which no reference has.
 SIGNS = re.compile(r"[{}()<>@*\\|\x00-\x20\x7f]")
 WRONG = "#"
-RECOGS_LINE = re.compile(r"(?P<id>\S+):\t(?P<kind>ref|hyp)=(?P<words>\[.*\])")
 
 
 @dataclass(frozen=True)
@@ -76,34 +72,6 @@ def share_out(recording: str, channel: str, start: float, duration: float, words
     return [
         CtmWord(recording, channel, begin, round(share, 6), word) for begin, word in zip(starts, words, strict=True)
     ]
-
-
-def read_recogs(path: str | Path) -> dict[str, list[str]]:
-    """Hypotheses of a recogs-*.txt file by utterance (for the format see `wer.write_recogs`).
-
-    Raises:
-      UserError: missing file, a line of another format, or no utterances.
-    """
-    path = Path(path)
-    hypotheses = {}
-    for number, line in enumerate(read_lines(path, "give the recogs-*.txt that decode.py wrote for this test set"), 1):
-        found = RECOGS_LINE.fullmatch(line)
-        words = None if found is None else _literal(found["words"])
-        if words is None:
-            raise UserError(f"{path} line {number}: expected `id:<tab>ref=[...]` or `id:<tab>hyp=[...]` of decode.py")
-        if found["kind"] == "hyp":
-            hypotheses[found["id"]] = words
-    if not hypotheses:
-        raise UserError(f"{path} holds no hypotheses: decode again")
-    return hypotheses
-
-
-def _literal(text: str) -> list[str] | None:
-    try:
-        words = ast.literal_eval(text)
-    except (SyntaxError, ValueError):
-        return None
-    return words if all(isinstance(word, str) for word in words) else None
 
 
 def ctm_from_hypotheses(

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 from lowbit_k2.errors import UserError
 from lowbit_k2.fileio import atomic_write, write_json
-from lowbit_k2.scoring.ctm import CHANNELS, CtmWord, ctm_from_hypotheses, read_recogs, write_ctm
+from lowbit_k2.scoring.ctm import CHANNELS, CtmWord, ctm_from_hypotheses, write_ctm
 from lowbit_k2.scoring.glm import filter_hypothesis, filter_reference, read_glm, write_filtered_ctm
 from lowbit_k2.scoring.nist import (
     ScoreStats,
@@ -32,6 +32,7 @@ from lowbit_k2.scoring.nist import (
     segment_place,
     sum_up,
 )
+from lowbit_k2.scoring.recogs import read_hypotheses
 from lowbit_k2.scoring.sclite import HYPOTHESIS, NAME, REFERENCE, VARIABLE, find_sclite, score_with_sclite
 from lowbit_k2.scoring.stm import StmSegment, format_seconds, read_stm, read_stm_header, write_stm
 from lowbit_k2.tables import markdown_table
@@ -130,7 +131,7 @@ def hypothesis_words(recogs: Path, cuts: CutSet, reference: Sequence[StmSegment]
       UserError: hypotheses of other utterances than the cuts, cuts of other recordings than the reference, or cuts
         that are no utterances.
     """
-    hypotheses = read_recogs(recogs)
+    hypotheses = read_hypotheses(recogs)
     known = {cut.id: len(cut.supervisions) for cut in cuts}
     strange = [utterance for utterance in hypotheses if utterance not in known]
     if strange:

@@ -1,4 +1,4 @@
-"""Word and character error rates and icefall's files: recogs-*.txt, errs-*.txt, wer-summary-*.txt.
+"""Word and character error rates and icefall's files: errs-*.txt, wer-summary-*.txt.
 
     %WER 2.17% [1142 / 52576, 127 ins, 88 del, 927 sub ]
 
@@ -129,13 +129,6 @@ def write_speakers(path: str | Path, results: Iterable[Result], speakers: Mappin
     mean = f"\nmean over {len(rates)} speakers: {100 * sum(rates) / len(rates):.2f}" if rates else ""
     with atomic_write(path) as temporary:
         temporary.write_text(f"{table}{mean}\n", encoding="utf-8")
-
-
-def write_recogs(path: str | Path, results: Iterable[Result]) -> None:
-    """Write references and hypotheses, sorted by utterance, two lines each."""
-    with atomic_write(path) as temporary, temporary.open("w", encoding="utf-8") as out:
-        for utterance, ref, hyp in sorted(results, key=lambda result: result[0]):
-            out.write(f"{utterance}:\tref={list(ref)}\n{utterance}:\thyp={list(hyp)}\n")
 
 
 def write_errs(path: str | Path, results: Iterable[Result], name: str = "WER") -> WerStats:

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from lhotse import CutSet, MonoCut, SupervisionSegment
 
+from lowbit_k2.scoring.recogs import write_recogs
 from lowbit_k2.scoring.sclite import VARIABLE, find_sclite
-from lowbit_k2.scoring.wer import write_recogs
 from tests.egs.scripts import ROOT, Flag, call, refused
 
 SCORE = ROOT / "egs/switchboard/score.py"

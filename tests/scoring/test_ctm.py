@@ -7,9 +7,7 @@ from pathlib import Path
 import pytest
 from lhotse import CutSet, MonoCut, SupervisionSegment
 
-from lowbit_k2.errors import UserError
-from lowbit_k2.scoring.ctm import CtmWord, ctm_from_hypotheses, read_recogs, share_out, write_ctm
-from lowbit_k2.scoring.wer import write_recogs
+from lowbit_k2.scoring.ctm import CtmWord, ctm_from_hypotheses, share_out, write_ctm
 
 
 def cut(name: str, recording: str, channel: int, start: float, duration: float) -> MonoCut:
@@ -57,28 +55,3 @@ def test_words_of_cuts() -> None:
         "sw_1 B 11.00 1.00 b",
         "sw_2 1 0.00 1.00 d",
     ]
-
-
-def test_recogs(tmp_path: Path) -> None:
-    path = tmp_path / "recogs-eval2000.txt"
-    write_recogs(path, [("u2", ["a"], ["don't", "it's", 'say "x"', "é"]), ("u1", ["b"], [])])
-    assert read_recogs(path) == {"u1": [], "u2": ["don't", "it's", 'say "x"', "é"]}
-
-
-@pytest.mark.parametrize(
-    "text",
-    ["u1:\tref=['a']\nu1:\thyp=['a'\n", "u1: a b c\n", "u1:\thyp=[1, 2]\n", "u1:\thyp=[a]\n", "\x00\xff\n", "\n"],
-)
-def test_recogs_that_are_none(tmp_path: Path, text: str) -> None:
-    path = tmp_path / "recogs-bad.txt"
-    path.write_text(text)
-    with pytest.raises(UserError, match="recogs-bad.txt line [12]: (expected|a NUL byte)"):
-        read_recogs(path)
-
-
-def test_recogs_without_hypotheses(tmp_path: Path) -> None:
-    (tmp_path / "empty.txt").write_text("")
-    with pytest.raises(UserError, match="empty.txt holds no hypotheses"):
-        read_recogs(tmp_path / "empty.txt")
-    with pytest.raises(UserError, match="none.txt does not exist"):
-        read_recogs(tmp_path / "none.txt")

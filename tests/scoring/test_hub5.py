@@ -14,8 +14,8 @@ from lowbit_k2.errors import UserError
 from lowbit_k2.scoring import hub5
 from lowbit_k2.scoring.hub5 import format_score, score
 from lowbit_k2.scoring.nist import ScoreStats
+from lowbit_k2.scoring.recogs import write_recogs
 from lowbit_k2.scoring.stm import IGNORED
-from lowbit_k2.scoring.wer import write_recogs
 from tests.scoring.calls import MINI_GLM, needs_sctk
 
 STM = f"""\

@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lowbit_k2.scoring.recogs import write_recogs
 from lowbit_k2.scoring.wer import (
     WerStats,
     as_characters,
     bootstrap_interval,
     score,
     write_errs,
-    write_recogs,
     write_speakers,
     write_summary,
 )
