@@ -2,6 +2,7 @@
 
 lowbit-k2 inspect model.safetensors --float float.safetensors    # what takes how many bytes; needs numpy only
 lowbit-k2 transcribe --packed model.safetensors a.wav b.flac     # FILE<tab>words, by greedy search
+lowbit-k2 compare float/recogs-test.txt 1bit/recogs-test.txt     # worse, better, equivalent, or cannot tell
 """
 
 from __future__ import annotations
@@ -54,6 +55,19 @@ def get_parser() -> argparse.ArgumentParser:
     align.add_argument("--transcripts", type=Path, metavar="FILE", help="instead: lines `WAV<tab>transcript`")
     add_flags(align, ChunkConfig)
     align.set_defaults(run=run_align)
+
+    compare = commands.add_parser(
+        "compare", help="is a system worse than another, better, or equivalent? From their recogs-*.txt files"
+    )
+    what = "recogs-*.txt; of several test sets or seeds by commas, in the same order for all systems"
+    compare.add_argument("reference", type=read_paths, metavar="REFERENCE", help=what)
+    compare.add_argument("systems", type=read_paths, nargs="+", metavar="SYSTEM", help="what is compared with it")
+    compare.add_argument("--margin", type=float, default=0.05, help="relative difference that does not matter (0.05)")
+    speakers = compare.add_mutually_exclusive_group()
+    speakers.add_argument("--cuts", type=Path, nargs="+", metavar="FILE", help="lhotse cuts, for bootstrap by speaker")
+    speakers.add_argument("--utt2spk", type=Path, metavar="FILE", help="the same, from lines `utterance speaker`")
+    compare.add_argument("--json", action="store_true", help="for programs")
+    compare.set_defaults(run=run_compare)
     return parser
 
 
@@ -117,6 +131,43 @@ def run_align(args: argparse.Namespace) -> None:
     load_plugins(args.plugin)
     pairs = read_pairs(args.transcripts) if args.transcripts else [(args.wav, args.text)]
     align_files(pairs, greedy_recognizer(load_packed(args.packed), read_flags(ChunkConfig, args)), args.level)
+
+
+def read_paths(text: str) -> tuple[Path, ...]:
+    return tuple(Path(part) for part in text.split(",") if part)
+
+
+def run_compare(args: argparse.Namespace) -> None:
+    """Print how systems compare with the first one."""
+    from lowbit_k2.scoring.comparison_table import as_json, format_comparisons
+    from lowbit_k2.scoring.recogs import read_recogs
+    from lowbit_k2.scoring.significance import compare, speaker_lookup
+
+    if not 0 < args.margin < 1:
+        raise UserError(f"--margin {args.margin:g}: give a fraction between 0 and 1, as 0.05 for 5%")
+    speakers = read_speakers(args)
+    unit, unit_of = ("utterances", str) if speakers is None else ("speakers", speaker_lookup(speakers))
+    reference, found = [read_recogs(path) for path in args.reference], []
+    for files in args.systems:
+        if len(files) != len(args.reference):
+            raise UserError(f"{len(args.reference)} files against {len(files)} ({files[0]}, ...): give as many of each")
+        names = [(str(a), str(b)) for a, b in zip(args.reference, files, strict=True)]
+        found.append((files, compare(reference, [read_recogs(path) for path in files], unit_of, names)))
+    form = (args.reference, found, args.margin, unit)
+    print(json.dumps(as_json(*form), indent=2) if args.json else format_comparisons(*form))
+
+
+def read_speakers(args: argparse.Namespace) -> dict[str, str] | None:
+    """By utterance; None without --cuts and --utt2spk."""
+    if args.utt2spk is not None:
+        from lowbit_k2.data.kaldi_dir import read_table
+
+        return {utterance: speaker for utterance, (speaker, *_) in read_table(args.utt2spk, 1).items()}
+    if args.cuts is None:
+        return None
+    from lowbit_k2.data.manifests import read_cuts, speakers_of
+
+    return {utterance: s for path in args.cuts for utterance, s in speakers_of(read_cuts(path)).items()}
 
 
 def run(argv: Sequence[str] | None = None) -> None:

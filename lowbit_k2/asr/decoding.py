@@ -26,6 +26,7 @@ from lowbit_k2.data.batch import Batch
 from lowbit_k2.data.checked import cuts_digest
 from lowbit_k2.data.datamodule import AsrDataModule, DataConfig
 from lowbit_k2.data.features import read_feature_config
+from lowbit_k2.data.manifests import speakers_of
 from lowbit_k2.decode.hypothesis import Nbest
 from lowbit_k2.errors import ReportedError, is_out_of_memory
 from lowbit_k2.plugins import load_plugins
@@ -96,11 +97,6 @@ def run_decode(config: DecodeConfig, load_test_sets: Callable[[], Mapping[str, C
     if any(lost.values()):
         raise ReportedError(f"{sum(map(len, lost.values()))} utterances could not be decoded")
     return {key: decoded for number in sorted(results) for key, decoded in results[number].items()}
-
-
-def speakers_of(cuts: CutSet) -> dict[str, str]:
-    """Of the cuts that have one."""
-    return {cut.id: cut.supervisions[0].speaker for cut in cuts if cut.supervisions and cut.supervisions[0].speaker}
 
 
 def plan(

@@ -128,3 +128,8 @@ def load_noise(manifest_dir: str | Path) -> CutSet:
     if not paths:
         raise ConfigError("enable_musan", f"finds no musan_cuts*.jsonl.gz in {manifest_dir}: prepare MUSAN first")
     return CutSet.from_cuts(cut for path in paths for cut in read_cuts(path))
+
+
+def speakers_of(cuts: CutSet) -> dict[str, str]:
+    """Of the cuts that have one."""
+    return {cut.id: cut.supervisions[0].speaker for cut in cuts if cut.supervisions and cut.supervisions[0].speaker}
