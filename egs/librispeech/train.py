@@ -21,8 +21,9 @@ from lowbit_k2.launch import use_project_interpreter
 use_project_interpreter()
 
 from lowbit_k2.asr.dry_run import dry_run
+from lowbit_k2.asr.teachers import outside_teacher
 from lowbit_k2.asr.training import describe_run, output_frames, start_run, usable_cuts
-from lowbit_k2.data.augment import make_spec_augment
+from lowbit_k2.data.augment import make_branch_masks, make_spec_augment
 from lowbit_k2.data.datamodule import AsrDataModule
 from lowbit_k2.data.manifests import load_cuts
 from lowbit_k2.data.tokenizer import load_tokenizer
@@ -35,7 +36,7 @@ from lowbit_k2.recipe.flags import add_mini_argument, str2bool, wants_mini
 from lowbit_k2.recipe.training_flags import read_training_flags, training_errors, training_parser
 from lowbit_k2.train.epochs import remaining_epochs, save_epoch, train_epoch, validate
 from lowbit_k2.train.initialise import InitialState, freeze
-from lowbit_k2.train.optim import floor_of_alphas, learning_rate, make_optimizer
+from lowbit_k2.train.optim import floor_of_alphas, learning_rate, make_optimizer, rising_hardness
 from lowbit_k2.train.trainer import Trainer
 
 DEMO = {  # the embedded corpus: an hour of synthetic speech
@@ -119,9 +120,12 @@ def main() -> None:
             exp_dir=config.run.exp_dir,
             description=describe_run(config, model_config, quant_config, tokenizer, data.features),
             clip_grad_norm=config.optim.clip_grad_norm,
+            before_update=[rising_hardness(model, config.optim)],
             after_update=[floor_of_alphas(model, config.optim.alpha_floor)],
             encode=tokenizer.encode,
             augment=make_spec_augment(config.data.spec_augment),
+            mask=make_branch_masks(config.data.spec_augment),
+            teacher=outside_teacher(config, run, model, tokenizer, data),
             ranks=run.ranks,
         )
 

@@ -23,6 +23,7 @@ from typing import Any
 from lowbit_k2.errors import UserError
 
 LARGEST_INT, LARGEST_FLOAT = 2**31 - 1, 1e12
+SMALLEST_FLOAT = 1e-30  # of numbers over 0: in float32, which kernels compute in, less is nothing
 C = typing.TypeVar("C", bound="Config")
 
 
@@ -65,7 +66,8 @@ def option(
       help: for the command line.
       choices: the only values allowed; a registry may be given, which grows.
       low, above, high: a number is at least `low`, more than `above`, at most `high`; never NaN or infinite. Without
-        `high`, whole numbers fit into 32 bits, and others are at most `LARGEST_FLOAT`.
+        `high`, whole numbers fit into 32 bits, and others are at most `LARGEST_FLOAT`. What is above 0 is at least
+        `SMALLEST_FLOAT`.
       flag: name of the flag where it is not the field's own; "" for a field that no flag sets.
       parse: function from the flag's text to the value, where the type of the field does not say it.
     """
@@ -155,6 +157,8 @@ def _check_range(name: str, value: float, rules: Mapping[str, Any]) -> None:
         raise ConfigError(name, f"{must}, it is {value}")
     if above is not None and not value > above:
         raise ConfigError(name, f"must be {'positive' if above == 0 else f'more than {above:g}'}, it is {value}")
+    if above == 0 and value < SMALLEST_FLOAT:
+        raise ConfigError(name, f"must be at least {SMALLEST_FLOAT:g}, it is {value}")
     if high is None:
         high = LARGEST_INT if isinstance(value, int) else LARGEST_FLOAT
         if value < -high:

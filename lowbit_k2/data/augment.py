@@ -13,6 +13,8 @@ from torch import Tensor
 
 from lowbit_k2.core.config import Config, option
 
+Augment = Callable[[Tensor, Tensor, torch.Generator], Tensor]  # inputs, lengths, generator -> inputs
+
 
 @dataclass(frozen=True)
 class SpecAugmentConfig(Config):
@@ -27,6 +29,7 @@ class SpecAugmentConfig(Config):
     max_time_fraction: float = option(0.25, "of an utterance, all its time masks together", low=0, high=1)
     # "zero", for features with mean 0, or "mean": each utterance's mean by bin
     fill: str = option("zero", flag="", choices=("zero", "mean"))
+    own_masks: bool = option(False, "each branch of an update draws masks of its own; the warp is shared")
 
 
 def spec_augment(features: Tensor, lens: Tensor, config: SpecAugmentConfig, generator: torch.Generator) -> Tensor:
@@ -38,17 +41,28 @@ def spec_augment(features: Tensor, lens: Tensor, config: SpecAugmentConfig, gene
       generator: a CPU generator; the same state gives the same result.
 
     Returns:
-      (N, T, F), a new tensor; padding stays as it is.
+      (N, T, F), padding as it is.
     """
+    return mask(warp(features, lens, config, generator), lens, config, generator)
+
+
+def warp(features: Tensor, lens: Tensor, config: SpecAugmentConfig, generator: torch.Generator) -> Tensor:
+    """The first half of `spec_augment`; same arguments."""
+    assert features.dim() == 3 and lens.shape == features.shape[:1], (features.shape, lens.shape)
+    # Drawn on the CPU, and also where they are not needed: how many depends on the shape alone.
+    draws = torch.rand((len(features), 2), generator=generator).to(features.device)
+    if config.time_warp_factor <= 0:
+        return features
+    return time_warp(features, lens.to(features.device), config.time_warp_factor, draws)
+
+
+def mask(features: Tensor, lens: Tensor, config: SpecAugmentConfig, generator: torch.Generator) -> Tensor:
+    """The second half of `spec_augment`; same arguments."""
     assert features.dim() == 3 and lens.shape == features.shape[:1], (features.shape, lens.shape)
     (batch, num_frames, num_bins), device = features.shape, features.device
-    # All draws come first and on the CPU: their number depends on the shape and the config alone.
-    warp_draws = torch.rand((batch, 2), generator=generator).to(device)
     freq_draws = torch.rand((2, batch, config.num_freq_masks), generator=generator).to(device)
     time_draws = torch.rand((2, batch, config.num_time_masks), generator=generator).to(device)
     lens = lens.to(device)
-    if config.time_warp_factor > 0:
-        features = time_warp(features, lens, config.time_warp_factor, warp_draws)
     fraction = config.max_time_fraction / max(1, config.num_time_masks)
     time_limit = (lens * fraction).long().clamp(max=config.max_time_width)
     freq_limit = torch.full_like(lens, min(config.max_freq_width, num_bins))
@@ -108,12 +122,22 @@ def time_warp(features: Tensor, lens: Tensor, factor: int, draws: Tensor) -> Ten
     return torch.lerp(features[rows, left], features[rows, right], weight)
 
 
-def make_spec_augment(config: SpecAugmentConfig | None) -> Callable[[Tensor, Tensor, torch.Generator], Tensor] | None:
-    """`spec_augment` with its settings bound, as the training loop takes it; None without settings."""
+def make_spec_augment(config: SpecAugmentConfig | None) -> Augment | None:
+    """What all branches of an update see, as the training loop takes it; None without settings."""
     if config is None:
         return None
+    return _bound(warp if config.own_masks else spec_augment, config)
 
+
+def make_branch_masks(config: SpecAugmentConfig | None) -> Augment | None:
+    """What each branch sees by itself on top of that; None where all see the same."""
+    if config is None or not config.own_masks:
+        return None
+    return _bound(mask, config)
+
+
+def _bound(function: Callable[..., Tensor], config: SpecAugmentConfig) -> Augment:
     def augment(features: Tensor, lens: Tensor, generator: torch.Generator) -> Tensor:
-        return spec_augment(features, lens, config, generator)
+        return function(features, lens, config, generator)
 
     return augment

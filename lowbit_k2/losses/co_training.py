@@ -3,10 +3,14 @@
     L = L_teacher + lambda1 * sum_i L_i + lambda2 * sum_i KL(SG[p_teacher] || p_i)
 
 The branches i are the other precisions and stochastic precision ("sp"), in which every layer draws its precision anew
-at each update. In the paper the teacher is the 2-bit branch. Each branch sees the same batch with dropout of its own
-and goes backward before the next one starts, so that only one branch's activations are alive: `train/update.py` runs
-them. BatchNorm's running statistics are shared: every branch moves them. What a pass computes, and what branches are
-compared on, is the business of its criterion (`ctc.py`, `rnnt.py`).
+at each update. In the paper the teacher is the 2-bit branch. It may also stand outside (`train/teacher.py`): a model
+that is there already, or the running mean of the weights; then all branches are students. A precision may be named
+twice: two passes over the same batch with dropout, and where asked for SpecAugment masks, of their own, drawn together
+by the KL (R-Drop, arXiv 2106.14448; consistency-regularised CTC, arXiv 2410.05101).
+
+Each branch goes backward before the next one starts, so that only one branch's activations are alive:
+`train/update.py` runs them. BatchNorm's running statistics are shared: every branch moves them. What a pass computes,
+and what branches are compared on, is the business of its criterion (`ctc.py`, `rnnt.py`).
 """
 
 from __future__ import annotations
@@ -22,6 +26,7 @@ from lowbit_k2.quant import Allocation, draw_sp, generator_seed, sp_probabilitie
 from lowbit_k2.quant.schedule import SP_SCHEDULES
 
 STOCHASTIC = "sp"
+MEAN = "mean"
 
 
 def split_names(text: str) -> tuple[str, ...]:
@@ -41,12 +46,19 @@ class CoTrainingConfig(Config):
 
     precisions: tuple[str, ...] = option(
         ("2", "1", STOCHASTIC),
-        "branches of an update: bits and 'sp' (stochastic); 32 is the float baseline, 1 naive 1-bit training",
+        "branches of an update: bits and 'sp' (stochastic); 32 is the float baseline, 1 naive 1-bit training, 1,1 the "
+        "same on two views of each batch",
         parse=split_names,
     )
-    teacher: str = option("", "bits of the teacher; default: the highest branch; 32 adds one")
+    teacher: str = option(
+        "",
+        "bits of the teacher; default: the highest branch; 32 adds one; or a checkpoint, which stays as it is; or "
+        "'mean', the running mean of the weights",
+    )
+    teacher_decay: float = option(0.999, "of the running mean that teaches, per update", low=0, high=1)
     lambda1: float = option(0.5, "weight of the losses of the other branches", low=0)
     lambda2: float = option(1.0, "weight of the KL terms; 0 trains without them", low=0)
+    students: int = option(0, "branches beside the teacher's in an update, drawn anew each time; 0: all", low=0)
     kl_warm_step: int = option(0, "updates in which lambda2 rises from 0; 0: constant, as in the paper", low=0)
     branch_weights: tuple[tuple[str, float], ...] = option(
         (), "weights of single branches in place of lambda1, as sp=0.25,1=0.5", parse=split_weights
@@ -68,14 +80,15 @@ class CoTrainingConfig(Config):
                 raise ConfigError("precisions", f"{named}: '{name}' is neither a number of bits nor 'sp'")
         if not self.bits:
             raise ConfigError("precisions", "needs at least one number of bits, for instance 2,1,sp")
-        if len(set(self.precisions)) != len(self.precisions):
-            raise ConfigError("precisions", f"{named} names a branch twice")
         if STOCHASTIC in self.precisions and len([b for b in self.bits if b < FLOAT_BITS]) < 2:
             raise ConfigError("precisions", f"{named}: 'sp' draws between two precisions, for instance 2,1,sp")
-        if self.teacher and not _is_precision(self.teacher):
+        inside = _is_precision(self.teacher)
+        if (self.teacher.isdigit() and not inside) or self.teacher == STOCHASTIC:
             raise ConfigError("teacher", f"'{self.teacher}' is no number of bits")
-        if self.teacher and int(self.teacher) != FLOAT_BITS and self.teacher not in self.precisions:
+        if inside and int(self.teacher) != FLOAT_BITS and self.teacher not in self.precisions:
             raise ConfigError("teacher", f"{self.teacher} is not among the precisions {named}")
+        if self.students and self.students >= len(self.precisions):
+            raise ConfigError("students", f"must be less than the {len(self.precisions)} branches {named}")
         foreign = [name for name in self.sp_precisions if name not in self.precisions or name == STOCHASTIC]
         if foreign or len(self.sp_precisions) == 1:
             raise ConfigError("sp_precisions", f"{','.join(self.sp_precisions)}: name two or more of {named}")
@@ -85,17 +98,23 @@ class CoTrainingConfig(Config):
 
     @property
     def bits(self) -> tuple[int, ...]:
-        """The numbers of bits named, highest first."""
-        return tuple(sorted((int(p) for p in self.precisions if p != STOCHASTIC), reverse=True))
+        """The numbers of bits named, each once, highest first."""
+        return tuple(sorted({int(p) for p in self.precisions if p != STOCHASTIC}, reverse=True))
+
+    @property
+    def teacher_stands_outside(self) -> bool:
+        """Whether all branches are students: of a checkpoint, or of the mean of the weights."""
+        return bool(self.teacher) and not _is_precision(self.teacher)
 
     @property
     def trained_precisions(self) -> tuple[int, ...]:
         """What the quantizers must hold: the branches' precisions, and 32 for a float teacher."""
-        return tuple(sorted({*self.bits, *([int(self.teacher)] if self.teacher else [])}, reverse=True))
+        return tuple(sorted({*self.bits, self.first_bits}, reverse=True))
 
     @property
-    def teacher_bits(self) -> int:
-        return int(self.teacher) if self.teacher else self.bits[0]
+    def first_bits(self) -> int:
+        """Of the branch that comes first: the teacher's, unless it stands outside."""
+        return self.bits[0] if not self.teacher or self.teacher_stands_outside else int(self.teacher)
 
     @property
     def drawn_bits(self) -> tuple[int, ...]:
@@ -105,8 +124,9 @@ class CoTrainingConfig(Config):
 
     @property
     def num_passes(self) -> int:
-        """Forward and backward passes of an update."""
-        return len(self.precisions) + (self.teacher_bits not in self.bits)
+        """Forward and backward passes of an update; a teacher that stands outside goes forward besides."""
+        all_passes = len(self.precisions) + (self.first_bits not in self.bits)
+        return min(all_passes, 1 + self.students) if self.students else all_passes
 
     def kl_weight(self, update: int) -> float:
         """lambda2 at update number `update`, the first being 1: early on, a teacher knows nothing worth learning."""
@@ -122,9 +142,10 @@ class Branch:
     """One forward and backward pass of an update.
 
     Attributes:
-      name: "2", "1", "sp", "32": also the name of its curves on TensorBoard.
+      name: "2", "1", "sp", "32", or "1.2" for a second branch at 1 bit: also the name of its curves on TensorBoard.
       allocation: the precisions that it runs at.
-      is_teacher: its terms are what the branches behind it are drawn to; it comes first.
+      is_teacher: its terms are what the branches behind it are drawn to; it comes first. None is, where the teacher
+        stands outside.
       weight: of its own loss.
       distill_weight: of its divergence from the teacher; 0: none.
       term_weights: factors on single terms of the divergence.
@@ -153,26 +174,35 @@ class CoTraining:
 
     def branches(self, update: int) -> list[Branch]:
         """The branches of update number `update`, teacher first; equal on all ranks and after a resume."""
-        teacher = self.config.teacher_bits
-        allocations = {str(bits): Allocation.uniform(bits) for bits in self.config.bits if bits != teacher}
-        if STOCHASTIC in self.config.precisions:
-            allocations[STOCHASTIC] = self.stochastic(update)
-        weights, terms = dict(self.config.branch_weights), dict(self.config.term_weights)
-        students = [
-            Branch(
-                name,
-                allocation,
-                weight=weights.get(name, self.config.lambda1),
-                distill_weight=self.config.kl_weight(update),
-                term_weights=terms,
+        config = self.config
+        names = sorted((n for n in config.precisions if n != STOCHASTIC), key=int, reverse=True)
+        names += [n for n in config.precisions if n == STOCHASTIC]
+        first = str(config.first_bits)
+        if first in names:
+            names.remove(first)
+        if config.students:
+            generator = torch.Generator().manual_seed(generator_seed("students", self.seed, update))
+            drawn = torch.randperm(len(names), generator=generator)[: config.students]
+            names = [names[i] for i in sorted(drawn.tolist())]
+        weights, terms, own = dict(config.branch_weights), dict(config.term_weights), []
+        for place, name in enumerate([first, *names]):
+            is_teacher = place == 0 and not config.teacher_stands_outside
+            before = [first, *names][:place].count(name)
+            own.append(
+                Branch(
+                    name if not before else f"{name}.{before + 1}",
+                    self.stochastic(update, before) if name == STOCHASTIC else Allocation.uniform(int(name)),
+                    is_teacher,
+                    weight=weights.get(name, 1.0 if place == 0 else config.lambda1),
+                    distill_weight=0.0 if is_teacher else config.kl_weight(update),
+                    term_weights=terms,
+                )
             )
-            for name, allocation in allocations.items()
-        ]
-        own = weights.get(str(teacher), 1.0)
-        return [Branch(str(teacher), Allocation.uniform(teacher), is_teacher=True, weight=own), *students]
+        return own
 
-    def stochastic(self, update: int) -> Allocation:
-        """The draw of an update, one precision per layer."""
-        generator = torch.Generator().manual_seed(generator_seed(STOCHASTIC, self.seed, update))
+    def stochastic(self, update: int, before: int = 0) -> Allocation:
+        """The draw of an update, one precision per layer; `before`: such branches that it has already."""
+        purpose = f"{STOCHASTIC}.{before + 1}" if before else STOCHASTIC
+        generator = torch.Generator().manual_seed(generator_seed(purpose, self.seed, update))
         drawn = draw_sp(self.probabilities, generator, precisions=self.config.drawn_bits)
         return Allocation.by_layer(self.layer_prefix, drawn)

@@ -6,7 +6,7 @@ which no gradient leads back through; every other branch is compared with them n
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Protocol
@@ -38,15 +38,12 @@ class Posterior:
 
     Attributes:
       scores: (..., V), float32: log-probabilities, or logits, which are normalised if they are asked for.
-      weights: (...), 0 on padding; those of a frame sum to 1. The teacher's are used: both must be valid alike.
+      weights: (...), 0 on padding, or a function that gives them. The teacher's are used: both must be valid alike.
     """
 
     scores: Tensor
-    weights: Tensor
+    weights: Tensor | Callable[[], Tensor]
     normalized: bool = True
-
-    def __post_init__(self) -> None:
-        assert self.scores.shape[:-1] == self.weights.shape, (self.scores.shape, self.weights.shape)
 
     @cached_property
     def log_probs(self) -> Tensor:
@@ -61,7 +58,9 @@ class Posterior:
     @torch.no_grad()
     def as_target(self) -> PosteriorTarget:
         log_probs = replace(self, scores=self.scores.detach()).log_probs
-        weighted_probs = log_probs.exp().mul_(self.weights[..., None])  # (..., V)
+        weights = self.weights() if callable(self.weights) else self.weights
+        assert self.scores.shape[:-1] == weights.shape, (self.scores.shape, weights.shape)
+        weighted_probs = log_probs.exp().mul_(weights[..., None])  # (..., V)
         return PosteriorTarget(weighted_probs, _inner(weighted_probs, log_probs))
 
 

@@ -6,17 +6,20 @@
 each frame matter. `pruned` is the loss of the real joiner on those alone.
 
 In co-training all branches take the teacher's prune ranges, so that their lattices have the same nodes. The KL of a
-branch is, over the nodes (t, u) of that lattice that belong to the utterance,
+branch is, over the nodes (t, u) of that lattice,
 
-    sum_t  1/|U_t|  sum_{u in U_t}  KL(p_teacher(. | t, u) || p_branch(. | t, u))   [+ the KL of the CTC posteriors]
+    sum_t,u  w(t, u)  KL(p_teacher(. | t, u) || p_branch(. | t, u))   [+ the KL of the CTC posteriors]
 
-so that a frame weighs as much as in CTC whatever the number of nodes at it.
+where w is the probability that a path of the teacher's, of those that spell the transcript, goes through the node
+(`--lattice-weights occupancy`): branches are compared where alignments run. Or all nodes of a frame that belong to the
+utterance weigh alike, and a frame as much as in CTC (`uniform`); most of the weight then lies where no path goes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -31,6 +34,7 @@ from lowbit_k2.models.masking import valid_frames
 from lowbit_k2.models.transducer import BLANK, Transducer
 
 KINDS = ("pruned", "full")
+WEIGHTS = ("occupancy", "uniform")
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,7 @@ class RnntConfig(Config):
     am_scale: float = option(0.0, "smoothing of the simple loss with the encoder term alone")
     warm_step: int = option(2000, "updates in which the pruned loss rises from 0.1", flag="rnnt-warm-step", low=1)
     ctc_loss_scale: float = option(0.2, "weight of the CTC loss, for ctc-rnnt")
+    lattice_weights: str = option("occupancy", "of the nodes in the KL: how likely paths go there", choices=WEIGHTS)
     delay_penalty: float = option(0.0, "k2's penalty on symbols that come late")
 
     def scales(self, update: int) -> tuple[float, float]:
@@ -141,7 +146,10 @@ class RnntCriterion:
             )
         simple_scale, pruned_scale = self.config.scales(update)
         loss = simple_scale * simple + pruned_scale * pruned
-        posterior = Posterior(logits, node_weights(ranges, lens, symbol_lens), normalized=False)
+        weights = partial(node_weights, ranges, lens, symbol_lens)
+        if self.config.lattice_weights == "occupancy":
+            weights = partial(pruned_occupancy, logits, symbols, ranges, boundary)
+        posterior = Posterior(logits, weights, normalized=False)
         return loss, {"simple": simple, "pruned": pruned}, posterior, ranges
 
     def full(
@@ -157,7 +165,10 @@ class RnntCriterion:
         logits = model.joiner(encoder_out[:, :, None], decoder_out[:, None]).float()  # (N, T', S + 1, V)
         loss = torchaudio_rnnt_loss(logits, lens, symbols, symbol_lens)
         nodes = torch.arange(logits.size(2), device=lens.device).expand(logits.shape[:3])  # (N, T', S + 1)
-        posterior = Posterior(logits, node_weights(nodes, lens, symbol_lens), normalized=False)
+        weights = partial(node_weights, nodes, lens, symbol_lens)
+        if self.config.lattice_weights == "occupancy":
+            weights = partial(full_occupancy, logits, symbols, lens, symbol_lens)
+        posterior = Posterior(logits, weights, normalized=False)
         return loss, {}, posterior, None
 
 
@@ -176,6 +187,44 @@ def node_weights(nodes: Tensor, lens: Tensor, symbol_lens: Tensor) -> Tensor:
     assert nodes.dim() == 3 and len(nodes) == len(lens) == len(symbol_lens), (nodes.shape, lens, symbol_lens)
     valid = valid_frames(lens, nodes.size(1))[..., None] & (nodes <= symbol_lens[:, None, None])  # (N, T', R)
     return valid / valid.sum(dim=-1, keepdim=True).clamp(min=1)
+
+
+@torch.no_grad()
+def pruned_occupancy(logits: Tensor, symbols: Tensor, ranges: Tensor, boundary: Tensor) -> Tensor:
+    """Share of the paths through each node of a pruned lattice, by k2.
+
+    Args:
+      logits: (N, T', R, V), float32; symbols: (N, S); ranges: (N, T', R); boundary: (N, 4), as k2 has them.
+
+    Returns:
+      (N, T', R); a frame's sum is 1 and the number of symbols expected at it.
+    """
+    k2 = require_k2()
+    px, py = k2.get_rnnt_logprobs_pruned(
+        logits=logits.detach(), symbols=symbols, ranges=ranges, termination_symbol=BLANK, boundary=boundary
+    )  # (N, S, T' + 1) of symbols, (N, S + 1, T') of blanks
+    with torch.enable_grad():
+        _, (px_grad, py_grad) = k2.mutual_information_recursion(px, py, boundary, return_grad=True)
+    by_node = py_grad + torch.nn.functional.pad(px_grad[..., : py.size(2)], (0, 0, 0, 1))  # (N, S + 1, T')
+    return by_node.transpose(1, 2).gather(2, ranges)  # (N, T', R)
+
+
+@torch.no_grad()
+def full_occupancy(logits: Tensor, symbols: Tensor, lens: Tensor, symbol_lens: Tensor) -> Tensor:
+    """The same on a whole lattice (N, T', S + 1, V), from the gradient of torchaudio's loss.
+
+    With respect to a logit that is `occupancy * p(token) - (share of the paths that take the arc)`, and a node has two
+    arcs at most: all other tokens give the occupancy. It takes three of them.
+    """
+    with torch.enable_grad():
+        leaf = logits.detach().requires_grad_()
+        (grad,) = torch.autograd.grad(torchaudio_rnnt_loss(leaf, lens, symbols, symbol_lens), leaf)
+    probs = logits.detach().softmax(dim=-1)  # (N, T', S + 1, V)
+    others = torch.ones_like(probs, dtype=torch.bool)
+    others[..., BLANK] = False
+    leaving = torch.nn.functional.pad(symbols, (0, 1), value=BLANK)  # (N, S + 1): of each node
+    others.scatter_(3, leaving[:, None, :, None].expand(-1, probs.size(1), -1, 1), False)
+    return (grad * others).sum(dim=-1) / (probs * others).sum(dim=-1).clamp(min=1e-30)
 
 
 def torchaudio_rnnt_loss(logits: Tensor, lens: Tensor, symbols: Tensor, symbol_lens: Tensor) -> Tensor:

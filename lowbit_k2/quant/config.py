@@ -73,7 +73,7 @@ class QuantConfig:
     switched_roles: roles that follow `use_precision`; the others keep their one precision.
     float_roles: roles that stay float on purpose where they have no scheme; `quantize_model` warns of all others.
     layer_prefix: layer i is the module f"{layer_prefix}.{i}".
-    alpha_grad: "chain" (d step / d alpha = s) or "authors" (the factor s dropped).
+    alpha_grad: "chain" (d step / d alpha = s) or "authors" (1 / Qp in the place of s).
     weight_grad: "identity" (the paper) or "clipped" (zero outside the clipping range, LSQ).
     alpha_grad_scale: "none", or "lsq": alpha's gradient times 1 / sqrt(N * Qp).
     alpha_init: "l2", where the grid is nearest to the weights (least_squares.py), or "one", as the authors have it.

@@ -8,7 +8,7 @@ forward (a staircase): both are straight-through,
     dW_hat/dW     = 1                                          "identity" (the paper), or 1 where |x| < Qp, else 0
                                                                "clipped" (LSQ)
     dW_hat/dalpha = s * (Proj(x) - x   if |x| < Qp,            "chain": the true chain rule through step = alpha * s
-                         sign(x) * Qp  otherwise)              "authors": the same without the factor s
+                         sign(x) * Qp  otherwise)              "authors": with 1 / Qp in the place of s
 """
 
 from __future__ import annotations
@@ -174,7 +174,7 @@ def _alpha_gradient(
     one full-size buffer and two inner products.
     """
     if spec.rule.alpha == "authors":
-        grad = grad / step
+        grad = grad / (step * max_code(spec.bits))
     inside = _inside(grad, weight, step, max_code(spec.bits))
     result = torch.dot(grad.reshape(-1), quantized.reshape(-1)) - torch.dot(inside.reshape(-1), weight.reshape(-1))
     if spec.rule.alpha == "chain":  # the formula has s where the sum above has the step, alpha * s

@@ -18,6 +18,8 @@ from torch.nn.utils.parametrize import ParametrizationList
 from lowbit_k2.core.grids import FLOAT_BITS, HALF_BITS
 from lowbit_k2.errors import UserError
 from lowbit_k2.quant.fake_quant import DEFAULT_RULE, GradientRule, round_to_half
+from lowbit_k2.quant.projection import expand_steps
+from lowbit_k2.quant.relaxation import relax
 
 if TYPE_CHECKING:
     from lowbit_k2.quant.config import TensorScheme
@@ -79,6 +81,7 @@ class WeightQuantizer(nn.Module):
         self.bits = scheme.bits
         self.active_bits = scheme.bits[0]
         self.pass_cache: PassCache | None = None
+        self.relaxation, self.hardness = "none", 1.0  # see relaxation.py
         self.previous_codes: dict[int, Tensor] = {}  # of the last `quant_statistics`
 
     # The interface. `bits` is one of `self.bits` below 16.
@@ -207,8 +210,21 @@ def quantize_together(
         for cls, places in members.items():
             made = cls.quantize_all([quantizers[i] for i in places], [weights[i] for i in places], on_backward)
             for i, value in zip(places, made, strict=True):
-                values[i] = value
+                values[i] = _relaxed(quantizers[i], weights[i], value)
     return values
+
+
+def _relaxed(quantizer: WeightQuantizer, weight: Tensor, value: Tensor) -> Tensor:
+    """What the model sees in training while weights are still on their way to the grid."""
+    bits, hardness = quantizer.active_bits, quantizer.hardness
+    if quantizer.relaxation == "none" or hardness == 1.0 or bits == HALF_BITS or not quantizer.training:
+        return value
+    if quantizer.is_index and quantizer.relaxation != "blend":
+        raise UserError(f"{quantizer.name}: {quantizer.relaxation} needs an even grid: take blend")
+    step = None if quantizer.is_index else quantizer.step(weight, bits)
+    if step is not None:
+        step = expand_steps(step, weight.shape, quantizer.scheme.granularity)
+    return relax(quantizer.relaxation, hardness, weight, value, step, bits)
 
 
 def _version(tensor: Tensor) -> tuple[int, int]:

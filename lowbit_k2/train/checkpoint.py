@@ -1,7 +1,7 @@
 """Checkpoints that hold tensors and JSON only, and their averages.
 
-A file is a dictionary {section: {name: tensor}} with the sections `model`, `optimizer`, `model_avg`, and `meta`, one
-JSON string with the configurations and counters.
+A file is a dictionary {section: {name: tensor}} with the sections `model`, `optimizer`, `model_avg`, `teacher` (where
+that is a running mean), and `meta`, one JSON string with the configurations and counters.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from lowbit_k2.fileio import atomic_write
 from lowbit_k2.tensorfile import DamagedError, load_tensors, save_tensors
 
 FORMAT = "lowbit_k2 checkpoint 1"
+SECTIONS = ("model", "optimizer", "model_avg", "teacher")
 Tensors = dict[str, Tensor]
 
 
@@ -33,6 +34,7 @@ class Checkpoint:
     meta: dict[str, Any]
     optimizer: Tensors = field(default_factory=dict)
     model_avg: Tensors = field(default_factory=dict)
+    teacher: Tensors = field(default_factory=dict)
 
 
 def save_checkpoint(path: str | Path, checkpoint: Checkpoint) -> None:
@@ -41,7 +43,7 @@ def save_checkpoint(path: str | Path, checkpoint: Checkpoint) -> None:
     Raises:
       UserError: it cannot be written; whatever was there before is there still.
     """
-    sections = {name: getattr(checkpoint, name) for name in ("model", "optimizer", "model_avg")}
+    sections = {name: getattr(checkpoint, name) for name in SECTIONS if name != "teacher" or checkpoint.teacher}
     content = {"format": FORMAT, "meta": json.dumps(checkpoint.meta), **sections}
     try:
         with atomic_write(path) as temporary:
@@ -70,7 +72,7 @@ def load_checkpoint(path: str | Path, finite: bool = True) -> Checkpoint:
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise UserError(f"{path} is no checkpoint of this version of lowbit_k2 (expected '{FORMAT}')")
     try:
-        sections = {name: dict(content[name]) for name in ("model", "optimizer", "model_avg")}
+        sections = {name: dict(content[name]) for name in SECTIONS if name != "teacher" or name in content}
         found = Checkpoint(meta=dict(json.loads(content["meta"])), **sections)
         for name, tensor in (pair for tensors in sections.values() for pair in tensors.items()):
             if finite and tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):

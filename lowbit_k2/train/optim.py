@@ -12,6 +12,8 @@ from torch import nn
 from lowbit_k2.core.config import Config, option
 from lowbit_k2.quant import alpha_parameters, parameter_groups
 from lowbit_k2.quant.parameters import raise_to
+from lowbit_k2.quant.relaxation import RELAXATIONS
+from lowbit_k2.quant.switching import find_quantizers
 
 LEARNED_SCALES = ("alphas", "tables")  # groups of what quantizers learn: their gradients are sums over tensors
 # (number of the update, updates of the warm-up, share of the training done) -> rate but for its factor
@@ -36,6 +38,8 @@ class OptimConfig(Config):
     eps: float = option(1e-9, flag="")
     clip_grad_norm: float = option(5.0, "for the weights, and separately for the alphas", above=0)
     alpha_lr_scale: float = option(1.0, "learning rate of the alphas over that of the weights", above=0)
+    relax: str = option("none", "how weights come to their grids: at once, or slowly", choices=RELAXATIONS)
+    relax_until: float = option(0.7, "share of the training after which they lie on them", above=0, high=1)
     alpha_floor: float = option(0.05, "alphas are held at or above it after every update", above=0)
 
 
@@ -93,6 +97,24 @@ def clip_gradients(optimizer: torch.optim.Optimizer, max_norm: float, may_overfl
         if not may_overflow and (norm != norm or norm == float("inf")):
             raise FloatingPointError(f"{name} is {norm}")
     return norms
+
+
+def rising_hardness(model: nn.Module, config: OptimConfig) -> Callable[[nn.Module, float], dict[str, float]]:
+    """A hook before updates of this model: its weights come to their grids as `quant.relaxation` says.
+
+    Returns:
+      A function of the model and the share of the training that is done, whose result is `hardness`, which rises
+      linearly with that share, to 1 at `relax_until`; nothing where weights are on their grids from the first update.
+    """
+    quantizers = find_quantizers(model) if config.relax != "none" else []
+
+    def hook(model: nn.Module, done: float) -> dict[str, float]:
+        hardness = min(1.0, done / config.relax_until)
+        for quantizer in quantizers:
+            quantizer.relaxation, quantizer.hardness = config.relax, hardness
+        return {"hardness": hardness} if quantizers else {}
+
+    return hook
 
 
 def floor_of_alphas(model: nn.Module, floor: float) -> Callable[[nn.Module, int], dict[str, float]]:

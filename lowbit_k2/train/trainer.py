@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lowbit_k2.core.config import Config, ConfigError, option
 from lowbit_k2.core.models import model_config_from_dict
+from lowbit_k2.data.augment import Augment
 from lowbit_k2.data.batch import Batch
 from lowbit_k2.errors import UserError
 from lowbit_k2.losses.co_training import CoTraining, CoTrainingConfig
@@ -35,11 +36,12 @@ from lowbit_k2.train.checkpoint import (
 )
 from lowbit_k2.train.distributed import DistributedContext
 from lowbit_k2.train.metrics import Board, MetricsTracker, describe
+from lowbit_k2.train.teacher import Teacher
 
-Augment = Callable[[Tensor, Tensor, torch.Generator], Tensor]
 Schedule = Callable[[int, float], float]  # number of the update, from 1, and share of the training done -> rate
 Normalizer = Callable[[Batch], float]  # what the losses of a batch are divided by
 Hook = Callable[[nn.Module, int], Mapping[str, float]]  # after an update: model, its number -> metrics
+EarlyHook = Callable[[nn.Module, float], Mapping[str, float]]  # before one: model, share done -> metrics
 
 
 @dataclass(frozen=True)
@@ -89,9 +91,12 @@ class Trainer:
         exp_dir: Path,
         description: Mapping[str, Any],
         clip_grad_norm: float = 5.0,
+        before_update: Sequence[EarlyHook] = (),
         after_update: Sequence[Hook] = (),
         encode: Callable[[str], list[int]] | None = None,
         augment: Augment | None = None,
+        mask: Augment | None = None,
+        teacher: Teacher | None = None,
         ranks: DistributedContext | None = None,
     ) -> None:
         """
@@ -99,15 +104,19 @@ class Trainer:
           schedule: learning rate by the number of the update and the share of the training that is done.
           normalizer: what a batch adds to the number that losses are divided by.
           description: plain data for the checkpoints' JSON: from it decode.py and export.py rebuild everything.
-          after_update: called in turn behind each update; what they return is logged.
+          before_update, after_update: called in turn before and behind each update; what they return is logged.
           encode: transcript -> token ids, for batches that come without targets.
-          augment: (inputs, lengths, generator) -> inputs.
+          augment: (inputs, lengths, generator) -> inputs, which all branches of an update see.
+          mask: the same, for what each branch, and a teacher that stands outside, sees by itself.
+          teacher: one that is no branch.
         """
         self.model, self.criterion, self.co_training = model, criterion, co_training
         self.optimizer, self.schedule, self.normalizer = optimizer, schedule, normalizer
         self.config, self.exp_dir, self.description = config, exp_dir, dict(description)
-        self.clip_grad_norm, self.after_update = clip_grad_norm, tuple(after_update)
-        self.encode, self.augment, self.ranks = encode, augment, ranks or DistributedContext()
+        self.clip_grad_norm = clip_grad_norm
+        self.before_update, self.after_update = tuple(before_update), tuple(after_update)
+        self.encode, self.augment, self.mask, self.teacher = encode, augment, mask, teacher
+        self.ranks = ranks or DistributedContext()
         self.device = next(model.parameters()).device
         self.progress = Progress()
         self.batches_per_epoch: int | None = None  # where known
@@ -126,11 +135,19 @@ class Trainer:
 
     def prepare(self, batch: Batch, number: int, index: int = 0) -> Batch:
         """Batch `index` of update `number` with its targets, augmented, on the model's device: all branches see it."""
-        if self.augment is not None:
-            draw = self.rank_number(number * self.config.accum_grad + index)
-            generator = torch.Generator().manual_seed(generator_seed("spec-augment", self.config.seed, draw))
-            batch = replace(batch, inputs=self.augment(batch.inputs, batch.input_lens, generator))
-        return self.with_targets(batch)
+        return self.with_targets(self.augmented(batch, self.augment, "spec-augment", number, index))
+
+    def masked(self, batch: Batch, branch: int, number: int, index: int = 0) -> Batch:
+        """What branch `branch` of an update sees of its prepared batch; the teacher outside is number -1."""
+        return self.augmented(batch, self.mask, f"masks of branch {branch}", number, index)
+
+    def augmented(self, batch: Batch, augment: Augment | None, purpose: str, number: int, index: int) -> Batch:
+        """The batch with its inputs changed, as the numbers of the update and of its batch have it drawn."""
+        if augment is None:
+            return batch
+        draw = self.rank_number(number * self.config.accum_grad + index)
+        generator = torch.Generator().manual_seed(generator_seed(purpose, self.config.seed, draw))
+        return replace(batch, inputs=augment(batch.inputs, batch.input_lens, generator))
 
     def with_targets(self, batch: Batch) -> Batch:
         """The batch on the model's device, its transcripts as token ids."""
@@ -187,6 +204,7 @@ class Trainer:
             meta=meta,
             optimizer=optimizer_tensors(self.optimizer),
             model_avg=self.average.mean,
+            teacher={} if self.teacher is None else self.teacher.state,
         )
         save_checkpoint(self.exp_dir / name, checkpoint)
 
@@ -215,6 +233,8 @@ class Trainer:
         load_model_state(self.model, checkpoint.model, path)
         load_optimizer_tensors(self.optimizer, checkpoint.optimizer)
         self.average.mean = checkpoint.model_avg
+        if self.teacher is not None:
+            self.teacher.load(checkpoint.teacher)
         if self.scaler.is_enabled() and checkpoint.meta.get("scaler"):
             self.scaler.load_state_dict(checkpoint.meta["scaler"])
         self.progress = Progress(**checkpoint.meta["progress"])

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -43,9 +44,13 @@ def update(trainer: Trainer, batches: Sequence[Batch]) -> dict[str, float]:
     trainer.optimizer.zero_grad(set_to_none=True)
     size = trainer.all_ranks_size(batches)
     assert size > 0, size
+    noted: dict[str, float] = {}
+    for hook in trainer.before_update:
+        noted |= hook(trainer.model, trainer.share_done)
     metrics: dict[str, float] = {}
     for index, batch in enumerate(batches):
-        shares = run_branches(trainer, trainer.prepare(batch, number, index), number, size)
+        prepared = trainer.prepare(batch, number, index)
+        shares = run_branches(trainer, prepared, number, size, partial(trainer.masked, number=number, index=index))
         metrics = {name: metrics.get(name, 0.0) + value for name, value in shares.items()}
     metrics = trainer.ranks.sum_metrics(metrics, trainer.device)
     if not math.isfinite(metrics["loss"]):
@@ -54,29 +59,43 @@ def update(trainer: Trainer, batches: Sequence[Batch]) -> dict[str, float]:
     metrics |= step(trainer)
     for hook in trainer.after_update:
         metrics |= hook(trainer.model, number)
+    if trainer.teacher is not None:
+        trainer.teacher.follow(trainer.model)
     trainer.progress.update = number
     trainer.average.step(trainer.model, number)
     trainer.progress.seconds += time.perf_counter() - start
-    return metrics | {"learning_rate": rate, "frames": size}
+    return metrics | noted | {"learning_rate": rate, "frames": size}
 
 
-def run_branches(trainer: Trainer, batch: Batch, number: int, size: float) -> dict[str, float]:
+def run_branches(
+    trainer: Trainer,
+    batch: Batch,
+    number: int,
+    size: float,
+    view: Callable[[Batch, int], Batch] = lambda batch, branch: batch,
+) -> dict[str, float]:
     """Every branch forward and backward on one prepared batch; gradients add up.
 
     Args:
       number: of the update.
       size: what losses are divided by: the normaliser of the whole update, which may have several batches.
+      view: what each branch sees of the batch, by its place; -1 is a teacher that stands outside.
 
     Returns:
       This batch's share, per unit of `size`, of `loss` (the total), `loss_<branch>`, `<part>_<branch>` and
       `kl_<branch>`.
     """
-    metrics, targets, shared = {"loss": 0.0}, {}, None
-    branches = trainer.co_training.branches(number)
-    for branch in branches:
+    metrics, branches = {"loss": 0.0}, trainer.co_training.branches(number)
+    teaches = any(branch.distill_weight for branch in branches)
+    targets: dict[str, Target] = {}
+    shared = None
+    if trainer.teacher is not None and teaches:
+        with arithmetic(trainer.device.type, trainer.config.amp):
+            targets, shared = trainer.teacher.targets(view(batch, -1), number)
+    for place, branch in enumerate(branches):
         with use_precision(trainer.model, branch.allocation):
             with arithmetic(trainer.device.type, trainer.config.amp):
-                out = trainer.criterion(trainer.model, batch, number, shared)
+                out = trainer.criterion(trainer.model, view(batch, place), number, shared)
             assert out.loss.dim() == 0, (branch.name, out.loss.shape)
             own = out.loss / size
             loss = branch.weight * own
@@ -86,8 +105,7 @@ def run_branches(trainer: Trainer, batch: Batch, number: int, size: float) -> di
                 metrics[f"kl_{branch.name}"] = distance.item()
             trainer.scaler.scale(loss).backward()
         if branch.is_teacher:
-            teaches = any(other.distill_weight for other in branches)
-            targets: dict[str, Target] = as_targets(out.terms) if teaches else {}
+            targets = as_targets(out.terms) if teaches else {}
             shared = out.shared
         metrics[f"loss_{branch.name}"] = own.item()
         metrics |= {f"{part}_{branch.name}": value.item() / size for part, value in out.parts.items()}

@@ -66,7 +66,8 @@ def test_fields() -> None:
                     assert "\n" not in str(error), (cls, name, value)
                     refused += 1
                 else:
-                    assert math.isfinite(getattr(made, name)) and abs(getattr(made, name)) <= 1e12, (cls, name, value)
+                    taken = getattr(made, name)
+                    assert math.isfinite(taken) and abs(taken) <= 1e12, (cls, name, value)
     assert tried > 1500 and refused > tried / 4
 
 
@@ -75,6 +76,13 @@ def test_the_field_is_named() -> None:
 
     with pytest.raises(ConfigError, match="num_layers must be at most 1000, it is 2147483648"):
         ConformerConfig(num_layers=2**31)
+
+
+def test_what_float32_takes_for_nothing_is_refused() -> None:
+    from lowbit_k2.decode.method import SearchConfig
+
+    with pytest.raises(ConfigError, match="search_beam must be at least 1e-30, it is 1e-320"):
+        SearchConfig(search_beam=1e-320)
 
 
 def make_training() -> tuple[argparse.ArgumentParser, Callable]:

@@ -5,7 +5,16 @@ import time
 import pytest
 import torch
 
-from lowbit_k2.data.augment import SpecAugmentConfig, draw_masks, make_spec_augment, spec_augment, time_warp
+from lowbit_k2.data.augment import (
+    SpecAugmentConfig,
+    draw_masks,
+    make_branch_masks,
+    make_spec_augment,
+    mask,
+    spec_augment,
+    time_warp,
+    warp,
+)
 from lowbit_k2.errors import UserError
 
 LENS = torch.tensor([120, 300, 40, 7, 1])
@@ -129,3 +138,22 @@ def test_a_minute_of_speech_takes_milliseconds() -> None:
         spec_augment(features, lens, config, generator(seed))
         seconds.append(time.perf_counter() - start)
     assert min(seconds) < 0.02, seconds  # 3 ms as measured
+
+
+def test_each_branch_has_masks_of_its_own_on_one_warp() -> None:
+    config = SpecAugmentConfig(own_masks=True)
+    features = torch.randn(len(LENS), int(LENS.max()), 80, generator=generator(1))
+    shared = make_spec_augment(config)(features, LENS, generator())
+    assert not torch.equal(shared, features) and (shared == 0).sum() == 0, "warped, not masked"
+    first, second = (make_branch_masks(config)(shared, LENS, generator(seed)) for seed in (5, 6))
+    assert not torch.equal(first == 0, second == 0)
+    for view in (first, second):
+        assert (view == 0).any() and torch.equal(view[view != 0], shared[view != 0])
+    assert make_branch_masks(SpecAugmentConfig()) is None and make_branch_masks(None) is None
+
+
+def test_both_halves_make_up_the_whole() -> None:
+    features, config = torch.randn(len(LENS), int(LENS.max()), 80, generator=generator(1)), SpecAugmentConfig()
+    one = generator()
+    in_halves = mask(warp(features, LENS, config, one), LENS, config, one)
+    assert torch.equal(in_halves, spec_augment(features, LENS, config, generator()))

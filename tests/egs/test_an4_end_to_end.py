@@ -32,9 +32,9 @@ PRECISIONS = ("2", "1.5", "1")
 def same_checkpoint(first: Path, second: Path) -> None:
     """Every tensor is equal to the last bit, and so are the counters."""
     a, b = load_checkpoint(first), load_checkpoint(second)
-    for section in ("model", "optimizer", "model_avg"):
+    for section in ("model", "optimizer", "model_avg", "teacher"):
         left, right = getattr(a, section), getattr(b, section)
-        assert left.keys() == right.keys() and left
+        assert left.keys() == right.keys() and (left or section == "teacher")
         assert [name for name in left if not torch.equal(left[name], right[name])] == [], section
     counters = [{k: v for k, v in c.meta["progress"].items() if k != "seconds"} for c in (a, b)]
     assert counters[0] == counters[1] and counters[0]["update"] > 2
@@ -107,6 +107,40 @@ def test_an_epoch_and_a_resumed_one_equal_two_epochs(an4_exp: Path, an4_training
     second = spawn(*command, "--num-epochs", 2, "--resume", "true").good()
     assert "continuing from" in second.err
     same_checkpoint(tmp_path / "exp/epoch-2.pt", an4_exp / "epoch-2.pt")
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "--precisions 2,1 --teacher mean --teacher-decay 0.9 --lr-schedule linear",
+        "--precisions 1 --teacher EXP/pretrained.pt --init-from EXP/pretrained.pt --relax parq",
+        "--precisions 1,1 --spec-aug-own-masks true --relax blend --lr-schedule cosine",
+        "--precisions 2,1,sp --students 1 --accum-grad 2",
+    ],
+)
+def test_ways_to_train_can_be_continued(
+    flags: str, an4_exp: Path, an4_training: list[Flag], an4_data: Path, tmp_path: Path
+) -> None:
+    """Every one of them trains, decodes, and goes on behind epoch 1 as if nothing had happened."""
+    call(AN4 / "export.py", "--exp-dir", an4_exp, "--epoch", 1, "--precision", 1, "--save-pretrained", "true").good()
+    flags = flags.replace("EXP", str(an4_exp)).split()
+    command = [AN4 / "train.py", *an4_training[:-2], *flags, "--num-epochs", 2, "--tensorboard", "false"]
+    call(*command, "--exp-dir", tmp_path / "whole").good()
+    (tmp_path / "parts").mkdir()
+    shutil.copy(tmp_path / "whole/epoch-1.pt", tmp_path / "parts")
+    call(*command, "--exp-dir", tmp_path / "parts", "--start-epoch", 2).good()
+    same_checkpoint(tmp_path / "whole/epoch-2.pt", tmp_path / "parts/epoch-2.pt")
+    assert "%WER" in decode(an4_data, tmp_path / "whole", "--epoch", 2, "--precision", 1)
+
+
+def test_a_teacher_that_does_not_fit(an4_exp: Path, an4_training: list[Flag], an4_data: Path, tmp_path: Path) -> None:
+    call(AN4 / "export.py", "--exp-dir", an4_exp, "--epoch", 1, "--precision", 1, "--save-pretrained", "true").good()
+    base = [AN4 / "train.py", *an4_training, "--exp-dir", tmp_path / "new", "--teacher", an4_exp / "pretrained.pt"]
+    phones = ["--lang-dir", an4_data / "lang_phone"]
+    assert "--teacher was trained with other units" in call(*base, *phones).error()
+    if has_k2():
+        assert "--teacher was trained with other objective" in call(*base, "--objective", "ctc-rnnt").error()
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_killed_run_goes_on(an4_exp: Path, an4_training: list[Flag], tmp_path: Path) -> None:

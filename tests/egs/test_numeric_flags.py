@@ -42,8 +42,13 @@ def number_flags(add: Callable[[argparse.ArgumentParser], object] | argparse.Arg
 
 
 def in_a_child(script: Path, flags: list[Flag]) -> Run | str:
-    """What the script did, as a process with a bound on its memory; text where it raised, hung or died."""
-    context = multiprocessing.get_context("fork")
+    """What the script did, as a process with a bound on its memory; text where it raised, hung or died.
+
+    The process is forked off one that has loaded the libraries and used none: a pool of threads that k2 has at work
+    does not survive a fork, and whoever waits for it waits for ever.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.egs.scripts", "lowbit_k2.asr.decoding", "lowbit_k2.asr.training"])
     receive, send = context.Pipe(duplex=False)
     child = context.Process(target=_run, args=(script, flags, send))
     child.start()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import itertools
+import math
 from types import SimpleNamespace
 
 import pytest
@@ -15,7 +16,15 @@ from lowbit_k2.errors import UserError
 from lowbit_k2.losses.co_training import CoTraining, CoTrainingConfig
 from lowbit_k2.losses.distillation import as_targets, divergence
 from lowbit_k2.losses.output import PassOutput
-from lowbit_k2.losses.rnnt import RnntConfig, RnntCriterion, node_weights, pad_targets, torchaudio_rnnt_loss
+from lowbit_k2.losses.rnnt import (
+    RnntConfig,
+    RnntCriterion,
+    full_occupancy,
+    node_weights,
+    pad_targets,
+    pruned_occupancy,
+    torchaudio_rnnt_loss,
+)
 from lowbit_k2.models.transducer import Transducer
 from lowbit_k2.quant import QuantConfig, quantize_model, use_precision
 from lowbit_k2.train.trainer import make_scaler
@@ -150,6 +159,68 @@ def test_weights_of_the_nodes() -> None:
     torch.testing.assert_close(weights, torch.tensor(expected))
 
 
+def brute_force_occupancy(log_probs: torch.Tensor, symbols: list[int]) -> torch.Tensor:
+    """(T, S + 1): share of all paths' probability that goes through each node."""
+    frames, nodes, _ = log_probs.shape
+    occupancy, total = torch.zeros(frames, nodes, dtype=torch.float64), 0.0
+    for order in set(itertools.permutations([0] * (frames - 1) + [1] * (nodes - 1))):
+        t = u = 0
+        visited, score = [], 0.0
+        for step in [*order, 0]:
+            visited.append((t, u))
+            score += log_probs[t, u, symbols[u] if step else 0].item()
+            t, u = (t, u + 1) if step else (t + 1, u)
+        for node in visited:
+            occupancy[node] += math.exp(score)
+        total += math.exp(score)
+    return occupancy / total
+
+
+def lattice() -> tuple[torch.Tensor, ...]:
+    """Logits (2, 4, 3, 6) of two utterances of 4 and 3 frames, 2 symbols and 1; and their occupancies."""
+    logits = 2 * torch.randn(2, 4, 3, 6, generator=torch.Generator().manual_seed(1))
+    lens, symbols, symbol_lens = torch.tensor([4, 3]), torch.tensor([[2, 4], [1, 0]]), torch.tensor([2, 1])
+    expected = torch.zeros(2, 4, 3, dtype=torch.float64)
+    expected[0] = brute_force_occupancy(logits[0].double().log_softmax(-1), [2, 4])
+    expected[1, :3, :2] = brute_force_occupancy(logits[1, :3, :2].double().log_softmax(-1), [1])
+    return logits, lens, symbols, symbol_lens, expected
+
+
+@needs_torchaudio
+def test_occupancy_of_the_whole_lattice() -> None:
+    logits, lens, symbols, symbol_lens, expected = lattice()
+    found = full_occupancy(logits, symbols, lens, symbol_lens)
+    torch.testing.assert_close(found.double(), expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.k2
+def test_occupancy_of_the_pruned_lattice() -> None:
+    logits, lens, symbols, symbol_lens, expected = lattice()
+    boundary = torch.zeros(2, 4, dtype=torch.int64)
+    boundary[:, 2], boundary[:, 3] = symbol_lens, lens
+    ranges = torch.arange(3).expand(2, 4, 3).contiguous()  # nothing is pruned
+    found = pruned_occupancy(logits, symbols, ranges, boundary)
+    torch.testing.assert_close(found.double(), expected, atol=1e-5, rtol=1e-4)
+    # every frame of an utterance has one blank and the symbols said there
+    assert found.sum().item() == pytest.approx(4 + 2 + 3 + 1, rel=1e-5)
+    narrow = torch.tensor([[0, 1], [0, 1], [1, 2], [1, 2]]).expand(2, 4, 2).contiguous()
+    narrow[1] = torch.tensor([[0, 1]] * 4)
+    inner = logits.gather(2, narrow[..., None].expand(-1, -1, -1, 6))
+    found = pruned_occupancy(inner, symbols, narrow, boundary)
+    assert found.shape == (2, 4, 2) and found.sum().item() == pytest.approx(10, rel=1e-5)
+
+
+@pytest.mark.k2
+def test_weights_of_the_lattice_are_a_choice() -> None:
+    model, other = make_model().eval(), make_model().eval()
+    torch.nn.init.normal_(other.joiner.output.weight)
+    values = {}
+    for name in ("occupancy", "uniform"):
+        teacher = run(model, prune_range=4, lattice_weights=name)
+        values[name] = kl(teacher, run(other, prune_range=4, lattice_weights=name, shared=teacher.shared)).item()
+    assert values["occupancy"] > 0 and values["occupancy"] != pytest.approx(values["uniform"], rel=1e-3)
+
+
 def test_targets_are_padded() -> None:
     symbols, lens = pad_targets(TARGETS, torch.device("cpu"))
     assert symbols.tolist() == [[1, 2, 2, 3, 5], [6, 1, 0, 0, 0]] and lens.tolist() == [5, 2]
@@ -195,6 +266,7 @@ def test_co_training_equals_the_formula_in_one_graph(kind: str) -> None:
         scaler=make_scaler(enabled=False),
         device=torch.device("cpu"),
         config=SimpleNamespace(amp="float32"),
+        teacher=None,
     )
     metrics = run_branches(trainer, BATCH, 4, frames)
     outs, shared = [], None

@@ -35,8 +35,8 @@ def written_out(weight: Tensor, alpha: Tensor, s: Tensor, bits: int, rule: Gradi
     table = table.to(weight.dtype)
     frozen, top = weight.detach(), table.max()
     step = s * alpha
-    if rule.alpha == "authors":  # same value, but d step / d alpha = 1
-        step = step.detach() + alpha - alpha.detach()
+    if rule.alpha == "authors":  # same value, but d step / d alpha = 1 / Qp
+        step = step.detach() + (alpha - alpha.detach()) / top
     x = frozen / step
     inside = x.detach().abs() < top
     clipped = torch.where(inside, x, top * x.detach().sign())

@@ -39,10 +39,10 @@ def test_totals(make_model) -> None:
 
 
 def test_sizes_of_the_papers_model_agree_with_methods() -> None:
-    """34.03 M parameters; at 1 bit 9.2x with float leftovers, 17.6x with them at 8 bits, 20.7x at 4."""
+    """34.03 M parameters; at 1 bit 9.2x with float leftovers, 17.5x with them at 8 bits, 20.6x at 4."""
     plain = make_model(CtcConfig.preset("paper", vocab_size=2000)).to("meta")  # only shapes matter
     vectors = dict.fromkeys(("norm", "bias"), TensorScheme((32,)))
-    for preset, ratio in (("paper", 9.2), ("lossless16", 17.6), ("all-low", 20.7)):
+    for preset, ratio in (("paper", 9.2), ("lossless16", 17.5), ("all-low", 20.6)):
         report = quantize_model(copy.deepcopy(plain), QuantConfig.preset(preset, schemes=vectors))
         assert report.num_weights == pytest.approx(34.03e6, rel=1e-3)
         assert report.ratio(1) == pytest.approx(ratio, abs=0.1)

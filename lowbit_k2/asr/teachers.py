@@ -1,0 +1,57 @@
+"""The teacher of a run where it is no branch of the update: see `lowbit_k2.train.teacher`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import nn
+
+from lowbit_k2.asr.model_io import CheckpointChoice, LoadedModel, load_trained
+from lowbit_k2.asr.training import Run, TrainingConfig
+from lowbit_k2.core.config import ConfigError
+from lowbit_k2.core.models import ModelConfig
+from lowbit_k2.data.datamodule import AsrDataModule
+from lowbit_k2.data.tokenizer import Tokenizer
+from lowbit_k2.losses.co_training import MEAN
+from lowbit_k2.losses.objectives import make_criterion
+from lowbit_k2.quant import Allocation
+from lowbit_k2.train.teacher import MeanTeacher, Teacher
+
+
+def outside_teacher(
+    config: TrainingConfig, run: Run, model: nn.Module, tokenizer: Tokenizer, data: AsrDataModule
+) -> Teacher | None:
+    """The model, or the mean of weights, that `--teacher` names; None where a branch teaches.
+
+    Args:
+      model: that is trained, on its device.
+
+    Raises:
+      UserError: no such checkpoint, or one with other units, features or steps of its output.
+    """
+    settings = config.co_training
+    if not settings.teacher_stands_outside:
+        return None
+    criterion = make_criterion(config.objective, config.criterion)
+    if settings.teacher == MEAN:
+        return MeanTeacher(model, criterion, Allocation.uniform(settings.first_bits), settings.teacher_decay)
+    loaded, _ = load_trained(CheckpointChoice(checkpoint=Path(settings.teacher)))
+    check_fits(loaded, model.config, tokenizer, data)
+    return Teacher(loaded.model.to(run.device), criterion, Allocation.uniform(loaded.trained_precisions[0]))
+
+
+def check_fits(loaded: LoadedModel, model: ModelConfig, tokenizer: Tokenizer, data: AsrDataModule) -> None:
+    """Frames and classes of the teacher must be the student's.
+
+    Raises:
+      ConfigError: they are not.
+    """
+    fields = {
+        "units": (loaded.tokenizer.pieces(), tokenizer.pieces()),
+        "features": (loaded.features, data.features.to_dict()),
+        "objective": (type(loaded.model_config), type(model)),
+        "frames per output": (loaded.model_config.encoder.frames_per_output, model.encoder.frames_per_output),
+    }
+    for name, (teacher, student) in fields.items():
+        if teacher != student:
+            raise ConfigError("teacher", f"was trained with other {name}: give one that fits, or train one")
