@@ -4,6 +4,7 @@
 #   ./prepare.sh                               # download the corpus (92 MB), then all stages
 #   ./prepare.sh --an4-dir /path/to/an4        # a corpus that you have: the folder with etc/ and wav/
 #   ./prepare.sh --stage 2 --stop-stage 2      # one stage
+#   ./prepare.sh --fold 2                      # fold 2 of 5 over all 84 speakers, in data/fold-2
 #
 # Stages that are done are skipped; remove their .done file, or the data folder, to do them again.
 
@@ -15,6 +16,7 @@ option stop_stage 100 "last stage to run"
 option an4_dir "" "an existing AN4 folder, used instead of a download"
 option download_dir "" "where the corpus is downloaded (download)"
 option data_dir "" "where all that is prepared goes (data)"
+option fold 0 "1 to 5: test on a fifth of all speakers, train on the others; 0: the corpus's own test set"
 option perturb_speed true "add copies of the training speech at 0.9 and 1.1 of the speed"
 option vocab_size 100 "pieces of the BPE, which is made besides characters and phones"
 option nj 1 "processes at a time"
@@ -24,8 +26,13 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 [[ $vocab_size =~ ^[0-9]+$ ]] || usage_error "--vocab-size takes a whole number, not '$vocab_size'"
 url=https://github.com/cmusphinx/an4.git
 download_dir=$(absolute "${download_dir:-$PWD/download}")
-data_dir=$(absolute "${data_dir:-$PWD/data}")
 corpus_dir=$(absolute "${an4_dir:-$download_dir/an4}")
+[[ $fold =~ ^[0-5]$ ]] || usage_error "--fold takes 0 to 5, not '$fold'"
+default_data_dir=$PWD/data
+if [ "$fold" -gt 0 ]; then default_data_dir=$PWD/data/fold-$fold; fi
+data_dir=$(absolute "${data_dir:-$default_data_dir}")
+made_from="corpus=$corpus_dir"
+if [ "$fold" -gt 0 ]; then made_from="$made_from fold=$fold"; fi
 manifest_dir=$data_dir/manifests
 fbank_dir=$data_dir/fbank
 dict_dir=$data_dir/dict
@@ -57,10 +64,10 @@ if [ $stage -le 0 ] && [ $stop_stage -ge 0 ]; then
 fi
 
 if [ $stage -le 1 ] && [ $stop_stage -ge 1 ]; then
-  log "Stage 1: manifests (train: 64 speakers, dev: 10 of the training speakers, test: 10 others)"
-  if needed "$manifest_dir/.done" "corpus=$corpus_dir"; then
-    "$python" local/prepare_manifests.py --corpus-dir "$corpus_dir" --manifest-dir "$manifest_dir"
-    finish "$manifest_dir/.done" "corpus=$corpus_dir"
+  log "Stage 1: manifests"
+  if needed "$manifest_dir/.done" "$made_from"; then
+    "$python" local/prepare_manifests.py --corpus-dir "$corpus_dir" --manifest-dir "$manifest_dir" --fold "$fold"
+    finish "$manifest_dir/.done" "$made_from"
   fi
 fi
 
@@ -81,9 +88,9 @@ has_k2=$("$python" -c 'from lowbit_k2.k2_compat import has_k2; print(str(has_k2(
 if [ $stage -le 3 ] && [ $stop_stage -ge 3 ]; then
   log "Stage 3: units and lang directories: characters, phones, a BPE of $vocab_size pieces"
   [ -f "$manifest_dir/.done" ] || die "no manifests in $manifest_dir: run stage 1 first"
-  if needed "$dict_dir/.done" "corpus=$corpus_dir"; then
+  if needed "$dict_dir/.done" "$made_from"; then
     "$python" local/prepare_dict.py --corpus-dir "$corpus_dir" --transcript "$transcript" --dict-dir "$dict_dir"
-    finish "$dict_dir/.done" "corpus=$corpus_dir"
+    finish "$dict_dir/.done" "$made_from"
   fi
   for lang_dir in "${lang_dirs[@]}"; do
     if needed "$lang_dir/.lang.done" "k2=$has_k2" again; then

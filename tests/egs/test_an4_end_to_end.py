@@ -20,6 +20,7 @@ from lowbit_k2.data.manifests import load_cuts
 from lowbit_k2.k2_compat import has_k2
 from lowbit_k2.quant import use_precision
 from lowbit_k2.recipe.training_flags import training_parser
+from lowbit_k2.scoring.recogs import write_recogs
 from lowbit_k2.train.checkpoint import load_checkpoint
 from tests.egs.scripts import AN4, Flag, call, files_of, spawn
 
@@ -290,8 +291,28 @@ def test_the_flags_of_all_rows_are_known(monkeypatch: pytest.MonkeyPatch) -> Non
     import rows
 
     parser = training_parser(None)
-    for row in rows.ROWS:
-        precisions = parser.parse_args(list(row.flags)).precisions
-        assert {p for p in row.precisions if p.isdigit()} == set(precisions) - {"sp"}
+    assert len({row.key for row in [*rows.ROWS, *rows.FOLD_ROWS]}) == len(rows.ROWS) + len(rows.FOLD_ROWS)
+    for row in [*rows.ROWS, *rows.FOLD_ROWS]:
+        precisions = parser.parse_args(row.flags(Path("exp"))).precisions
+        assert {p for p in row.system.precisions if p.isdigit()} <= set(precisions) - {"sp"}
+        assert not row.fold or row.system.compared in row.system.precisions
     assert call(AN4 / "local/rows.py", "table").good().out.startswith("| system | bits | seed |")
     assert "choose of" in call(AN4 / "local/rows.py", "table", "--only", "nobody").error()
+
+
+def test_verdicts_of_the_folds_that_are_done(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.syspath_prepend(str(AN4 / "local"))
+    monkeypatch.delitem(sys.modules, "train", raising=False)
+    import rows
+
+    monkeypatch.setattr(rows, "RECOGS", tmp_path)
+    for row in rows.FOLD_ROWS:
+        if row.seed == 1 and row.fold <= 2 and row.system.name in ("float", "naive1"):
+            right, wrong = ["GO", "HOME", "NOW"], ["GO", "HOME", "ON"]
+            names = [f"an1-s{row.fold}{n % 12}-{n}" for n in range(48)]
+            bad = 6 if row.system.name == "float" else 1
+            found = [(name, right, wrong if n % bad == 0 else right) for n, name in enumerate(names)]
+            write_recogs(rows.recogs_path(row, row.system.compared, "ctc-greedy-search"), found)
+    lines = rows.verdicts().splitlines()
+    assert len(lines) == 3 and lines[2].startswith("| naive 1-bit | greedy | 2 | 5.56 | 33.33 | +500.0% |")
+    assert lines[2].endswith("| worse |")

@@ -191,3 +191,17 @@ def test_an_interpreter_in_a_folder_with_a_blank(an4_corpus: Path, tmp_path: Pat
 )
 def test_scripts_quote_the_interpreter(script: Path) -> None:
     assert re.findall(r'.*(?<!")\$python\b.*', script.read_text()) == []
+
+
+def test_folds_test_every_speaker_once(module: ModuleType, data_dir: Path) -> None:
+    utterances = [u for part in ("train", "test") for u in module.read_part(data_dir / "an4", part)]
+    everyone = sorted({u.speaker for u in utterances})
+    tested: list[str] = []
+    for fold in range(1, 6):
+        splits = module.make_fold(utterances, fold)
+        speakers = {name: {u.speaker for u in own} for name, own in splits.items()}
+        assert sum(map(len, splits.values())) == len(utterances)
+        assert sum(map(len, speakers.values())) == len(everyone) == 84, "no speaker is in two splits"
+        assert len(speakers["dev"]) in (9, 10) and len(speakers["test"]) in (16, 17)
+        tested += sorted(speakers["test"])
+    assert sorted(tested) == everyone

@@ -2,9 +2,11 @@
 """Write lhotse manifests of CMU AN4: train (64 speakers), dev (10 of the training speakers) and test (10 others).
 
     ./local/prepare_manifests.py --corpus-dir download/an4 --manifest-dir data/manifests
+    ./local/prepare_manifests.py --corpus-dir download/an4 --manifest-dir data/fold-2/manifests --fold 2
 
-The dev speakers are number 7, 14, 21, ... 70 of the 74 training speakers in alphabetical order. Besides the manifests,
-`transcript_<split>.txt` holds the texts, one utterance a line.
+The dev speakers are number 7, 14, 21, ... 70 of the 74 training speakers in alphabetical order. For cross-validation,
+fold K of five tests on speakers K, K + 5, K + 10, ... of all 84 in alphabetical order; every seventh of the others is a
+dev speaker. Besides the manifests, `transcript_<split>.txt` holds the texts, one utterance a line.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from lowbit_k2.textfile import numbered_lines
 if TYPE_CHECKING:
     from lhotse import Recording, SupervisionSegment
 
-DEV_EVERY = 7
+DEV_EVERY, NUM_FOLDS = 7, 5
 REMEDY = "give --an4-dir the folder that holds etc/ and wav/, or download it with --stage 0"
 LINE = re.compile(r"^(?:<s>)?(?P<text>[^()<>]*)(?:</s>)?\s*\((?P<id>[^()\s]+)\)$")
 
@@ -77,6 +79,14 @@ def split_speakers(utterances: list[Utterance]) -> tuple[list[Utterance], list[U
     return [u for u in utterances if u.speaker not in dev], [u for u in utterances if u.speaker in dev]
 
 
+def make_fold(utterances: list[Utterance], fold: int) -> dict[str, list[Utterance]]:
+    """train, dev and test of one fold, 1 to `NUM_FOLDS`, by speaker."""
+    speakers = sorted({utterance.speaker for utterance in utterances})
+    tested = set(speakers[fold - 1 :: NUM_FOLDS])
+    train, dev = split_speakers([u for u in utterances if u.speaker not in tested])
+    return {"train": train, "dev": dev, "test": [u for u in utterances if u.speaker in tested]}
+
+
 def describe(utterance: Utterance) -> tuple[Recording, SupervisionSegment]:
     """lhotse's two records of an utterance.
 
@@ -118,12 +128,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--corpus-dir", type=Path, required=True)
     parser.add_argument("--manifest-dir", type=Path, required=True)
+    parser.add_argument(
+        "--fold", type=int, default=0, choices=range(NUM_FOLDS + 1), help="0: the corpus's own test set"
+    )
     args = parser.parse_args()
     if not args.corpus_dir.is_dir():
         raise UserError(f"no corpus at {args.corpus_dir}: {REMEDY}")
     corpus_dir = args.corpus_dir.resolve()  # manifests name audio by full paths: usable from any folder
-    train, dev = split_speakers(list(read_part(corpus_dir, "train")))
-    splits = {"train": train, "dev": dev, "test": list(read_part(corpus_dir, "test"))}
+    train, test = (list(read_part(corpus_dir, part)) for part in ("train", "test"))
+    if args.fold:
+        splits = make_fold(train + test, args.fold)
+    else:
+        splits = dict(zip(("train", "dev"), split_speakers(train), strict=True)) | {"test": test}
     for split, utterances in splits.items():
         write_split(split, utterances, args.manifest_dir)
 

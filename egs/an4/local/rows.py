@@ -6,171 +6,178 @@
 ./local/rows.py evaluate --exp-root exp/rows                   # trained rows: test set, sizes -> results/*.json
 ./local/rows.py time --rounds 20                               # seconds per update, interleaved -> timing.json
 ./local/rows.py table                                          # results/*.json as Markdown
+./local/rows.py prepare --an4-dir an4                          # data of the cross-validation: data/fold-1 ... fold-5
+./local/rows.py train --folds true                             # its rows; evaluate --folds true
+./local/rows.py verdicts                                       # against float, by speaker, over the folds that are done
 
-Every row has the same model, epochs, optimiser and augmentation (train.py's defaults); it differs by the flags below.
+Every row has the same model, optimiser and augmentation (train.py's defaults); it differs by the flags below.
 """
 
 from __future__ import annotations
 
+import gzip
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
 RECIPE = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(RECIPE.parents[1]), str(RECIPE)]
+sys.path[:0] = [str(RECIPE.parents[1]), str(RECIPE), str(RECIPE / "local")]
 from lowbit_k2.launch import use_project_interpreter
 
 use_project_interpreter()
 
 import torch
+from systems import COLUMNS, CTC, FOLD_ROWS, NUM_FOLDS, ROWS, SYSTEMS, Row
 from train import make_parser as make_training_parser
 from train import make_trainer
 
-from lowbit_k2.asr.evaluation import GREEDY, HLG, Evaluation, evaluate
-from lowbit_k2.asr.model_io import CheckpointChoice
+from lowbit_k2.asr.evaluation import Evaluation, evaluate
+from lowbit_k2.asr.exporting import ExportConfig, run_export
+from lowbit_k2.asr.model_io import PRETRAINED
 from lowbit_k2.asr.recognizer import DecodeConfig
 from lowbit_k2.asr.training import Run, set_up_device
 from lowbit_k2.data.datamodule import AsrDataModule
 from lowbit_k2.data.manifests import load_cuts
 from lowbit_k2.data.tokenizer import load_tokenizer
 from lowbit_k2.errors import UserError, run_main
-from lowbit_k2.fileio import read_json, write_json
+from lowbit_k2.fileio import atomic_write, read_json, write_json
 from lowbit_k2.progress import progress_bar
-from lowbit_k2.recipe.flags import make_parser
+from lowbit_k2.recipe.flags import make_parser, str2bool
 from lowbit_k2.recipe.training_flags import read_training_flags
+from lowbit_k2.scoring.recogs import read_recogs
+from lowbit_k2.scoring.significance import compare
 from lowbit_k2.tables import markdown_table
 from lowbit_k2.train.checkpoint import load_checkpoint, numbered
 from lowbit_k2.train.distributed import DistributedContext
 from lowbit_k2.train.update import update
 
-RESULTS = RECIPE / "results"
-TIMING = RECIPE / "timing.json"
-EPOCHS, AVERAGED = 20, 5
-CO_TRAINED = ("2", "1.5", "1.5r", "1")
-CTC = (GREEDY, HLG)
-RNNT = ("greedy_search", "modified_beam_search", "fast_beam_search", "fast_beam_search_LG")
-AS_AUTHORS = ("--alpha-init", "one")  # of all rows so far
-LM_SCALES = {CTC: 0.6, RNNT: 0.4}  # chosen on dev with the float models
-TRANSDUCER = "--objective ctc-rnnt --rnnt-warm-step 1000"  # a CTC head, for two hours of speech
-COLUMNS = {
-    GREEDY: "greedy",
-    HLG: "HLG",
-    "greedy_search": "greedy",
-    "modified_beam_search": "beam",
-    "fast_beam_search": "fast beam",
-    "fast_beam_search_LG": "fast beam, LG",
-}
-
-
-@dataclass(frozen=True)
-class Row:
-    """One training run, and how its model is decoded."""
-
-    name: str
-    label: str
-    seed: int
-    flags: tuple[str, ...]
-    precisions: tuple[str, ...]
-    methods: tuple[str, ...] = CTC
-
-    @property
-    def key(self) -> str:
-        return f"{self.name}-s{self.seed}"
-
-    @property
-    def base(self) -> str:
-        """The row whose seconds per update are the unit."""
-        return "float" if self.methods == CTC else "rnnt-float"
-
-
-def row(
-    name: str,
-    label: str,
-    seeds: tuple[int, ...],
-    flags: str,
-    precisions: tuple[str, ...],
-    methods: tuple[str, ...] = CTC,
-) -> list[Row]:
-    return [Row(name, label, seed, tuple(flags.split()), precisions, methods) for seed in seeds]
-
-
-ROWS = [
-    *row("float", "float", (1, 2), "--precisions 32", ("32",)),
-    *row("naive1", "naive 1-bit", (1, 2), "--precisions 1", ("1",)),
-    *row("cotrain-kl-sp", "co-trained, (c) + KL + SP", (1, 2), "--precisions 2,1,sp", CO_TRAINED),
-    *row("naive2", "naive 2-bit", (1,), "--precisions 2", ("2",)),
-    *row("cotrain-plain", "co-trained, (a) plain", (1,), "--precisions 2,1 --lambda2 0", CO_TRAINED),
-    *row("cotrain-kl", "co-trained, (b) + KL", (1,), "--precisions 2,1", CO_TRAINED),
-    *row("cotrain-kl-warm", "(b) with a KL that rises", (1,), "--precisions 2,1 --kl-warm-step 1000", CO_TRAINED),
-    *row("cotrain-kl-sp-paper", "(c) with `paper`", (1,), "--precisions 2,1,sp --quant-config paper", CO_TRAINED),
-    *row("rnnt-float", "float", (1, 2), f"{TRANSDUCER} --precisions 32", ("32",), RNNT),
-    *row(
-        "rnnt-cotrain-plain",
-        "co-trained, plain",
-        (1, 2),
-        f"{TRANSDUCER} --precisions 2,1 --lambda2 0",
-        ("2", "1"),
-        RNNT,
-    ),
-]
+RESULTS, RECOGS, TIMING = RECIPE / "results", RECIPE / "results/recogs", RECIPE / "timing.json"
+MARGIN = 0.05  # relative; below it two systems count as equivalent
 
 
 def train(rows: list[Row], exp_root: Path, further: list[str]) -> None:
+    """Every row that has no results yet, and first the float row that it begins with."""
     for r in rows:
-        command = [sys.executable, str(RECIPE / "train.py"), "--exp-dir", str(exp_root / r.key), "--resume", "true"]
-        command += ["--seed", str(r.seed), "--num-epochs", str(EPOCHS), *AS_AUTHORS, *r.flags, *further]
-        print(" ".join(command), flush=True)
-        subprocess.run(command, check=True)
+        if (RESULTS / f"{r.key}.json").is_file():
+            continue
+        first = r.started_from()
+        if first is not None and not (exp_root / first.key / PRETRAINED).is_file():
+            train_one(first, exp_root, further)
+            averaged = ExportConfig(first.choice(exp_root), "32", save_pretrained=True)
+            run_export(averaged, load_train_cuts=lambda: None)
+        train_one(r, exp_root, further)
+
+
+def train_one(r: Row, exp_root: Path, further: list[str]) -> None:
+    """Train, or go on."""
+    command = [sys.executable, str(RECIPE / "train.py"), "--exp-dir", str(exp_root / r.key), "--resume", "true"]
+    command += [*r.flags(exp_root), *further]
+    print(" ".join(command), flush=True)
+    subprocess.run(command, check=True)
 
 
 def evaluate_rows(rows: list[Row], exp_root: Path) -> None:
-    """Decode and pack every finished row that has no results yet."""
+    """Decode and pack every finished row that has no results yet; keep what was recognised."""
     for r in rows:
-        exp_dir, target = exp_root / r.key, RESULTS / f"{r.key}.json"
-        if target.is_file() or EPOCHS not in numbered(exp_dir, "epoch"):
+        system, target = r.system, RESULTS / f"{r.key}.json"
+        if target.is_file() or system.epochs not in numbered(exp_root / r.key, "epoch"):
             continue
         decode = DecodeConfig(
-            CheckpointChoice(exp_dir, epoch=EPOCHS, avg=AVERAGED, use_averaged_model=True),
-            decoding_method=",".join(r.methods),
-            lang_dir=RECIPE / "data/lang_char",
-            lm_scale=(LM_SCALES[r.methods],),
-            manifest_dir=RECIPE / "data/fbank",
+            r.choice(exp_root),
+            decoding_method=",".join(system.methods),
+            lang_dir=r.data / "lang_char",
+            lm_scale=(system.lm_scale,),
+            manifest_dir=r.data / "fbank",
             quiet=True,
         )
-        evaluations = evaluate(decode, r.precisions, "test", lambda: load_cuts(RECIPE / "data/fbank", "an4", "test"))
-        meta = load_checkpoint(exp_dir / f"epoch-{EPOCHS}.pt").meta
-        progress = meta["progress"]
+        evaluations = evaluate(
+            decode, system.precisions, "test", lambda r=r: load_cuts(r.data / "fbank", "an4", "test")
+        )
+        for e in evaluations:
+            for method, path in e.recogs.items():
+                text = (exp_root / r.key / path).read_bytes()
+                with atomic_write(recogs_path(r, e.precision, method)) as temporary:
+                    temporary.write_bytes(gzip.compress(text, mtime=0))
+        progress = load_checkpoint(exp_root / r.key / f"epoch-{system.epochs}.pt").meta["progress"]
         write_json(
             target,
             {
-                "row": r.name,
-                "label": r.label,
+                "row": system.name,
+                "label": system.label,
                 "seed": r.seed,
-                "flags": " ".join(r.flags),
+                "fold": r.fold,
+                "flags": system.flags,
+                "lm_scale": system.lm_scale,
                 "date": time.strftime("%Y-%m-%d"),
                 "updates": progress["update"],
+                "seconds": round(progress["seconds"]),
                 "evaluations": [e.to_dict() for e in evaluations],
             },
         )
 
 
-def time_rows(rows: list[Row], rounds: int, further: list[str]) -> dict:
+def recogs_path(r: Row, precision: str, method: str) -> Path:
+    return RECOGS / f"{r.key}-{precision}-{method}.txt.gz"
+
+
+def verdicts() -> str:
+    """Every system of the cross-validation against float, over the folds and seeds that both have, by speaker."""
+    lines, float_bits = [], SYSTEMS["float"].compared
+    for method in CTC:
+        for system in (s for s in SYSTEMS.values() if s.compared and s.name != "float"):
+            rows = [r for r in FOLD_ROWS if r.system == system]
+            pairs = [
+                (
+                    recogs_path(Row(SYSTEMS["float"], r.seed, r.fold), float_bits, method),
+                    recogs_path(r, system.compared, method),
+                )
+                for r in rows
+            ]
+            pairs = [pair for pair in pairs if all(path.is_file() for path in pair)]
+            if not pairs:
+                continue
+            reference, other = ([read_recogs(path) for path in paths] for paths in zip(*pairs, strict=True))
+            found = compare(reference, other, speaker_of)
+            d = found.pooled
+            lines.append(
+                [
+                    system.label,
+                    COLUMNS[method],
+                    str(len(pairs)),
+                    f"{100 * d.reference:.2f}",
+                    f"{100 * d.other:.2f}",
+                    f"{100 * d.relative:+.1f}%",
+                    " .. ".join(f"{100 * end:+.1f}" for end in d.relative_interval),
+                    f"{d.p:.4f}",
+                    f"{found.worse} / {found.better} / {d.units - found.worse - found.better}",
+                    d.verdict(MARGIN),
+                ]
+            )
+    head = ["system", "search", "folds x seeds", "float", "WER", "relative", "95%", "p", "speakers -/+/=", "verdict"]
+    return markdown_table(head, lines)
+
+
+def speaker_of(utterance: str) -> str:
+    """an251-fash-b -> fash."""
+    return utterance.split("-")[1]
+
+
+def time_rows(rows: list[Row], exp_root: Path, rounds: int, further: list[str]) -> dict:
     """Seconds per update of every kind of row over those of its float row, on the same batches, in turn.
 
     The ratio is the median over batches, so that neither batches of other lengths nor a machine that is slower for a
     while counts. `passes` is the number of branches: what the ratio would be if quantizers and KL were free.
     """
-    bases = {r.base for r in rows}
-    kinds = {r.name: r for r in reversed([r for r in ROWS if r.name in bases or r in rows])}
+    bases = {r.system.base for r in rows}
+    kinds = {r.system.name: r for r in reversed([r for r in ROWS if r.system.name in bases or r in rows])}
     trainers = {}
     with tempfile.TemporaryDirectory() as folder:
         for name, r in sorted(kinds.items(), key=lambda item: ROWS.index(item[1])):
-            flags = [*r.flags, "--seed", str(r.seed), "--exp-dir", f"{folder}/{name}", "--tensorboard", "false"]
+            flags = [*r.flags(exp_root), "--exp-dir", f"{folder}/{name}", "--tensorboard", "false"]
             config = read_training_flags(make_training_parser().parse_args([*flags, *further]))
             data = AsrDataModule(config.data)
             alone = DistributedContext()
@@ -193,7 +200,7 @@ def time_rows(rows: list[Row], rounds: int, further: list[str]) -> dict:
         "rounds": rounds,
         "float_seconds": {name: statistics.median(measured[name]) for name in bases},
         "ratio": {
-            name: statistics.median(a / b for a, b in zip(values, measured[kinds[name].base], strict=True))
+            name: statistics.median(a / b for a, b in zip(values, measured[kinds[name].system.base], strict=True))
             for name, values in measured.items()
         },
         "passes": {name: len(trainers[name].co_training.branches(1)) for name in trainers},
@@ -204,10 +211,9 @@ def table() -> str:
     """All results in the order of ROWS, CTC's and the transducers' apart; `time` is that of an update over float's."""
     ratios = read_json(TIMING)["ratio"] if TIMING.is_file() else {}
     tables = []
-    for methods in dict.fromkeys(r.methods for r in ROWS):
-        results = [
-            read_json(path) for r in ROWS if r.methods == methods and (path := RESULTS / f"{r.key}.json").is_file()
-        ]
+    for methods in dict.fromkeys(system.methods for system in SYSTEMS.values()):
+        paths = [RESULTS / f"{r.key}.json" for r in ROWS if r.system.methods == methods]
+        results = [read_json(path) for path in paths if path.is_file()]
         if results:
             tables.append(format_results(results, methods, ratios))
     return "\n\n".join(tables)
@@ -233,26 +239,30 @@ def format_results(results: list[dict], methods: tuple[str, ...], ratios: dict[s
 
 def main() -> None:
     parser = make_parser(__doc__)
-    parser.add_argument("command", choices=("train", "evaluate", "time", "table"))
+    parser.add_argument("command", choices=("prepare", "train", "evaluate", "time", "table", "verdicts"))
     parser.add_argument("--exp-root", type=Path, default=RECIPE / "exp/rows")
-    parser.add_argument("--only", help="names of rows, by commas, e.g. float-s1,naive1-s1")
+    parser.add_argument("--only", help="names of rows, by commas, e.g. float-s1,naive1-s1,float-f2-s1")
+    parser.add_argument("--folds", type=str2bool, default=False, help="the rows of the cross-validation")
     parser.add_argument("--rounds", type=int, default=20, help="batches for `time`")
     args, further = parser.parse_known_args()
-    rows = ROWS
+    rows, every = FOLD_ROWS if args.folds else ROWS, [*ROWS, *FOLD_ROWS]
     if args.only:
         keys = args.only.split(",")
-        rows = [r for r in ROWS if r.key in keys]
+        rows = [r for r in every if r.key in keys]
         if len(rows) != len(keys):
-            raise UserError(f"--only {args.only}: choose of {', '.join(r.key for r in ROWS)}")
-    if args.command == "train":
+            raise UserError(f"--only {args.only}: choose of {', '.join(r.key for r in every)}")
+    if args.command == "prepare":
+        for fold in range(1, NUM_FOLDS + 1):
+            subprocess.run([str(RECIPE / "prepare.sh"), "--fold", str(fold), *further], check=True)
+    elif args.command == "train":
         train(rows, args.exp_root, further)
     elif args.command == "evaluate":
         evaluate_rows(rows, args.exp_root)
     elif args.command == "time":
-        write_json(TIMING, time_rows(rows, args.rounds, further))
+        write_json(TIMING, time_rows(rows, args.exp_root, args.rounds, further))
         print(TIMING.read_text())
     else:
-        print(table())
+        print(table() if args.command == "table" else verdicts())
 
 
 if __name__ == "__main__":

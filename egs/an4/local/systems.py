@@ -1,0 +1,115 @@
+"""What RESULTS.md compares: systems, their flags, and the training runs that they are tried in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from lowbit_k2.asr.evaluation import GREEDY, HLG
+from lowbit_k2.asr.model_io import PRETRAINED, CheckpointChoice
+
+RECIPE = Path(__file__).resolve().parents[1]
+EPOCHS, AVERAGED = 20, 5
+NUM_FOLDS = 5
+CO_TRAINED = ("2", "1.5", "1.5r", "1")
+CTC = (GREEDY, HLG)
+RNNT = ("greedy_search", "modified_beam_search", "fast_beam_search", "fast_beam_search_LG")
+AS_AUTHORS = "--alpha-init one"
+TRANSDUCER = "--objective ctc-rnnt --rnnt-warm-step 1000"  # a CTC head, for two hours of speech
+COLUMNS = {
+    GREEDY: "greedy",
+    HLG: "HLG",
+    "greedy_search": "greedy",
+    "modified_beam_search": "beam",
+    "fast_beam_search": "fast beam",
+    "fast_beam_search_LG": "fast beam, LG",
+}
+
+
+@dataclass(frozen=True)
+class System:
+    """How a model is trained and decoded.
+
+    Attributes:
+      flags: of train.py; FLOAT is the averaged checkpoint of the float row of the same seed and fold.
+      precisions: that are decoded and packed.
+      lm_scale: of the graph, chosen on dev for this system.
+      compared: precision that takes part in the cross-validation; "" for none.
+      epochs: of training.
+    """
+
+    name: str
+    label: str
+    flags: str
+    precisions: tuple[str, ...]
+    methods: tuple[str, ...] = CTC
+    lm_scale: float = 0.6
+    seeds: tuple[int, ...] = (1,)
+    compared: str = ""
+    epochs: int = EPOCHS
+
+    @property
+    def base(self) -> str:
+        """The row whose seconds per update are the unit."""
+        return "float" if self.methods == CTC else "rnnt-float"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One training run: a system, a seed, and the corpus's own test set (fold 0) or a fold of the cross-validation."""
+
+    system: System
+    seed: int
+    fold: int = 0
+
+    @property
+    def key(self) -> str:
+        return f"{self.system.name}{f'-f{self.fold}' if self.fold else ''}-s{self.seed}"
+
+    @property
+    def data(self) -> Path:
+        return RECIPE / (f"data/fold-{self.fold}" if self.fold else "data")
+
+    def started_from(self) -> Row | None:
+        """The float row that must be there first."""
+        return Row(SYSTEMS["float"], self.seed, self.fold) if "FLOAT" in self.system.flags else None
+
+    def flags(self, exp_root: Path) -> list[str]:
+        """Of train.py, but for --exp-dir."""
+        first = self.started_from()
+        text = self.system.flags.replace("FLOAT", str(exp_root / first.key / PRETRAINED) if first else "")
+        flags = ["--seed", str(self.seed), "--num-epochs", str(self.system.epochs), *text.split()]
+        return [*flags, "--manifest-dir", str(self.data / "fbank"), "--lang-dir", str(self.data / "lang_char")]
+
+    def choice(self, exp_root: Path) -> CheckpointChoice:
+        """The checkpoints that are decoded."""
+        return CheckpointChoice(exp_root / self.key, epoch=self.system.epochs, avg=AVERAGED, use_averaged_model=True)
+
+
+PLAIN, KL = f"--precisions 2,1 --lambda2 0 {AS_AUTHORS}", f"--precisions 2,1 {AS_AUTHORS}"
+KL_SP = f"--precisions 2,1,sp {AS_AUTHORS}"
+SYSTEMS = {
+    system.name: system
+    for system in (
+        System("float", "float", "--precisions 32", ("32",), seeds=(1, 2), compared="32"),
+        System("naive1", "naive 1-bit", f"--precisions 1 {AS_AUTHORS}", ("1",), seeds=(1, 2), compared="1"),
+        System("cotrain-kl-sp", "co-trained, (c) + KL + SP", KL_SP, CO_TRAINED, seeds=(1, 2)),
+        System("naive2", "naive 2-bit", f"--precisions 2 {AS_AUTHORS}", ("2",)),
+        System("cotrain-plain", "co-trained, (a) plain", PLAIN, CO_TRAINED),
+        System("cotrain-kl", "co-trained, (b) + KL", KL, CO_TRAINED),
+        System("cotrain-kl-warm", "(b) with a KL that rises", f"{KL} --kl-warm-step 1000", CO_TRAINED),
+        System("cotrain-kl-sp-paper", "(c) with `paper`", f"{KL_SP} --quant-config paper", CO_TRAINED),
+        System("rnnt-float", "float", f"{TRANSDUCER} --precisions 32", ("32",), RNNT, 0.4, (1, 2)),
+        System("rnnt-cotrain-plain", "co-trained, plain", f"{TRANSDUCER} {PLAIN}", ("2", "1"), RNNT, 0.4, (1, 2)),
+    )
+}
+FOLD_SEEDS = (1, 2)
+ROWS = [Row(system, seed) for system in SYSTEMS.values() for seed in system.seeds]
+# by seed and fold, so that whatever is there can be compared
+FOLD_ROWS = [
+    Row(system, seed, fold)
+    for seed in FOLD_SEEDS
+    for fold in range(1, NUM_FOLDS + 1)
+    for system in SYSTEMS.values()
+    if system.compared
+]
