@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from lowbit_k2.launch import choose_mkl_kernels
+from tests.attacks.trials import factor, summary
 
 # As the scripts do, before torch is loaded: what runs in this process and what it starts agree to the last bit.
 choose_mkl_kernels(os.environ)
@@ -50,6 +51,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.skip(reason="k2 is not installed (modern lane)"))
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """`attack(repeat=True)`: as often as LOWBIT_K2_TRIALS says."""
+    mark = metafunc.definition.get_closest_marker("attack")
+    if mark is not None and mark.kwargs.get("repeat") and factor() > 1:
+        metafunc.fixturenames.append("repetition")
+        metafunc.parametrize("repetition", range(factor()))
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Say how many k2 tests ran and how many did not: a lane without k2 must not hide what it leaves out."""
 
@@ -57,11 +66,11 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         reports = [report for outcome in outcomes for report in terminalreporter.stats.get(outcome, [])]
         return len({report.nodeid for report in reports if "k2" in getattr(report, "keywords", {})})
 
-    from tests.attacks.trials import summary
+    def attacks(*outcomes: str) -> set[str]:
+        reports = [report for outcome in outcomes for report in terminalreporter.stats.get(outcome, [])]
+        return {report.nodeid for report in reports if "attack" in getattr(report, "keywords", {})}
 
-    for line in summary(
-        {report.nodeid for kind in ("failed", "error") for report in terminalreporter.stats.get(kind, [])}
-    ):
+    for line in summary(attacks("passed"), attacks("failed", "error")):
         terminalreporter.write_line(line)
     ran, skipped = marked_k2("passed", "failed", "error"), marked_k2("skipped")
     terminalreporter.write_line(f"k2 tests: {ran} ran, {skipped} skipped")

@@ -51,6 +51,7 @@ def test_the_second_is_refused_and_the_file_goes_away(tmp_path: Path) -> None:
         pass
 
 
+@pytest.mark.attack(repeat=True)
 def test_a_killed_holder_holds_nothing(tmp_path: Path) -> None:
     path = tmp_path / ".lock"
     with subprocess.Popen([sys.executable, "-c", HOLD, path], stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
@@ -62,6 +63,7 @@ def test_a_killed_holder_holds_nothing(tmp_path: Path) -> None:
         assert path.read_text() == f"{os.getpid()}\n"
 
 
+@pytest.mark.attack(repeat=True)
 def test_nobody_is_in_it_together(tmp_path: Path) -> None:
     """Four processes count to 40 each; the file of the lock comes and goes."""
     (tmp_path / "count").write_text("0")
@@ -71,6 +73,7 @@ def test_nobody_is_in_it_together(tmp_path: Path) -> None:
     assert (tmp_path / "count").read_text() == "160"
 
 
+@pytest.mark.attack(repeat=True)
 def test_prepare_twice_at_once(tmp_path: Path) -> None:
     """Of two at the same moment one works, the other says so in one line; whole recipes are in tests/egs."""
     script = tmp_path / "egs/x/prepare.sh"

@@ -199,6 +199,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.attack(repeat=True)
 @pytest.mark.parametrize("method", [*METHODS, "ranks"])
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
 def test_nobody_works_on_when_the_parent_is_killed(method: str, how: signal.Signals, tmp_path: Path) -> None:

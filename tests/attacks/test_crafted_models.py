@@ -37,6 +37,8 @@ from lowbit_k2.train.checkpoint import Checkpoint, load_checkpoint, save_checkpo
 from lowbit_k2.train.initialise import InitialState
 from tests.attacks.trials import count_trial, factor, trials
 
+pytestmark = pytest.mark.attack
+
 TOKENIZER = SentencePieceTokenizer(train_sentencepiece(["YES NO GO"], "char", 0))
 OTHER_TOKENS = SentencePieceTokenizer(train_sentencepiece(["YES NO GO ABC"], "char", 0))
 SIZES = {"d_model": 8, "num_layers": 2, "num_heads": 2, "ffn_dim": 16, "subsampling_channels": 2, "conv_kernel": 3}

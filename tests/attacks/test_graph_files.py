@@ -17,7 +17,7 @@ from tests.attacks.trials import trials
 from tests.decode import toy
 from tests.decode.toy import make_method
 
-pytestmark = pytest.mark.k2
+pytestmark = [pytest.mark.k2, pytest.mark.attack]
 
 
 @pytest.fixture

@@ -24,6 +24,8 @@ from lowbit_k2.recipe.decoding_flags import (
 from lowbit_k2.recipe.training_flags import read_training_flags, training_parser
 from tests.attacks.trials import count_trial
 
+pytestmark = pytest.mark.attack
+
 VALUES = [0, 1, -1, 2, 2**31 - 1, 2**31, 2**32, 2**63, -(2**63), 10**20, 10**400]
 VALUES += [0.0, 0.5, -0.5, 1e-320, 1e-9, 1e12, 1e30, 1e308, -1e308, math.nan, math.inf, -math.inf]
 TEXTS = [str(value) for value in VALUES if value != 10**400] + ["", " ", "1e9", "0x10", "1_000", "١٢", "9" * 30, "nan%"]

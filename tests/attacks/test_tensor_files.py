@@ -17,6 +17,8 @@ from lowbit_k2.tensorfile import DamagedError, load_tensors, save_tensors, tenso
 from lowbit_k2.train.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from tests.attacks.trials import trials
 
+pytestmark = pytest.mark.attack
+
 CONTENT = {"model": {f"w{n}": torch.arange(40.0).view(5, 8) + n for n in range(6)}, "meta": '{"a": [1, 2.5, true]}'}
 
 

@@ -1,8 +1,9 @@
 """How often an attack is tried, and how often it was: a little in `make test`, more by hand.
 
-LOWBIT_K2_TRIALS=20 pytest tests/attacks tests/egs/test_numeric_flags.py tests/egs/test_killed_scripts.py
+LOWBIT_K2_TRIALS=20 pytest -m attack
 
-A trial that shows a fault fails its test; the last lines of pytest's report give the numbers of all.
+A test marked `attack` counts as one trial, or as those that it counts itself; marked `attack(repeat=True)`, it is made
+so many times over. A trial that shows a fault fails its test. The last lines of the report give the numbers of all.
 """
 
 from __future__ import annotations
@@ -31,12 +32,17 @@ def count_trial(number: int = 1) -> None:
     TRIED[os.environ.get("PYTEST_CURRENT_TEST", "").partition(" ")[0]] += number
 
 
-def summary(failed: set[str]) -> list[str]:
-    """A line per test, and one for all.
+def summary(passed: set[str], failed: set[str]) -> list[str]:
+    """A line per test function, and one for all.
 
     Args:
-      failed: tests that did.
+      passed, failed: attacks, by the names of their tests.
     """
-    lines = [f"{number:6} trials, {int(test in failed)} failures: {test}" for test, number in TRIED.items()]
-    total = f"{sum(TRIED.values()):6} trials, {len(failed & set(TRIED))} failures"
-    return [*lines, total] if lines else []
+    numbers: Counter[str] = Counter()
+    faults: Counter[str] = Counter()
+    for test in sorted(passed | failed):
+        function = test.partition("[")[0]
+        numbers[function] += TRIED.get(test, 1)
+        faults[function] += test in failed
+    lines = [f"{number:7} trials, {faults[test]} failures: {test}" for test, number in numbers.items()]
+    return [*lines, f"{sum(numbers.values()):7} trials, {sum(faults.values())} failures"] if lines else []

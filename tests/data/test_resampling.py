@@ -76,6 +76,7 @@ def test_rates_without_a_common_divisor_take_little_memory(tmp_path: Path) -> No
     assert int(done.stdout) < 100_000  # kB
 
 
+@pytest.mark.attack
 @pytest.mark.parametrize("rate", [7, 3999, 384_001, 999_983])
 def test_unlikely_rates_are_refused(tmp_path: Path, rate: int) -> None:
     soundfile.write(tmp_path / "x.wav", noise(5000), rate)

@@ -49,6 +49,7 @@ def command_cut(folder: Path, kind: str) -> tuple[lhotse.cut.Cut, Path]:
     return dataclasses.replace(cut, recording=recording), mark
 
 
+@pytest.mark.attack
 @pytest.mark.parametrize("kind", ["command", "features", "url"])
 def test_manifests_run_no_commands(kind: str, tmp_path: Path) -> None:
     """By all ways of reading: compute_fbank, training and decoding, shards, alone and mixed into another cut."""
@@ -107,6 +108,7 @@ def patched(path: Path, size: int | None, cut_to: int | None = None) -> Path:
     return path
 
 
+@pytest.mark.attack
 @pytest.mark.parametrize(
     ("size", "cut_to", "message"),
     [

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.attacks.trials import count_trial
 from tests.egs.scripts import AN4, Flag, Run, spawn
+
+pytestmark = pytest.mark.attack
 
 # Mount, copy the model, fill up but for some bytes, run the command there, and list what it left.
 ON_A_SMALL_DISK = """
@@ -42,7 +43,6 @@ def on_a_small_disk(folder: Path, exp: Path, room: int, *command: Flag) -> tuple
     shell = ["unshare", "-rm", "bash", "-c", ON_A_SMALL_DISK, "bash", disk, exp]
     run = spawn(*shell, room, sys.executable, *command, cwd=folder, LEFT=str(left))
     lines = left.read_text().splitlines()
-    count_trial()
     return run, {name: int(size) for name, _, size in (line.rpartition(" ") for line in lines)}
 
 

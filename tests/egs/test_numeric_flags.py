@@ -23,6 +23,8 @@ from tests.attacks.test_numbers import TEXTS
 from tests.attacks.trials import count_trial, factor
 from tests.egs.scripts import AN4, Flag, Run, call
 
+pytestmark = pytest.mark.attack
+
 SECONDS = 30
 MAX_BYTES = 3 * 2**30  # over what the process has before
 # what may go on for as long as it was asked to; all others end by themselves

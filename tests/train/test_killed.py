@@ -41,6 +41,7 @@ def start(folder: Path) -> subprocess.Popen:
     return subprocess.Popen([sys.executable, "-c", PROGRAM, str(folder)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
 
 
+@pytest.mark.attack(repeat=True)
 def test_killed_at_random_points(tmp_path: Path) -> None:
     """The checkpoint at the end is that of a run which nothing happened to."""
     run_epochs(toy_trainer(tmp_path / "whole", loop=LOOP), EPOCHS)
@@ -81,6 +82,7 @@ run_main(main)
 """
 
 
+@pytest.mark.attack(repeat=True)
 @pytest.mark.parametrize("room", [0, 20_000])
 def test_a_full_disk_leaves_the_last_checkpoint(tmp_path: Path, room: int) -> None:
     command = [sys.executable, "-c", FULL_DISK, str(tmp_path / "exp"), str(room)]
