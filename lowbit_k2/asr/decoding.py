@@ -266,7 +266,7 @@ def decode_set(
                 if not is_out_of_memory(error):
                     raise
                 longest = float(batch.input_lens.max()) * frame_shift
-                reason = f"too little memory for {longest:.0f} seconds: lower max_duration or chunk_seconds"
+                reason = f"too little memory for {longest:.0f} seconds: lower max_duration, chunk_seconds or the beams"
                 outcome.lost |= {name: f"{name}: {reason}" for name in batch.ids}
             else:
                 outcome.timing.audio += float(batch.input_lens.sum()) * frame_shift

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from lowbit_k2.core.config import Config, ConfigError, option
+from lowbit_k2.core.config import LARGEST_INT, Config, ConfigError, option
 from lowbit_k2.decode.hypothesis import Hypothesis, Nbest
 from lowbit_k2.k2_compat import require_k2
 
@@ -21,24 +21,33 @@ if TYPE_CHECKING:
 
 SAME_SCORE = 1e-3  # scores of paths that differ by less, in nats, may do so by rounding
 RETRY_FACTOR = 4.0  # how much wider the beams are for an utterance that no path survived
+WIDEST_BEAM, LARGEST_SCALE = 10_000.0, 1000.0  # k2 orders scores as integers, which ends where they are in the billions
 
 
 @dataclass(frozen=True)
 class SearchConfig(Config):
     """Beams of the search; defaults are icefall's."""
 
-    search_beam: float = option(20.0, "log-probability below a frame's best state at which states are dropped", above=0)
-    output_beam: float = option(8.0, "CTC lattices: log-probability below the best path at which arcs are cut", above=0)
+    search_beam: float = option(
+        20.0, "log-probability below a frame's best state at which states are dropped", above=0, high=WIDEST_BEAM
+    )
+    output_beam: float = option(
+        8.0, "CTC lattices: log-probability below the best path at which arcs are cut", above=0, high=WIDEST_BEAM
+    )
     min_active_states: int = option(30, "CTC lattices: states kept per frame at least", low=0)
     max_active_states: int = option(10000, "CTC lattices: states kept per frame at most", low=1)
-    lm_scale: float = option(1.0, flag="", low=0)  # factor on the graph's scores, 1 being the language model as it is
+    lm_scale: float = option(
+        1.0, flag="", low=0, high=LARGEST_SCALE
+    )  # factor on the graph's scores, 1 being the language model as it is
     max_states: int = option(64, "transducer lattices: (graph state, context) pairs kept per frame at most", low=2)
     max_contexts: int = option(8, "transducer lattices: contexts kept per frame at most", low=1)
     num_paths: int = option(200, "paths drawn for an n-best list, before equal ones are merged", low=1, high=100000)
     max_arcs: int = option(
         50000, "arcs of a lattice that is rescored or that paths are drawn from; more are pruned", low=1
     )
-    nbest_scale: float = option(0.5, "factor on scores while paths are drawn; smaller: more different ones", above=0)
+    nbest_scale: float = option(
+        0.5, "factor on scores while paths are drawn; smaller: more different ones", above=0, high=LARGEST_SCALE
+    )
     beam_size: int = option(4, "hypotheses of modified_beam_search", low=1, high=10000)
     blank_penalty: float = option(0.0, "off the blank's logit in transducer search, for models that delete many")
 
@@ -49,12 +58,8 @@ class SearchConfig(Config):
     def widened(self, factor: float = RETRY_FACTOR) -> SearchConfig:
         """The same search with wider beams."""
         counts = ("min_active_states", "max_active_states", "max_states", "max_contexts")
-        return replace(
-            self,
-            search_beam=self.search_beam * factor,
-            output_beam=self.output_beam * factor,
-            **{name: int(getattr(self, name) * factor) for name in counts},
-        )
+        beams = {name: min(getattr(self, name) * factor, WIDEST_BEAM) for name in ("search_beam", "output_beam")}
+        return replace(self, **beams, **{name: min(int(getattr(self, name) * factor), LARGEST_INT) for name in counts})
 
 
 def scale_graph(graph: k2.Fsa, lm_scale: float) -> k2.Fsa:
