@@ -133,6 +133,7 @@ def test_a_wider_search_stays_within_what_is_allowed() -> None:
     from lowbit_k2.decode.lattice import WIDEST_BEAM, SearchConfig
 
     widest = SearchConfig(search_beam=WIDEST_BEAM, output_beam=WIDEST_BEAM, max_active_states=2**31 - 1)
-    assert widest.widened() == widest.widened().widened()
+    wider = widest.widened().widened()
+    assert (wider.search_beam, wider.output_beam, wider.max_active_states) == (WIDEST_BEAM, WIDEST_BEAM, 2**31 - 1)
     with pytest.raises(ConfigError, match="lm_scale must be at most 1000, it is 2147483648"):
         SearchConfig(lm_scale=2.0**31)
