@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from lowbit_k2.losses.forward_backward import StateGraph, log_total
+from lowbit_k2.graphs.unit_graphs import FrameGraph
+from lowbit_k2.losses.forward_backward import GraphBatch, StateGraph, log_total, log_totals
 
 GENERATOR = torch.Generator().manual_seed(2)
 
@@ -131,3 +132,30 @@ def test_k2_agrees() -> None:
     found.sum().backward()
     expected.sum().backward()
     torch.testing.assert_close(outputs.grad, theirs.grad, rtol=1e-5, atol=1e-5)
+
+
+def as_frame_graph(graph: StateGraph) -> FrameGraph:
+    size = range(graph.num_states)
+    arcs = [(a, b, math.log(w)) for a in size for b in size if (w := float(graph.transitions[a, b])) > 0]
+    ends = [tuple((s, math.log(float(values[s]))) for s in size) for values in (graph.initial, graph.final)]
+    return FrameGraph(tuple(graph.labels.tolist()), *ends, tuple(arcs))
+
+
+def test_a_graph_for_each_utterance() -> None:
+    """Each gives what it gives alone, by the dense recursion; impossible ones harm nobody."""
+    graphs = [random_graph(n, 7, seed=n, density=0.4) for n in (3, 11, 6)]
+    batch = GraphBatch.of([*(as_frame_graph(graph) for graph in graphs), FrameGraph((), (), (), ())])
+    lens = torch.tensor([25, 9, 1, 8])
+    outputs = (3 * torch.randn(4, 25, 7, generator=GENERATOR)).requires_grad_()
+    found = log_totals(outputs, lens, batch)
+    assert found[3] == -math.inf
+    weights = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
+    (found[:3] * weights).sum().backward()
+    for n, graph in enumerate(graphs):
+        assert torch.equal(StateGraph.of(as_frame_graph(graph)).labels, graph.labels)
+        alone = outputs.detach()[n : n + 1].clone().requires_grad_()
+        total = log_total(alone, lens[n : n + 1], StateGraph.of(as_frame_graph(graph)))
+        torch.testing.assert_close(found[n : n + 1], total, rtol=1e-10, atol=1e-10)
+        (total * weights[n]).sum().backward()
+        torch.testing.assert_close(outputs.grad[n : n + 1], alone.grad, rtol=1e-5, atol=1e-6)
+    assert not outputs.grad[3].any()
