@@ -36,7 +36,8 @@ from lowbit_k2.recipe.flags import add_mini_argument, str2bool, wants_mini
 from lowbit_k2.recipe.training_flags import read_training_flags, training_errors, training_parser
 from lowbit_k2.train.epochs import remaining_epochs, save_epoch, train_epoch, validate
 from lowbit_k2.train.initialise import InitialState, freeze
-from lowbit_k2.train.optim import floor_of_alphas, learning_rate, make_optimizer, rising_hardness
+from lowbit_k2.train.optim import dropout_schedule, floor_of_alphas, learning_rate, make_optimizer, rising_hardness
+from lowbit_k2.train.orthogonal import semi_orthogonal
 from lowbit_k2.train.trainer import Trainer
 
 DEMO = {  # the embedded corpus: an hour of synthetic speech
@@ -120,8 +121,8 @@ def main() -> None:
             exp_dir=config.run.exp_dir,
             description=describe_run(config, model_config, quant_config, tokenizer, data.features),
             clip_grad_norm=config.optim.clip_grad_norm,
-            before_update=[rising_hardness(model, config.optim)],
-            after_update=[floor_of_alphas(model, config.optim.alpha_floor)],
+            before_update=[rising_hardness(model, config.optim), dropout_schedule(model)],
+            after_update=[floor_of_alphas(model, config.optim.alpha_floor), semi_orthogonal(model)],
             encode=tokenizer.encode,
             augment=make_spec_augment(config.data.spec_augment),
             mask=make_branch_masks(config.data.spec_augment),

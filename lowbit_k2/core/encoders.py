@@ -83,6 +83,11 @@ def encoder_from_dict(values: Mapping[str, Any]) -> EncoderConfig:
     return ENCODERS[kind].from_dict(fields)
 
 
+def whole_numbers(text: str) -> tuple[int, ...]:
+    """`1,1,0,3` -> (1, 1, 0, 3); raises ValueError for anything else."""
+    return tuple(int(part) for part in text.split(","))
+
+
 @register_encoder
 @dataclass(frozen=True)
 class ConformerConfig(EncoderConfig):
@@ -171,4 +176,105 @@ ConformerConfig.presets = {
     "paper": ConformerConfig(),
     # about 118 M, the size of Conformer-L
     "large": ConformerConfig(d_model=512, num_layers=17, num_heads=8, ffn_dim=2048, subsampling_channels=512),
+}
+
+
+@register_encoder
+@dataclass(frozen=True)
+class TdnnfConfig(EncoderConfig):
+    """A factorised TDNN (Povey et al., "Semi-orthogonal low-rank matrix factorization for deep neural networks", 2018),
+    as Kaldi's chain recipes have it, at a third of the input's frame rate.
+
+    The first layer is a TDNN over three frames; layer i has `strides[i]` frames of the input between the two frames
+    that its factor, and those that its second matrix, looks at. Strides are 0 or 1 as long as all frames are looked at;
+    from the first one of 3 on, they are multiples of 3, and only every third frame is.
+    """
+
+    kind: ClassVar[str] = "tdnnf"
+    build: ClassVar[str] = "lowbit_k2.models.tdnnf:TdnnfEncoder"
+
+    num_features: int = option(80, flag="", low=1, high=4096)
+    d_model: int = option(256, "width of the output", low=1, high=16384)
+    num_layers: int = option(14, "factorised layers", low=1, high=1000)
+    hidden_dim: int = option(1536, "width of TDNN-F layers", low=1, high=16384)
+    bottlenecks: tuple[int, ...] = option((160,), "of each TDNN-F layer, or one for all", parse=whole_numbers)
+    strides: tuple[int, ...] = option(
+        (1, 1, 1, 0, 3),
+        "frames that each TDNN-F layer reaches to both sides; the last for all that follow",
+        parse=whole_numbers,
+    )
+    bypass: float = option(0.66, "factor on the input that is added to a TDNN-F layer's output", low=0, high=1)
+    dropout: float = option(0.5, "the largest of a schedule, one mask for all frames", low=0, high=0.9)
+
+    def check(self) -> None:
+        if len(self.bottlenecks) not in (1, self.num_layers) or not all(1 <= b <= 16384 for b in self.bottlenecks):
+            raise ConfigError(
+                "bottlenecks", f"{_spelled(self.bottlenecks)}: give one, or {self.num_layers}, from 1 to 16384"
+            )
+        strides, first = self.layer_strides, self.first_slow_layer
+        wrong = [s for s in strides[:first] if s not in (0, 1)] or [s for s in strides[first:] if s % 3 or s > 999]
+        if wrong or len(self.strides) > self.num_layers or min(strides) < 0:
+            raise ConfigError(
+                "strides", f"{_spelled(self.strides)}: give up to {self.num_layers}, 0 or 1 and then multiples of 3"
+            )
+
+    @property
+    def layer_bottlenecks(self) -> tuple[int, ...]:
+        """Of each factorised layer."""
+        return self.bottlenecks if len(self.bottlenecks) > 1 else self.bottlenecks * self.num_layers
+
+    @property
+    def layer_strides(self) -> tuple[int, ...]:
+        """Of each factorised layer, in frames of the input."""
+        return (*self.strides, *self.strides[-1:] * (self.num_layers - len(self.strides)))
+
+    @property
+    def first_slow_layer(self) -> int:
+        """The first layer that looks at every third frame only; `num_layers` for none."""
+        return next((i for i, stride in enumerate(self.layer_strides) if stride > 1), self.num_layers)
+
+    @property
+    def context(self) -> int:
+        """Frames of the input that an output frame sees on each side of its own."""
+        return 1 + sum(self.layer_strides)
+
+    def output_lens(self, lens: Any) -> Any:
+        """Every third frame, the first one included."""
+        return (lens + 2) // 3
+
+    def shapes(self) -> Shapes:
+        d = self.hidden_dim
+        yield from _affine("input", (d, 3 * self.num_features))
+        yield from _running("input_norm", d)
+        for i, (bottleneck, stride) in enumerate(zip(self.layer_bottlenecks, self.layer_strides, strict=True)):
+            reach = 2 if stride else 1
+            yield f"layers.{i}.factor.weight", (bottleneck, reach * d)
+            yield from _affine(f"layers.{i}.affine", (d, reach * bottleneck))
+            yield from _running(f"layers.{i}.norm", d)
+        yield "prefinal.factor.weight", (self.d_model, d)
+        yield from _affine("prefinal.affine", (d, self.d_model))
+        yield from _running("prefinal.norm", d)
+        yield "prefinal.out.weight", (self.d_model, d)
+        yield from _running("prefinal.out_norm", self.d_model)
+
+
+def _running(name: str, size: int) -> Shapes:
+    """Of a BatchNorm without a learned scale."""
+    yield f"{name}.running_mean", (size,)
+    yield f"{name}.running_var", (size,)
+
+
+def _spelled(numbers: tuple[int, ...]) -> str:
+    return ",".join(map(str, numbers))
+
+
+TdnnfConfig.presets = {
+    # 18.6 M with Kaldi's 40 features and 2000 to 3000 senones: its chain recipe 7q
+    "tdnnf-7q": TdnnfConfig(),
+    # about 5 M: Kaldi's recipe for Mini LibriSpeech
+    "tdnnf-small": TdnnfConfig(d_model=192, num_layers=12, hidden_dim=768, bottlenecks=(96,), dropout=0.0),
+    # about 1.7 M: AN4 on two CPU cores
+    "tdnnf-tiny": TdnnfConfig(
+        d_model=128, num_layers=9, hidden_dim=384, bottlenecks=(64,), strides=(1, 1, 0, 3), dropout=0.0
+    ),
 }

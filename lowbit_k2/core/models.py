@@ -125,18 +125,19 @@ class EncoderModelConfig(ModelConfig):
         return super().from_dict({**values, "encoder": encoder})
 
     @classmethod
-    def preset(cls: type[M], name: str, encoder: str = "conformer", **overrides: Any) -> M:
+    def preset(cls: type[M], name: str, encoder: str = "", **overrides: Any) -> M:
         """A named size of the encoder with what suits it behind; fields of either replaced.
 
         Args:
           name: one of the encoder's `presets`.
-          encoder: its kind.
+          encoder: its kind; by default the first one that has such a preset.
         Raises:
           UserError: no such encoder or preset, or a wrong value.
         """
         own = {field.name for field in fields(cls)}
         of_model = {key: value for key, value in overrides.items() if key in own}
         of_encoder = {key: value for key, value in overrides.items() if key not in own}
+        encoder = encoder or next((kind for kind, own in ENCODERS.items() if name in own.presets), "conformer")
         if encoder not in ENCODERS:
             raise UserError(f"encoder kind {encoder!r} is unknown: choose one of {', '.join(ENCODERS)}")
         try:

@@ -117,6 +117,22 @@ def rising_hardness(model: nn.Module, config: OptimConfig) -> Callable[[nn.Modul
     return hook
 
 
+def dropout_schedule(model: nn.Module) -> Callable[[nn.Module, float], dict[str, float]]:
+    """A hook before updates that sets the dropout of a TDNN-F: 0 for a fifth of the training, rising to its largest rate
+    at the middle, and falling to 0 at the end (Kaldi's `0,0@0.20,0.5@0.50,0`); nothing for other models.
+    """
+    encoder = getattr(model, "encoder", None)
+    largest = encoder.config.dropout if hasattr(encoder, "dropped") else 0.0
+
+    def hook(model: nn.Module, done: float) -> dict[str, float]:
+        if not largest:
+            return {}
+        model.encoder.dropped = largest * max(0.0, min((done - 0.2) / 0.3, (1.0 - done) / 0.5))
+        return {"dropout": model.encoder.dropped}
+
+    return hook
+
+
 def floor_of_alphas(model: nn.Module, floor: float) -> Callable[[nn.Module, int], dict[str, float]]:
     """A hook behind updates of this model that raises alphas below `floor`; see `lowbit_k2.quant.clamp_alphas` for why.
 
