@@ -269,11 +269,11 @@ def _spelled(numbers: tuple[int, ...]) -> str:
 
 
 TdnnfConfig.presets = {
-    # 18.6 M with Kaldi's 40 features and 2000 to 3000 senones: its chain recipe 7q
+    # 14.9 M with a few units; Kaldi's chain recipe 7q, whose 18.6 M include thousands of senones and a second head
     "tdnnf-7q": TdnnfConfig(),
-    # about 5 M: Kaldi's recipe for Mini LibriSpeech
+    # about 4 M: Kaldi's recipe for Mini LibriSpeech
     "tdnnf-small": TdnnfConfig(d_model=192, num_layers=12, hidden_dim=768, bottlenecks=(96,), dropout=0.0),
-    # about 1.7 M: AN4 on two CPU cores
+    # about 1.1 M: AN4 on two CPU cores
     "tdnnf-tiny": TdnnfConfig(
         d_model=128, num_layers=9, hidden_dim=384, bottlenecks=(64,), strides=(1, 1, 0, 3), dropout=0.0
     ),

@@ -118,8 +118,8 @@ def rising_hardness(model: nn.Module, config: OptimConfig) -> Callable[[nn.Modul
 
 
 def dropout_schedule(model: nn.Module) -> Callable[[nn.Module, float], dict[str, float]]:
-    """A hook before updates that sets the dropout of a TDNN-F: 0 for a fifth of the training, rising to its largest rate
-    at the middle, and falling to 0 at the end (Kaldi's `0,0@0.20,0.5@0.50,0`); nothing for other models.
+    """A hook before updates that sets the dropout of a TDNN-F: 0 for a fifth of the training, rising to its largest
+    rate at the middle, and falling to 0 at the end (Kaldi's `0,0@0.20,0.5@0.50,0`); nothing for other models.
     """
     encoder = getattr(model, "encoder", None)
     largest = encoder.config.dropout if hasattr(encoder, "dropped") else 0.0
