@@ -39,7 +39,7 @@ ARROWS: dict[str, set[str]] = {
     "core": set(),
     "quant": set(),
     "models": {"quant"},
-    "losses": {"quant", "models", "graphs.unit_graphs"},  # graphs of units, for LF-MMI; no k2 in that
+    "losses": {"quant", "models", "graphs.unit_graphs", "graphs.ngram"},  # for LF-MMI; no k2 in these
     "train": {"quant", "models", "losses", "data"},
     "data": {"graphs.lexicon"},  # phone tokenizers read a lexicon; no k2 in that
     "graphs": set(),

@@ -112,7 +112,7 @@ if [ $stage -le 3 ] && [ $stop_stage -ge 3 ]; then
 fi
 
 if [ $stage -le 4 ] && [ $stop_stage -ge 4 ]; then
-  log "Stage 4: 3- and 4-gram of the training transcripts, all words of the dictionary in them"
+  log "Stage 4: 3- and 4-gram of the training transcripts, all words of the dictionary in them; bigrams of units"
   if needed "$lm_dir/.done" "orders=3,4" again; then
     [ -f "$data_dir/lang_char/words.txt" ] || die "no $data_dir/lang_char/words.txt: run stage 3 first"
     for order in 3 4; do
@@ -121,6 +121,13 @@ if [ $stage -le 4 ] && [ $stop_stage -ge 4 ]; then
     done
     finish "$lm_dir/.done" "orders=3,4"
   fi
+  for lang_dir in "${lang_dirs[@]}"; do
+    if needed "$lang_dir/.units.done" "order=2" again; then
+      "$python" -m lowbit_k2.recipe.make_lm --transcript "$transcript" --order 2 --units "$lang_dir" \
+        --arpa "$lang_dir/units_2gram.arpa"
+      finish "$lang_dir/.units.done" "order=2"
+    fi
+  done
 fi
 
 if [ $stage -le 5 ] && [ $stop_stage -ge 5 ]; then

@@ -28,7 +28,7 @@ from lowbit_k2.data.manifests import load_cuts
 from lowbit_k2.data.tokenizer import load_tokenizer
 from lowbit_k2.errors import run_main
 from lowbit_k2.losses.co_training import CoTraining
-from lowbit_k2.losses.objectives import make_criterion
+from lowbit_k2.losses.objectives import encoder_of, make_criterion
 from lowbit_k2.models import make_model
 from lowbit_k2.quant import quantize_model
 from lowbit_k2.recipe.flags import add_mini_argument, wants_mini
@@ -92,9 +92,10 @@ def main() -> None:
 
         # what an update does: passes of the criterion at the precisions of its branches, a step, hooks
         seed, layers = config.loop.seed, (model_config.num_layers, quant_config.layer_prefix)
+        criterion = make_criterion(config.objective, config.criterion, tokenizer, config.run.lang_dir)
         trainer = Trainer(
             model=model,
-            criterion=make_criterion(config.objective, config.criterion),
+            criterion=criterion,
             co_training=CoTraining(config.co_training, *layers, seed),
             optimizer=make_optimizer(model, config.optim),
             schedule=learning_rate(config.optim, model_config.d_model),
@@ -105,7 +106,7 @@ def main() -> None:
             clip_grad_norm=config.optim.clip_grad_norm,
             before_update=[rising_hardness(model, config.optim), dropout_schedule(model)],
             after_update=[floor_of_alphas(model, config.optim.alpha_floor), semi_orthogonal(model)],
-            encode=tokenizer.encode,
+            encode=encoder_of(criterion, tokenizer),
             augment=make_spec_augment(config.data.spec_augment),
             mask=make_branch_masks(config.data.spec_augment),
             teacher=outside_teacher(config, run, model, tokenizer, data),

@@ -32,7 +32,7 @@ def outside_teacher(
     settings = config.co_training
     if not settings.teacher_stands_outside:
         return None
-    criterion = make_criterion(config.objective, config.criterion)
+    criterion = make_criterion(config.objective, config.criterion, tokenizer, config.run.lang_dir)
     if settings.teacher == MEAN:
         return MeanTeacher(model, criterion, Allocation.uniform(settings.first_bits), settings.teacher_decay)
     loaded, _ = load_trained(CheckpointChoice(checkpoint=Path(settings.teacher)))

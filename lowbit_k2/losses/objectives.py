@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from lowbit_k2.core.config import Config
 from lowbit_k2.core.models import CtcConfig, ModelConfig, TransducerConfig
 from lowbit_k2.errors import UserError
 from lowbit_k2.losses.ctc import CtcCriterion
+from lowbit_k2.losses.lfmmi import LfMmiConfig, LfMmiCriterion
 from lowbit_k2.losses.output import Criterion
 from lowbit_k2.losses.rnnt import RnntConfig, RnntCriterion
 
@@ -38,6 +40,7 @@ class Objective:
 
 OBJECTIVES: dict[str, Objective] = {
     "ctc": Objective(CtcConfig, lambda settings: CtcCriterion()),
+    "lfmmi": Objective(CtcConfig, LfMmiCriterion, LfMmiConfig),
     "rnnt": Objective(TransducerConfig, RnntCriterion, RnntConfig),
     "ctc-rnnt": Objective(TransducerConfig, RnntCriterion, RnntConfig, {"ctc_head": True}),
 }
@@ -48,13 +51,27 @@ def register_objective(name: str, objective: Objective) -> None:
     OBJECTIVES[name] = objective
 
 
-def make_criterion(name: str, settings: Config | None = None) -> Criterion:
+def make_criterion(
+    name: str, settings: Config | None = None, units: Any = None, lang_dir: Path | None = None
+) -> Criterion:
     """The criterion of an objective.
 
+    Args:
+      units: the tokenizer, and lang_dir its folder, for a criterion that makes graphs of them (`load_units`). Without
+        them it is as yet good for nothing but to be asked about itself.
+
     Raises:
-      UserError: no such objective, or k2 is missing where its loss needs it.
+      UserError: no such objective, k2 is missing where its loss needs it, or lang_dir lacks what the criterion reads.
     """
     if name not in OBJECTIVES:
         raise UserError(f"objective {name!r} is unknown: choose one of {', '.join(OBJECTIVES)}")
     objective = OBJECTIVES[name]
-    return objective.make(settings or objective.settings())
+    criterion = objective.make(settings or objective.settings())
+    if units is not None and hasattr(criterion, "load_units"):
+        criterion.load_units(units, lang_dir)
+    return criterion
+
+
+def encoder_of(criterion: Criterion, units: Any) -> Callable[[str], Any]:
+    """Transcript -> what the criterion takes as its target: token ids, or what it makes of the text itself."""
+    return getattr(criterion, "encode", units.encode)
