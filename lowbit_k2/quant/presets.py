@@ -6,6 +6,8 @@ paper       as the code of arXiv 2505.21245: feed-forward and attention matrices
 lossless16  the same, with the leftover matrices (subsampling, output layer, what a transducer has besides) at 8 bits
             and norms and biases in fp16; scales per channel at 4 and 8 bits.
 all-low     every matrix at 4 bits or fewer, norms and biases in fp16; scales per channel at 4 bits.
+mixed       every matrix at any of the precisions, for allocations that tell them apart; what `lossless16` holds at 4 or
+            8 bits has scales per channel, norms and biases are in fp16.
 
 How much smaller that makes a model depends on how much of it is switched: `train.py --dry-run` tells for each preset.
 
@@ -16,12 +18,13 @@ are leftovers.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from lowbit_k2.errors import UserError
 from lowbit_k2.quant.config import SWITCHED_ROLES, QuantConfig, TensorScheme
 
-PRESETS = ("float", "paper", "lossless16", "all-low")
+PRESETS = ("float", "paper", "lossless16", "all-low", "mixed")
 LEFTOVER_MATRICES = ("subsampling", "embedding", "decoder", "joiner", "output")
 
 
@@ -34,6 +37,8 @@ def build_preset(name: str, precisions: tuple[int, ...], overrides: Mapping[str,
         granularity=overrides.pop("granularity", "tensor"),
     )
     schemes = {**_schemes(name, switched), **overrides.pop("schemes", {})}
+    if name == "mixed":
+        overrides.setdefault("switched_roles", (*SWITCHED_ROLES, "convolution", *LEFTOVER_MATRICES))
     try:
         return QuantConfig(name=name, schemes=schemes, **overrides)
     except TypeError:
@@ -52,6 +57,11 @@ def _schemes(name: str, switched: TensorScheme) -> dict[str, TensorScheme]:
         "paper": paper,
         "lossless16": {**low, **dict.fromkeys(LEFTOVER_MATRICES, by_channel[8]), **half},
         "all-low": {**low, **dict.fromkeys(LEFTOVER_MATRICES, by_channel[4]), **half},
+        "mixed": {
+            **dict.fromkeys(SWITCHED_ROLES, switched),
+            **dict.fromkeys(("convolution", *LEFTOVER_MATRICES), replace(switched, granularity="channel")),
+            **half,
+        },
     }
     if name not in presets:
         raise UserError(f"quantization preset {name!r} is unknown: choose one of {', '.join(PRESETS)}")

@@ -1,0 +1,4 @@
+"""Which tensor gets how many bits: what each costs a model (sensitivity.py), and the best choice (choose.py).
+
+For any model of the toolkit; the result is a `quant.Allocation`.
+"""
