@@ -62,7 +62,8 @@ def test_every_matrix_is_in_one_group() -> None:
 
 def test_kl_of_the_output_by_its_definition() -> None:
     model, _ = quantized()
-    groups = dict(itertools.islice(groups_of(model).items(), 4, 8))
+    names = ("encoder.layers.1.ff1.w2.weight", "encoder.layers.0.conv.pointwise1.weight", "ctc_head.weight")
+    groups = {name: own for name, own in groups_of(model).items() if name in names}
     found = output_divergence(model, CtcCriterion(), [BATCH, BATCH], groups, (4, 1))
 
     def posteriors(allocation: Allocation | int) -> torch.Tensor:
