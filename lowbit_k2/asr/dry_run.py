@@ -88,7 +88,7 @@ def dry_run(config: TrainingConfig) -> None:
 
     def one_pass(batch: Batch) -> Tensor:
         amp = "float32" if config.loop.amp == "float32" else "bfloat16"
-        with use_precision(model, co_training.first_bits), arithmetic("cpu", amp):
+        with use_precision(model, co_training.trained[Path(co_training.first).stem]), arithmetic("cpu", amp):
             return criterion(model, batch, update=1).loss
 
     model.train()

@@ -43,8 +43,22 @@ class LoadedModel:
 
     @property
     def trained_precisions(self) -> tuple[int, ...]:
-        """Highest first; (32,) for a float model."""
-        return (self.quant_config and self.quant_config.switched_precisions) or (32,)
+        """For the whole model alike, highest first; (32,) for a float model, () for one trained at allocations only."""
+        held = (self.quant_config and self.quant_config.switched_precisions) or (32,)
+        if not self.allocations:
+            return held
+        named = (self.meta or {})["co_training"]["precisions"]
+        return tuple(bits for bits in held if str(bits) in named)
+
+    @property
+    def allocations(self) -> dict[str, Allocation]:
+        """Those that it was trained at, by name."""
+        return {name: Allocation.from_dict(value) for name, value in (self.meta or {}).get("allocations", {}).items()}
+
+    @property
+    def usual_precision(self) -> str:
+        """What `--precision` is by default: the highest one."""
+        return str(self.trained_precisions[0]) if self.trained_precisions else next(iter(self.allocations))
 
 
 @dataclass(frozen=True)
@@ -175,15 +189,17 @@ def parse_allocation(text: str, loaded: LoadedModel) -> Allocation:
     """
     config = loaded.quant_config
     assert config is not None, "a packed file has its precision"
+    if text in loaded.allocations:
+        return loaded.allocations[text]
     try:
         allocation = Allocation.parse(text, loaded.model_config.num_layers, config.layer_prefix)
     except UserError as error:
         raise ConfigError("precision", str(error).removeprefix("precision ")) from None
     trained = loaded.trained_precisions
-    known = {*trained, *(fixed_precisions(config) if is_allocation_file(text) else ())}
+    known = {*trained, *((*fixed_precisions(config), *config.switched_precisions) if is_allocation_file(text) else ())}
     untrained = sorted(set(allocation.bits.values()) - known)
     if untrained:
-        spelled = ", ".join(str(bits) for bits in trained)
+        spelled = ", ".join([*map(str, trained), *loaded.allocations])
         raise ConfigError("precision", f"{text}: the model was never trained at {untrained[0]} bits, only at {spelled}")
     return allocation
 

@@ -153,7 +153,7 @@ def load_models(config: DecodeConfig) -> Models:
     if config.packed is not None:
         return Models(load_packed(config.packed), {f"packed-{config.packed.stem}": None})
     loaded, label = load_trained(config.choice)
-    names = config.precision or [str(loaded.trained_precisions[0])]
+    names = config.precision or [loaded.usual_precision]
     allocations = {f"{label}-precision-{precision_label(name)}": parse_allocation(name, loaded) for name in names}
     return Models(loaded, allocations)
 

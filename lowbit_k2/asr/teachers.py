@@ -6,7 +6,7 @@ from pathlib import Path
 
 from torch import nn
 
-from lowbit_k2.asr.model_io import CheckpointChoice, LoadedModel, load_trained
+from lowbit_k2.asr.model_io import CheckpointChoice, LoadedModel, load_trained, parse_allocation
 from lowbit_k2.asr.training import Run, TrainingConfig
 from lowbit_k2.core.config import ConfigError
 from lowbit_k2.core.models import ModelConfig
@@ -14,7 +14,6 @@ from lowbit_k2.data.datamodule import AsrDataModule
 from lowbit_k2.data.tokenizer import Tokenizer
 from lowbit_k2.losses.co_training import MEAN
 from lowbit_k2.losses.objectives import make_criterion
-from lowbit_k2.quant import Allocation
 from lowbit_k2.train.teacher import MeanTeacher, Teacher
 
 
@@ -34,10 +33,10 @@ def outside_teacher(
         return None
     criterion = make_criterion(config.objective, config.criterion, tokenizer, config.run.lang_dir)
     if settings.teacher == MEAN:
-        return MeanTeacher(model, criterion, Allocation.uniform(settings.first_bits), settings.teacher_decay)
+        return MeanTeacher(model, criterion, settings.trained[Path(settings.first).stem], settings.teacher_decay)
     loaded, _ = load_trained(CheckpointChoice(checkpoint=Path(settings.teacher)))
     check_fits(loaded, model.config, tokenizer, data)
-    return Teacher(loaded.model.to(run.device), criterion, Allocation.uniform(loaded.trained_precisions[0]))
+    return Teacher(loaded.model.to(run.device), criterion, parse_allocation(loaded.usual_precision, loaded))
 
 
 def check_fits(loaded: LoadedModel, model: ModelConfig, tokenizer: Tokenizer, data: AsrDataModule) -> None:

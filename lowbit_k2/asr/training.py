@@ -269,6 +269,7 @@ def describe_run(
         "model": model.to_dict(),
         "quant": quant.to_dict(),
         "co_training": config.co_training.to_dict(),
+        "allocations": {name: allocation.to_dict() for name, allocation in config.co_training.allocations.items()},
         "tokenizer": describe_tokenizer(tokenizer),
         "features": features.to_dict(),
         "settings": {name: value.to_dict() for name, value in settings.items() if value is not None},

@@ -17,6 +17,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
 
 import torch
 
@@ -46,8 +48,8 @@ class CoTrainingConfig(Config):
 
     precisions: tuple[str, ...] = option(
         ("2", "1", STOCHASTIC),
-        "branches of an update: bits and 'sp' (stochastic); 32 is the float baseline, 1 naive 1-bit training, 1,1 the "
-        "same on two views of each batch",
+        "branches of an update: bits, files of allocations (*.json), and 'sp' (stochastic); 32 is the float baseline, "
+        "1 naive 1-bit training, 1,1 the same on two views of each batch",
         parse=split_names,
     )
     teacher: str = option(
@@ -76,10 +78,16 @@ class CoTrainingConfig(Config):
     def check(self) -> None:
         named = ",".join(self.precisions)
         for name in self.precisions:
-            if name != STOCHASTIC and not _is_precision(name):
-                raise ConfigError("precisions", f"{named}: '{name}' is neither a number of bits nor 'sp'")
-        if not self.bits:
+            if name != STOCHASTIC and not _is_precision(name) and not is_allocation(name):
+                raise ConfigError(
+                    "precisions",
+                    f"{named}: '{name}' is neither a number of bits nor 'sp', nor a file of that kind (.json)",
+                )
+        if not self.bits and not any(map(is_allocation, self.precisions)):
             raise ConfigError("precisions", "needs at least one number of bits, for instance 2,1,sp")
+        stems = [Path(name).stem for name in dict.fromkeys(self.precisions) if is_allocation(name)]
+        if len(set(stems)) != len(stems):
+            raise ConfigError("precisions", f"{named} names two files alike: rename one")
         if STOCHASTIC in self.precisions and len([b for b in self.bits if b < FLOAT_BITS]) < 2:
             raise ConfigError("precisions", f"{named}: 'sp' draws between two precisions, for instance 2,1,sp")
         inside = _is_precision(self.teacher)
@@ -99,7 +107,7 @@ class CoTrainingConfig(Config):
     @property
     def bits(self) -> tuple[int, ...]:
         """The numbers of bits named, each once, highest first."""
-        return tuple(sorted({int(p) for p in self.precisions if p != STOCHASTIC}, reverse=True))
+        return tuple(sorted({int(p) for p in self.precisions if _is_precision(p)}, reverse=True))
 
     @property
     def teacher_stands_outside(self) -> bool:
@@ -108,13 +116,32 @@ class CoTrainingConfig(Config):
 
     @property
     def trained_precisions(self) -> tuple[int, ...]:
-        """What the quantizers must hold: the branches' precisions, and 32 for a float teacher."""
-        return tuple(sorted({*self.bits, self.first_bits}, reverse=True))
+        """What the quantizers must hold: the branches' precisions, and 32 for a float teacher.
+
+        Raises:
+          UserError: an allocation cannot be read.
+        """
+        named = {bits for allocation in self.allocations.values() for bits in allocation.bits.values()}
+        return tuple(sorted({*self.bits, *named, *([int(self.first)] if self.first.isdigit() else [])}, reverse=True))
 
     @property
-    def first_bits(self) -> int:
-        """Of the branch that comes first: the teacher's, unless it stands outside."""
-        return self.bits[0] if not self.teacher or self.teacher_stands_outside else int(self.teacher)
+    def allocations(self) -> dict[str, Allocation]:
+        """Those of files, by the files' stems; raises UserError where one cannot be read."""
+        return {Path(name).stem: _load(name) for name in self.precisions if is_allocation(name)}
+
+    @property
+    def trained(self) -> dict[str, Allocation]:
+        """What the model is trained to work at, by name."""
+        uniform = {str(bits): Allocation.uniform(bits) for bits in self.bits}
+        teacher = {self.first: Allocation.uniform(int(self.first))} if self.first.isdigit() else {}
+        return {**teacher, **uniform, **self.allocations}
+
+    @property
+    def first(self) -> str:
+        """The name of the branch that comes first: the teacher, unless that stands outside."""
+        if self.teacher and not self.teacher_stands_outside:
+            return self.teacher
+        return str(self.bits[0]) if self.bits else next(name for name in self.precisions if is_allocation(name))
 
     @property
     def drawn_bits(self) -> tuple[int, ...]:
@@ -125,12 +152,22 @@ class CoTrainingConfig(Config):
     @property
     def num_passes(self) -> int:
         """Forward and backward passes of an update; a teacher that stands outside goes forward besides."""
-        all_passes = len(self.precisions) + (self.first_bits not in self.bits)
+        all_passes = len(self.precisions) + (self.first not in self.precisions)
         return min(all_passes, 1 + self.students) if self.students else all_passes
 
     def kl_weight(self, update: int) -> float:
         """lambda2 at update number `update`, the first being 1: early on, a teacher knows nothing worth learning."""
         return self.lambda2 * min(1.0, update / self.kl_warm_step) if self.kl_warm_step else self.lambda2
+
+
+def is_allocation(name: str) -> bool:
+    """Whether a branch is named by a file."""
+    return name.endswith(".json")
+
+
+@lru_cache(maxsize=64)
+def _load(name: str) -> Allocation:
+    return Allocation.load(name)
 
 
 def _is_precision(text: str) -> bool:
@@ -175,9 +212,9 @@ class CoTraining:
     def branches(self, update: int) -> list[Branch]:
         """The branches of update number `update`, teacher first; equal on all ranks and after a resume."""
         config = self.config
-        names = sorted((n for n in config.precisions if n != STOCHASTIC), key=int, reverse=True)
-        names += [n for n in config.precisions if n == STOCHASTIC]
-        first = str(config.first_bits)
+        names = sorted((n for n in config.precisions if _is_precision(n)), key=int, reverse=True)
+        names += sorted((n for n in config.precisions if not _is_precision(n)), key=lambda n: n == STOCHASTIC)
+        first = config.first
         if first in names:
             names.remove(first)
         if config.students:
@@ -188,10 +225,11 @@ class CoTraining:
         for place, name in enumerate([first, *names]):
             is_teacher = place == 0 and not config.teacher_stands_outside
             before = [first, *names][:place].count(name)
+            short = Path(name).stem if is_allocation(name) else name
             own.append(
                 Branch(
-                    name if not before else f"{name}.{before + 1}",
-                    self.stochastic(update, before) if name == STOCHASTIC else Allocation.uniform(int(name)),
+                    short if not before else f"{short}.{before + 1}",
+                    self.stochastic(update, before) if name == STOCHASTIC else config.trained[short],
                     is_teacher,
                     weight=weights.get(name, 1.0 if place == 0 else config.lambda1),
                     distill_weight=0.0 if is_teacher else config.kl_weight(update),

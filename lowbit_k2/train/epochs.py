@@ -95,17 +95,18 @@ def guarded_update(trainer: Trainer, batches: list[Batch]) -> dict[str, float]:
 
 @torch.no_grad()
 def validate(trainer: Trainer, batches: Iterable[Batch]) -> dict[str, float]:
-    """Loss per frame of every trained precision, `loss_<bits>`, and their mean, `loss`; the main rank's work alone."""
+    """Loss per frame of all that is trained, `loss_<name>`, and their mean, `loss`; the main rank's work alone."""
     if not trainer.ranks.is_main:
         return {}
     trainer.model.eval()
-    means = {precision: MetricsTracker() for precision in trainer.co_training.config.trained_precisions}
+    trained = trainer.co_training.config.trained
+    means = {name: MetricsTracker() for name in trained}
     for batch in map(trainer.with_targets, batches):
-        for precision, mean in means.items():
-            with use_precision(trainer.model, precision), arithmetic(trainer.device.type, trainer.config.amp):
+        for name, mean in means.items():
+            with use_precision(trainer.model, trained[name]), arithmetic(trainer.device.type, trainer.config.amp):
                 out = trainer.criterion(trainer.model, batch, trainer.progress.update)
             mean.add({"frames": float(out.num_frames), "loss": out.loss.item() / out.num_frames})
-    result = {f"loss_{precision}": mean.means()["loss"] for precision, mean in means.items()}
+    result = {f"loss_{name}": mean.means()["loss"] for name, mean in means.items()}
     result["loss"] = sum(result.values()) / len(result)
     trainer.board.write("train/valid_", result, trainer.progress.update)
     epoch, number = trainer.progress.epoch, trainer.progress.update

@@ -1,0 +1,214 @@
+"""Measure how sensitive a float model's tensors are, and choose their precisions under a budget of bytes.
+
+  python -m lowbit_k2.recipe.allocate --exp-dir exp/float --avg 5 --use-averaged-model true --measure kl \
+    --cuts data/fbank/an4_cuts_train.jsonl.gz --table exp/float/kl.json --ratio 20 --output exp/float/kl-20x.json
+  python -m lowbit_k2.recipe.allocate --table exp/float/kl.json --average-bits 2 --output exp/float/kl-2bit.json
+  python -m lowbit_k2.recipe.allocate --table exp/float/kl.json --front exp/float/front.json
+
+The table is measured once, on one mini-batch of cuts with transcripts (--num-batches for more), and kept; without
+--measure it is read. Budgets count the packed tensors, steps included, but no header and no tokens: --bytes, --ratio
+(of the float32 tensors), or --average-bits (of the weights of the tensors that are chosen for). The output is what
+`train.py --precisions FILE` and `decode.py --precision FILE` take, with `--quant-config mixed`:
+
+  ./train.py --quant-config mixed --precisions exp/float/kl-20x.json --init-from exp/float/pretrained.pt
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from torch import nn
+
+from lowbit_k2.allocation.choose import Choice, choose, evaluate, front
+from lowbit_k2.allocation.sensitivity import (
+    GROUPINGS,
+    PROBES,
+    Sensitivity,
+    curvature,
+    groups_of,
+    layer_divergence,
+    model_checksum,
+    output_divergence,
+    sizes_of,
+)
+from lowbit_k2.asr.model_io import CheckpointChoice, LoadedModel, load_trained
+from lowbit_k2.core.grids import FLOAT_BITS, LOW_BITS
+from lowbit_k2.core.models import TRANSDUCER
+from lowbit_k2.data.batch import Batch
+from lowbit_k2.data.datamodule import AsrDataModule, DataConfig
+from lowbit_k2.data.manifests import read_cuts
+from lowbit_k2.errors import UserError, run_main
+from lowbit_k2.fileio import write_json
+from lowbit_k2.losses.objectives import make_criterion
+from lowbit_k2.models import make_model
+from lowbit_k2.progress import progress_bar
+from lowbit_k2.quant import QuantConfig, QuantReport, quantize_model
+from lowbit_k2.recipe.flags import add_flags, errors_name_flags, make_parser, read_flags
+from lowbit_k2.tables import text_table
+
+MEASURES = ("kl", "sigmoid", "hessian")
+
+
+def quantizable(loaded: LoadedModel, bits: Sequence[int]) -> tuple[nn.Module, QuantReport]:
+    """The float model with quantizers on every matrix.
+
+    Raises:
+      UserError: it is no float model.
+    """
+    if loaded.quant_config is None or loaded.quant_config.schemes:
+        raise UserError("sensitivities are those of a float model: give one that was trained with --precisions 32")
+    model = make_model(loaded.model_config)
+    model.load_state_dict(loaded.model.state_dict())
+    rules = loaded.quant_config.rules
+    return model.eval(), quantize_model(model, QuantConfig.preset("mixed", precisions=tuple(bits), rules=rules))
+
+
+def labelled_batches(loaded: LoadedModel, cuts: Path, max_duration: float, number: int) -> list[Batch]:
+    """The first batches of cuts, with targets.
+
+    Raises:
+      UserError: the cuts cannot be read, or give no batch.
+    """
+    data = AsrDataModule(DataConfig(manifest_dir=cuts.parent, max_duration=max_duration))
+    found: list[Batch] = []
+    for batch in data.test_batches(read_cuts(cuts)):
+        found.append(replace(batch, targets=[loaded.tokenizer.encode(text) for text in batch.texts]))
+        if len(found) == number:
+            break
+    if not found:
+        raise UserError(f"{cuts} gives no batch: give cuts with features and transcripts")
+    return found
+
+
+def measure(args: argparse.Namespace) -> Sensitivity:
+    """The table of a checkpoint."""
+    loaded, _ = load_trained(read_flags(CheckpointChoice, args))
+    model, report = quantizable(loaded, args.bits)
+    batches = labelled_batches(loaded, args.cuts, args.max_duration, args.num_batches)
+    members = groups_of(model, args.group_by)
+    criterion = make_criterion("rnnt" if TRANSDUCER in loaded.model_config.networks else "ctc")
+    steps = {"kl": len(members) * len(args.bits), "sigmoid": len(members), "hessian": args.probes}[args.measure]
+    steps *= 1 if args.measure == "hessian" else len(batches)
+    with progress_bar(total=steps, desc=args.measure) as bar:
+        measures: dict[str, Callable] = {
+            "kl": partial(output_divergence, model, criterion, batches),
+            "sigmoid": partial(layer_divergence, model, batches),
+            "hessian": partial(curvature, model, criterion, batches, probes=args.probes),
+        }
+        loss = measures[args.measure](members, args.bits, step=bar.update)
+    size, fixed = sizes_of(report, members, args.bits)
+    rows = {row.name: row.num_weights for row in report.rows}
+    weights = {group: sum(rows[name] for name in own) for group, own in members.items()}
+    note = f"{sum(len(b.ids) for b in batches)} utterances of {args.cuts.name}"
+    sizes = (size, fixed, report.bytes_at(FLOAT_BITS), weights)
+    return Sensitivity(args.measure, model_checksum(model), members, loss, *sizes, note)
+
+
+def budget_of(args: argparse.Namespace, table: Sensitivity) -> int | None:
+    """Bytes; None where none is asked for."""
+    if args.bytes is not None:
+        return args.bytes
+    if args.ratio is not None:
+        return int(table.float_size / args.ratio)
+    if args.average_bits is not None:
+        return int(table.fixed_size + args.average_bits * sum(table.weights.values()) / 8)
+    return None
+
+
+def show(table: Sensitivity, choices: Sequence[tuple[str, Choice]]) -> str:
+    """A line per choice."""
+    total = sum(table.weights.values())
+    lines = []
+    for name, choice in choices:
+        average = sum(table.weights[group] * bits for group, bits in choice.bits.items()) / total
+        counts = [sum(b == bits for b in choice.bits.values()) for bits in table.bits]
+        size = [f"{choice.size:,}", f"{table.float_size / choice.size:.1f}x", f"{average:.2f}"]
+        lines.append([name, *size, f"{choice.loss:.5g}", *map(str, counts)])
+    return text_table(["", "bytes", "ratio", "average bits", table.measure, *(f"at {b}" for b in table.bits)], lines)
+
+
+def bits_list(text: str) -> tuple[int, ...]:
+    """`8,4,2,1`, for argparse."""
+    bits = tuple(sorted({int(part) for part in text.split(",")}, reverse=True))
+    if not bits or any(b not in LOW_BITS for b in bits):
+        raise argparse.ArgumentTypeError(f"{text}: give numbers of bits from 8 to 1")
+    return bits
+
+
+def pairs(text: str) -> tuple[str, int]:
+    """`PATTERN=BITS`, for argparse."""
+    pattern, _, bits = text.rpartition("=")
+    return pattern, int(bits)
+
+
+def get_parser() -> argparse.ArgumentParser:
+    parser = make_parser(__doc__)
+    parser.add_argument("--table", type=Path, required=True, help="sensitivities: written with --measure, else read")
+    parser.add_argument("--measure", choices=MEASURES, help="measure now, on the checkpoint that the flags below name")
+    parser.add_argument("--bits", type=bits_list, default=(8, 4, 2, 1), help="precisions (8,4,2,1)")
+    parser.add_argument("--group-by", choices=GROUPINGS, default="tensor", help="what shares a precision")
+    parser.add_argument("--cuts", type=Path, help="cuts with features and transcripts, training ones")
+    parser.add_argument("--max-duration", type=float, default=60.0, help="seconds in a batch")
+    parser.add_argument("--num-batches", type=int, default=1)
+    parser.add_argument("--probes", type=int, default=PROBES, help="of the Hessian's trace")
+    add_flags(parser.add_argument_group("checkpoint"), CheckpointChoice)
+    budget = parser.add_mutually_exclusive_group()
+    budget.add_argument("--bytes", type=int, help="budget: packed tensors, without header and tokens")
+    budget.add_argument("--ratio", type=float, help="budget: the float32 tensors over it")
+    budget.add_argument("--average-bits", type=float, help="budget: per weight of the tensors that are chosen for")
+    parser.add_argument("--tie", action="append", default=[], metavar="PATTERN,PATTERN", help="groups that share bits")
+    parser.add_argument("--forbid", action="append", default=[], type=pairs, metavar="PATTERN=BITS")
+    parser.add_argument("--output", type=Path, help="the allocation, a .json file")
+    parser.add_argument("--front", type=Path, help="write all choices worth having, by bytes")
+    return parser
+
+
+def check(args: argparse.Namespace) -> None:
+    """Raise UserError for flags that contradict each other."""
+    if args.measure and args.cuts is None:
+        raise UserError("--measure needs --cuts: one mini-batch with transcripts is enough")
+    for name in ("ratio", "average_bits", "bytes"):
+        value = getattr(args, name)
+        if value is not None and not 0 < value < 1e12:
+            raise UserError(f"--{name.replace('_', '-')} must be positive, it is {value}")
+    if args.output is not None and args.output.suffix != ".json":
+        raise UserError(f"--output {args.output}: give a name that ends in .json")
+    if args.output is not None and (args.bytes, args.ratio, args.average_bits) == (None, None, None):
+        raise UserError("--output needs a budget: --bytes, --ratio or --average-bits")
+    if args.num_batches < 1 or args.probes < 1:
+        raise UserError("--num-batches and --probes take numbers from 1 on")
+
+
+def main() -> None:
+    args = get_parser().parse_args()
+    with errors_name_flags([(CheckpointChoice, "")]):
+        check(args)
+        if args.measure:
+            table = measure(args)
+            table.save(args.table)
+            print(f"{args.table}: {len(table.loss)} groups at {', '.join(map(str, table.bits))} bits, {table.note}")
+        else:
+            table = Sensitivity.load(args.table)
+        tied = [text.split(",") for text in args.tie]
+        choices = [(f"all at {b}", evaluate(table, dict.fromkeys(table.loss, b))) for b in table.bits]
+        budget = budget_of(args, table)
+        if budget is not None:
+            found = choose(table, budget, tied, args.forbid)
+            choices.append((f"chosen under {budget:,}", found))
+            if args.output:
+                found.allocation(args.output.stem).save(args.output)
+        print(show(table, choices))
+        if args.front:
+            points = [
+                {"bytes": c.size, "loss": c.loss, "bits": dict(c.bits)}
+                for c in front(table, tied=tied, forbidden=args.forbid)
+            ]
+            write_json(args.front, {"measure": table.measure, "float_bits": FLOAT_BITS, "choices": points})
+
+
+if __name__ == "__main__":
+    run_main(main)
