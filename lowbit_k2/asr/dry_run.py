@@ -82,7 +82,7 @@ def dry_run(config: TrainingConfig) -> None:
     print(f"{config.preset}, {config.objective}, {vocab_size} tokens: {size}\n{report}\n")
 
     low = co_training.trained_precisions if co_training.bits != (FLOAT_BITS,) else (2, 1)
-    named = {name: config.quant_config(name, low) for name in PRESETS if name != "float"}
+    named = {name: config.quant_config(name, low) for name in PRESETS if name not in ("float", "mixed")}
     presets = {"float": QuantConfig.preset("float"), **named}
     print("\n".join(describe_sizes(measure_sizes(model_config, presets))) + "\n")
 
