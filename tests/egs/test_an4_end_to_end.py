@@ -325,10 +325,10 @@ def test_verdicts_of_the_folds_that_are_done(monkeypatch: pytest.MonkeyPatch, tm
 
     monkeypatch.setattr(rows, "RECOGS", tmp_path)
     for row in rows.FOLD_ROWS:
-        if row.seed == 1 and row.fold <= 2 and row.system.name in ("float", "naive1"):
+        if row.seed == 1 and row.fold <= 2 and row.system.name in (rows.REFERENCE, "naive1-l2"):
             right, wrong = ["GO", "HOME", "NOW"], ["GO", "HOME", "ON"]
             names = [f"an1-s{row.fold}{n % 12}-{n}" for n in range(48)]
-            bad = 6 if row.system.name == "float" else 1
+            bad = 6 if row.system.name == rows.REFERENCE else 1
             found = [(name, right, wrong if n % bad == 0 else right) for n, name in enumerate(names)]
             write_recogs(rows.recogs_path(row, row.system.compared, "ctc-greedy-search"), found)
     lines = rows.verdicts().splitlines()

@@ -31,7 +31,7 @@ from lowbit_k2.launch import use_project_interpreter
 use_project_interpreter()
 
 import torch
-from systems import COLUMNS, CTC, FOLD_ROWS, NUM_FOLDS, ROWS, SYSTEMS, Row
+from systems import COLUMNS, CTC, FOLD_ROWS, NUM_FOLDS, REFERENCE, ROWS, SYSTEMS, Row
 from train import make_parser as make_training_parser
 from train import make_trainer
 
@@ -126,13 +126,13 @@ def recogs_path(r: Row, precision: str, method: str) -> Path:
 
 def verdicts() -> str:
     """Every system of the cross-validation against float, over the folds and seeds that both have, by speaker."""
-    lines, float_bits = [], SYSTEMS["float"].compared
+    lines, float_bits = [], SYSTEMS[REFERENCE].compared
     for method in CTC:
-        for system in (s for s in SYSTEMS.values() if s.compared and s.name != "float"):
+        for system in (s for s in SYSTEMS.values() if s.compared and s.name != REFERENCE):
             rows = [r for r in FOLD_ROWS if r.system == system]
             pairs = [
                 (
-                    recogs_path(Row(SYSTEMS["float"], r.seed, r.fold), float_bits, method),
+                    recogs_path(Row(SYSTEMS[REFERENCE], r.seed, r.fold), float_bits, method),
                     recogs_path(r, system.compared, method),
                 )
                 for r in rows

@@ -15,6 +15,8 @@ CO_TRAINED = ("2", "1.5", "1.5r", "1")
 CTC = (GREEDY, HLG)
 RNNT = ("greedy_search", "modified_beam_search", "fast_beam_search", "fast_beam_search_LG")
 AS_AUTHORS = "--alpha-init one"
+REFERENCE = "float-linear"  # what the others are compared with, and what FLOAT stands for
+LINEAR, SLOW_ALPHAS = "--lr-schedule linear", "--alpha-lr-scale 0.1"
 TRANSDUCER = "--objective ctc-rnnt --rnnt-warm-step 1000"  # a CTC head, for two hours of speech
 COLUMNS = {
     GREEDY: "greedy",
@@ -72,7 +74,7 @@ class Row:
 
     def started_from(self) -> Row | None:
         """The float row that must be there first."""
-        return Row(SYSTEMS["float"], self.seed, self.fold) if "FLOAT" in self.system.flags else None
+        return Row(SYSTEMS[REFERENCE], self.seed, self.fold) if "FLOAT" in self.system.flags else None
 
     def flags(self, exp_root: Path) -> list[str]:
         """Of train.py, but for --exp-dir."""
@@ -88,17 +90,21 @@ class Row:
 
 PLAIN, KL = f"--precisions 2,1 --lambda2 0 {AS_AUTHORS}", f"--precisions 2,1 {AS_AUTHORS}"
 KL_SP = f"--precisions 2,1,sp {AS_AUTHORS}"
+FROM_FLOAT = f"--precisions 1 --init-from FLOAT --teacher FLOAT {LINEAR} {SLOW_ALPHAS}"
 SYSTEMS = {
     system.name: system
     for system in (
-        System("float", "float", "--precisions 32", ("32",), seeds=(1, 2), compared="32"),
-        System("naive1", "naive 1-bit", f"--precisions 1 {AS_AUTHORS}", ("1",), seeds=(1, 2), compared="1"),
+        System("float", "float", "--precisions 32", ("32",), seeds=(1, 2)),
+        System("naive1", "naive 1-bit", f"--precisions 1 {AS_AUTHORS}", ("1",), seeds=(1, 2)),
         System("cotrain-kl-sp", "co-trained, (c) + KL + SP", KL_SP, CO_TRAINED, seeds=(1, 2)),
         System("naive2", "naive 2-bit", f"--precisions 2 {AS_AUTHORS}", ("2",)),
         System("cotrain-plain", "co-trained, (a) plain", PLAIN, CO_TRAINED),
         System("cotrain-kl", "co-trained, (b) + KL", KL, CO_TRAINED),
         System("cotrain-kl-warm", "(b) with a KL that rises", f"{KL} --kl-warm-step 1000", CO_TRAINED),
         System("cotrain-kl-sp-paper", "(c) with `paper`", f"{KL_SP} --quant-config paper", CO_TRAINED),
+        System(REFERENCE, "float", f"--precisions 32 {LINEAR}", ("32",), lm_scale=0.2, compared="32"),
+        System("naive1-l2", "naive 1-bit", f"--precisions 1 {LINEAR} {SLOW_ALPHAS}", ("1",), compared="1"),
+        System("from-float", "1 bit from float, which teaches", FROM_FLOAT, ("1",), compared="1"),
         System("rnnt-float", "float", f"{TRANSDUCER} --precisions 32", ("32",), RNNT, 0.4, (1, 2)),
         System("rnnt-cotrain-plain", "co-trained, plain", f"{TRANSDUCER} {PLAIN}", ("2", "1"), RNNT, 0.4, (1, 2)),
     )
