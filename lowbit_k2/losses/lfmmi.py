@@ -49,9 +49,15 @@ class Units(Protocol):
 class LfMmiConfig(Config):
     """The denominator, and how it comes in."""
 
-    unit_lm: Path | None = option(None, f"n-gram of the units, by make_lm --units; default: LANG_DIR/{UNIT_LM}")
-    max_arcs: int = option(20_000, "of the graph of all sequences; longer histories are cut to that", low=1)
-    leak: float = option(0.1, "leaky HMM: weight of jumps to a new beginning in the denominator", low=0, high=1)
+    unit_lm: Path | None = option(
+        None, f"n-gram of the units, by make_lm --units; default: LANG_DIR/{UNIT_LM}", flag="lfmmi-unit-lm"
+    )
+    max_arcs: int = option(
+        20_000, "of the graph of all sequences; longer histories are cut to that", flag="lfmmi-max-arcs", low=1
+    )
+    leak: float = option(
+        0.1, "leaky HMM: weight of jumps to a new beginning in the denominator", flag="lfmmi-leak", low=0, high=1
+    )
     warm_step: int = option(500, "updates in which the denominator comes in", flag="lfmmi-warm-step", low=0)
 
     def denominator_weight(self, update: int) -> float:
