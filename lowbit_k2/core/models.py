@@ -137,7 +137,8 @@ class EncoderModelConfig(ModelConfig):
         own = {field.name for field in fields(cls)}
         of_model = {key: value for key, value in overrides.items() if key in own}
         of_encoder = {key: value for key, value in overrides.items() if key not in own}
-        encoder = encoder or next((kind for kind, own in ENCODERS.items() if name in own.presets), "conformer")
+        having = (kind for kind, own in ENCODERS.items() if name in getattr(own, "presets", ()))
+        encoder = encoder or next(having, "conformer")
         if encoder not in ENCODERS:
             raise UserError(f"encoder kind {encoder!r} is unknown: choose one of {', '.join(ENCODERS)}")
         try:
