@@ -112,7 +112,7 @@ def test_fields_of_packed_files(packed: Path, tmp_path: Path) -> None:
     ways = [(name, way) for name, section in sections.items() for way in leaves(section)]
     tried = [(name, way, value) for name, way in ways for value in VALUES]
     refused = 0
-    for name, way, value in draw.sample(tried, min(len(tried), 250 * factor())):
+    for name, way, value in draw.sample(tried, min(len(tried), 150 * factor())):
         count_trial()
         try:
             write_packed(path, replace(whole, **{name: changed(sections[name], way, value)}))
@@ -128,7 +128,7 @@ def test_fields_of_checkpoints(checkpoint: Path, tmp_path: Path) -> None:
     ways = [(name, way) for name in ("model", "features", "quant", "tokenizer") for way in leaves(whole.meta[name])]
     tried = [(name, way, value) for name, way in ways for value in VALUES]
     refused = 0
-    for name, way, value in draw.sample(tried, min(len(tried), 250 * factor())):
+    for name, way, value in draw.sample(tried, min(len(tried), 150 * factor())):
         count_trial()
         meta = {**whole.meta, name: changed(whole.meta[name], way, value)}
         save_checkpoint(path, Checkpoint(whole.model, meta))
