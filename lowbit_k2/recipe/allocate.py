@@ -11,6 +11,9 @@ The table is measured once, on one mini-batch of cuts with transcripts (--num-ba
 `train.py --precisions FILE` and `decode.py --precision FILE` take, with `--quant-config mixed`:
 
   ./train.py --quant-config mixed --precisions exp/float/kl-20x.json --init-from exp/float/pretrained.pt
+
+--quantized FILE.pt writes the float model itself at these precisions, without any training: decode.py and export.py
+take it by --checkpoint.
 """
 
 from __future__ import annotations
@@ -35,6 +38,7 @@ from lowbit_k2.allocation.sensitivity import (
     output_divergence,
     sizes_of,
 )
+from lowbit_k2.asr.exporting import TRAINING_STATE
 from lowbit_k2.asr.model_io import CheckpointChoice, LoadedModel, load_trained
 from lowbit_k2.core.grids import FLOAT_BITS, LOW_BITS
 from lowbit_k2.core.models import TRANSDUCER
@@ -46,9 +50,11 @@ from lowbit_k2.fileio import write_json
 from lowbit_k2.losses.objectives import make_criterion
 from lowbit_k2.models import make_model
 from lowbit_k2.progress import progress_bar
-from lowbit_k2.quant import QuantConfig, QuantReport, quantize_model
+from lowbit_k2.quant import Allocation, QuantConfig, QuantReport, quantize_model
+from lowbit_k2.quant.walker import quant_config_of
 from lowbit_k2.recipe.flags import add_flags, errors_name_flags, make_parser, read_flags
 from lowbit_k2.tables import text_table
+from lowbit_k2.train.checkpoint import Checkpoint, save_checkpoint
 
 MEASURES = ("kl", "sigmoid", "hessian")
 
@@ -108,6 +114,24 @@ def measure(args: argparse.Namespace) -> Sensitivity:
     return Sensitivity(args.measure, model_checksum(model), members, loss, *sizes, note)
 
 
+def save_quantized(args: argparse.Namespace, table: Sensitivity, allocation: Allocation) -> None:
+    """The float model with quantizers whose scales are nearest to its weights, as a checkpoint at one allocation.
+
+    Raises:
+      UserError: the table is not that of the checkpoint.
+    """
+    loaded, _ = load_trained(read_flags(CheckpointChoice, args))
+    model, _ = quantizable(loaded, table.bits)
+    if table.model != model_checksum(model):
+        raise UserError(f"{args.table} was measured on another model: give that one's checkpoint, or measure anew")
+    meta = {name: value for name, value in loaded.meta.items() if name not in TRAINING_STATE}
+    meta["quant"] = quant_config_of(model).to_dict()
+    meta["co_training"] = {**meta["co_training"], "precisions": [f"{allocation.name}.json"]}
+    meta["allocations"] = {allocation.name: allocation.to_dict()}
+    save_checkpoint(args.quantized, Checkpoint(model.state_dict(), meta))
+    print(f"{args.quantized}: quantized without training, for --checkpoint")
+
+
 def budget_of(args: argparse.Namespace, table: Sensitivity) -> int | None:
     """Bytes; None where none is asked for."""
     if args.bytes is not None:
@@ -163,6 +187,7 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--tie", action="append", default=[], metavar="PATTERN,PATTERN", help="groups that share bits")
     parser.add_argument("--forbid", action="append", default=[], type=pairs, metavar="PATTERN=BITS")
     parser.add_argument("--output", type=Path, help="the allocation, a .json file")
+    parser.add_argument("--quantized", type=Path, metavar="FILE", help="the float model at this choice, a checkpoint")
     parser.add_argument("--front", type=Path, help="write all choices worth having, by bytes")
     return parser
 
@@ -177,8 +202,9 @@ def check(args: argparse.Namespace) -> None:
             raise UserError(f"--{name.replace('_', '-')} must be positive, it is {value}")
     if args.output is not None and args.output.suffix != ".json":
         raise UserError(f"--output {args.output}: give a name that ends in .json")
-    if args.output is not None and (args.bytes, args.ratio, args.average_bits) == (None, None, None):
-        raise UserError("--output needs a budget: --bytes, --ratio or --average-bits")
+    wanted = "--output" if args.output else "--quantized" if args.quantized else ""
+    if wanted and (args.bytes, args.ratio, args.average_bits) == (None, None, None):
+        raise UserError(f"{wanted} needs a budget: --bytes, --ratio or --average-bits")
     if args.num_batches < 1 or args.probes < 1:
         raise UserError("--num-batches and --probes take numbers from 1 on")
 
@@ -201,6 +227,8 @@ def main() -> None:
             choices.append((f"chosen under {budget:,}", found))
             if args.output:
                 found.allocation(args.output.stem).save(args.output)
+            if args.quantized:
+                save_quantized(args, table, found.allocation(args.quantized.stem))
         print(show(table, choices))
         if args.front:
             points = [

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
 from lowbit_k2.quant import Allocation
-from lowbit_k2.train.checkpoint import load_checkpoint
+from lowbit_k2.train.checkpoint import load_checkpoint, save_checkpoint
 from tests.egs.scripts import AN4, Flag, call, refused
 
 ALLOCATE = "lowbit_k2.recipe.allocate"
@@ -68,6 +69,22 @@ def test_from_a_table_to_words(
     out = call(AN4 / "export.py", "--exp-dir", exp, "--precision", "half", "--output", packed).good().out
     assert "half bit" in out or "half" in out
     assert "%WER" in call(AN4 / "decode.py", "--packed", packed, *where).good().out
+
+
+def test_quantized_without_training(table: Path, float_exp: Path, an4_data: Path, tmp_path: Path) -> None:
+    flags = ["--table", table, "--average-bits", 7, "--quantized", tmp_path / "seven.pt"]
+    call(ALLOCATE, *flags, "--exp-dir", float_exp).good()
+    where = ["--manifest-dir", an4_data / "fbank", "--lang-dir", an4_data / "lang_char", "--quiet"]
+    checkpoint = ["--checkpoint", tmp_path / "seven.pt"]
+    assert "precision-seven" in call(AN4 / "decode.py", *checkpoint, "--exp-dir", tmp_path / "out", *where).good().out
+    packed = ["--precision", "seven", "--output", tmp_path / "packed"]
+    call(AN4 / "export.py", *checkpoint, *packed, "--exp-dir", tmp_path / "out").good()
+    other = Path(shutil.copytree(float_exp, tmp_path / "other"))
+    changed = load_checkpoint(other / "epoch-1.pt")
+    changed.model["ctc_head.weight"] += 1.0
+    save_checkpoint(other / "epoch-1.pt", changed)
+    line = call(ALLOCATE, *flags, "--exp-dir", other).error()
+    assert f"{table} was measured on another model" in line
 
 
 def test_trained_at_an_allocation_alone(table: Path, an4_training: list[Flag], an4_data: Path, tmp_path: Path) -> None:
