@@ -7,7 +7,7 @@
 
 The table is measured once, on one mini-batch of cuts with transcripts (--num-batches for more), and kept; without
 --measure it is read. Budgets count the packed tensors, steps included, but no header and no tokens: --bytes, --ratio
-(of the float32 tensors), or --average-bits (of the weights of the tensors that are chosen for). The output is what
+(of the float32 tensors), or --average-bits (as many bytes as that many bits everywhere would take). The output is what
 `train.py --precisions FILE` and `decode.py --precision FILE` take, with `--quant-config mixed`:
 
   ./train.py --quant-config mixed --precisions exp/float/kl-20x.json --init-from exp/float/pretrained.pt
@@ -24,6 +24,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 from torch import nn
 
 from lowbit_k2.allocation.choose import Choice, choose, evaluate, front
@@ -139,8 +140,21 @@ def budget_of(args: argparse.Namespace, table: Sensitivity) -> int | None:
     if args.ratio is not None:
         return int(table.float_size / args.ratio)
     if args.average_bits is not None:
-        return int(table.fixed_size + args.average_bits * sum(table.weights.values()) / 8)
+        return uniform_size(table, args.average_bits)
     return None
+
+
+def uniform_size(table: Sensitivity, bits: float) -> int:
+    """Bytes with every group at `bits`; between two precisions in proportion, so that equal bits are equal bytes.
+
+    Raises:
+      UserError: more bits than the most, or fewer than the least.
+    """
+    known = sorted(table.bits)
+    if not known[0] <= bits <= known[-1]:
+        raise UserError(f"--average-bits {bits:g}: give a number from {known[0]} to {known[-1]}")
+    sizes = [table.fixed_size + sum(own[b] for own in table.size.values()) for b in known]
+    return int(np.interp(bits, known, sizes))
 
 
 def show(table: Sensitivity, choices: Sequence[tuple[str, Choice]]) -> str:
@@ -183,7 +197,7 @@ def get_parser() -> argparse.ArgumentParser:
     budget = parser.add_mutually_exclusive_group()
     budget.add_argument("--bytes", type=int, help="budget: packed tensors, without header and tokens")
     budget.add_argument("--ratio", type=float, help="budget: the float32 tensors over it")
-    budget.add_argument("--average-bits", type=float, help="budget: per weight of the tensors that are chosen for")
+    budget.add_argument("--average-bits", type=float, help="budget: what that many bits everywhere would take")
     parser.add_argument("--tie", action="append", default=[], metavar="PATTERN,PATTERN", help="groups that share bits")
     parser.add_argument("--forbid", action="append", default=[], type=pairs, metavar="PATTERN=BITS")
     parser.add_argument("--output", type=Path, help="the allocation, a .json file")

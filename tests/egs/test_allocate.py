@@ -109,6 +109,7 @@ def test_trained_at_an_allocation_alone(table: Path, an4_training: list[Flag], a
             "--table TABLE --bytes 99999 --output TMP/x.json --forbid *=1 --forbid *=2 --forbid *=4 --forbid *=8",
             "forbidden",
         ),
+        ("--table TABLE --average-bits 9 --output TMP/x.json", "--average-bits 9: give a number from 1 to 8"),
         ("--table TMP/x.json --measure kl", "--measure needs --cuts"),
         ("--table TMP/x.json --measure kl --cuts TMP/no.jsonl.gz --exp-dir EXP", "TMP/no.jsonl.gz"),
     ],
