@@ -121,13 +121,7 @@ if [ $stage -le 4 ] && [ $stop_stage -ge 4 ]; then
     done
     finish "$lm_dir/.done" "orders=3,4"
   fi
-  for lang_dir in "${lang_dirs[@]}"; do
-    if needed "$lang_dir/.units.done" "order=2" again; then
-      "$python" -m lowbit_k2.recipe.make_lm --transcript "$transcript" --order 2 --units "$lang_dir" \
-        --arpa "$lang_dir/units_2gram.arpa"
-      finish "$lang_dir/.units.done" "order=2"
-    fi
-  done
+  for lang_dir in "${lang_dirs[@]}"; do units_ngram "$lang_dir" "$transcript"; done
 fi
 
 if [ $stage -le 5 ] && [ $stop_stage -ge 5 ]; then

@@ -235,6 +235,7 @@ if [ $stage -le 7 ] && [ $stop_stage -ge 7 ]; then
     fi
     finish "$lm_dir/.lm.done" "parts=$train_parts rescoring=$rescoring"
   fi
+  units_ngram "$lang_dir" "$transcript"
 fi
 
 if [ $stage -le 8 ] && [ $stop_stage -ge 8 ]; then

@@ -240,6 +240,7 @@ if [ $stage -le 5 ] && [ $stop_stage -ge 5 ]; then
     done
     finish "$lm_dir/.done" "$settings"
   fi
+  for lang_dir in "${lang_dirs[@]}"; do units_ngram "$lang_dir" "$transcript"; done
 fi
 
 if [ $stage -le 6 ] && [ $stop_stage -ge 6 ]; then

@@ -129,3 +129,13 @@ finish() {
   printf '%s\n' "$2" >"$1.tmp"
   mv "$1.tmp" "$1"
 }
+
+# units_ngram LANG_DIR TRANSCRIPT: the bigram of a lang directory's units, which LF-MMI takes as its denominator.
+units_ngram() {
+  local origin
+  origin="order=2 units=$(cat "$1/.lang.done" 2>/dev/null)"
+  if needed "$1/.units.done" "$origin" again; then
+    "$python" -m lowbit_k2.recipe.make_lm --transcript "$2" --order 2 --units "$1" --arpa "$1/units_2gram.arpa"
+    finish "$1/.units.done" "$origin"
+  fi
+}
