@@ -36,11 +36,6 @@ class Choice:
         """As `use_precision`, train.py and decode.py take it; every tensor by its name."""
         return Allocation({tensor: b for group, b in self.bits.items() for tensor in self.members[group]}, name)
 
-    @property
-    def mean_bits(self) -> float:
-        """Over groups; `average_bits` weighs them by their weights."""
-        return sum(self.bits.values()) / len(self.bits)
-
 
 def evaluate(table: Sensitivity, bits: Mapping[str, int]) -> Choice:
     """What a given choice costs."""

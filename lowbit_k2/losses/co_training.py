@@ -221,6 +221,7 @@ class CoTraining:
             generator = torch.Generator().manual_seed(generator_seed("students", self.seed, update))
             drawn = torch.randperm(len(names), generator=generator)[: config.students]
             names = [names[i] for i in sorted(drawn.tolist())]
+        trained = config.trained
         weights, terms, own = dict(config.branch_weights), dict(config.term_weights), []
         for place, name in enumerate([first, *names]):
             is_teacher = place == 0 and not config.teacher_stands_outside
@@ -229,7 +230,7 @@ class CoTraining:
             own.append(
                 Branch(
                     short if not before else f"{short}.{before + 1}",
-                    self.stochastic(update, before) if name == STOCHASTIC else config.trained[short],
+                    self.stochastic(update, before) if name == STOCHASTIC else trained[short],
                     is_teacher,
                     weight=weights.get(name, 1.0 if place == 0 else config.lambda1),
                     distill_weight=0.0 if is_teacher else config.kl_weight(update),

@@ -28,7 +28,6 @@ from lowbit_k2.scoring.wer import Result
 REPORT = re.compile(
     r"MTCH_PR_RESULTS .* \(# segs: (\d+)\) .* \(mean: (\S+)\) \(std dev: (\S+)\) \(Z Stat: (\S+)\) \(Stat Diff: (\w+)\)"
 )
-P_VALUE = re.compile(r"MP .*?(<?0?\.\d+|1\.000)")
 END = "end"  # a word that all get right: sc_stats does not see what the second system alone inserts behind the last one
 
 
