@@ -18,6 +18,7 @@ from __future__ import annotations
 import random
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -34,7 +35,8 @@ from lowbit_k2.asr.model_io import CheckpointChoice, load_trained
 from lowbit_k2.core.grids import FLOAT_BITS
 from lowbit_k2.data.batch import Batch
 from lowbit_k2.errors import UserError, run_main
-from lowbit_k2.losses.ctc import CtcCriterion
+from lowbit_k2.losses.objectives import criterion_from
+from lowbit_k2.losses.output import Criterion
 from lowbit_k2.progress import progress_bar
 from lowbit_k2.quant import Allocation, use_precision
 from lowbit_k2.recipe.allocate import labelled_batches, quantizable
@@ -62,12 +64,12 @@ def drawn(table: Sensitivity, size: int, number: int, seed: int) -> Iterator[Cho
 
 
 @torch.no_grad()
-def loss_at(model: nn.Module, allocation: Allocation, batches: list[Batch]) -> float:
+def loss_at(model: nn.Module, criterion: Criterion, batches: list[Batch], allocation: Allocation) -> float:
     """Per frame."""
     total = frames = 0.0
     with use_precision(model, allocation):
         for batch in batches:
-            out = CtcCriterion()(model, batch, LAST_UPDATE)
+            out = criterion(model, batch, LAST_UPDATE)
             total, frames = total + out.loss.item(), frames + out.num_frames
     return total / frames
 
@@ -85,7 +87,7 @@ def plot(path: Path, points: dict[str, list[tuple[int, float]]], floor: float) -
         style = {"linestyle": "none", "marker": "x", "alpha": 0.5} if name == "by chance" else {"marker": "o", "ms": 4}
         axes.plot([size / 1000 for size in sizes], losses, label=name, **style)
     axes.axhline(floor, color="grey", linewidth=0.8, label="float")
-    axes.set(xscale="log", yscale="log", xlabel="kB of packed tensors", ylabel="CTC loss per frame on dev")
+    axes.set(xscale="log", yscale="log", xlabel="kB of packed tensors", ylabel="loss per frame on dev")
     axes.legend()
     figure.savefig(path, dpi=150)
 
@@ -94,6 +96,7 @@ def main() -> None:
     parser = make_parser(__doc__)
     parser.add_argument("--tables", type=Path, nargs="+", required=True, help="of lowbit_k2.recipe.allocate")
     parser.add_argument("--cuts", type=Path, required=True, help="dev cuts with features and transcripts")
+    parser.add_argument("--lang-dir", type=Path, help="of a model that was trained by LF-MMI: its n-gram of units")
     parser.add_argument("--max-duration", type=float, default=100.0)
     parser.add_argument("--num-batches", type=int, default=20)
     parser.add_argument("--points", type=int, default=12, help="of each front")
@@ -111,24 +114,24 @@ def main() -> None:
         foreign = [name for name, table in tables.items() if table.model != model_checksum(model)]
         if foreign:
             raise UserError(f"the table {foreign[0]} is that of another model: measure it on this checkpoint")
-        batches = labelled_batches(loaded, args.cuts, args.max_duration, args.num_batches)
+        criterion = criterion_from(loaded.meta["settings"], loaded.tokenizer, args.lang_dir)
+        batches = labelled_batches(loaded, criterion, args.cuts, args.max_duration, args.num_batches)
 
-    floor = loss_at(model, Allocation.uniform(FLOAT_BITS), batches)
+    loss_of = partial(loss_at, model, criterion, batches)
+    floor = loss_of(Allocation.uniform(FLOAT_BITS))
     points: dict[str, list[tuple[int, float]]] = {}
     for name, table in tables.items():
         chosen = front(table, args.points)
         bar = progress_bar(chosen, name, leave=False)
-        points[name] = [(c.size, loss_at(model, c.allocation(), batches)) for c in bar]
+        points[name] = [(c.size, loss_of(c.allocation())) for c in bar]
     uniform = [evaluate(first, dict.fromkeys(first.loss, bits)) for bits in first.bits]
-    points["uniform"] = [(c.size, loss_at(model, c.allocation(), batches)) for c in uniform]
+    points["uniform"] = [(c.size, loss_of(c.allocation())) for c in uniform]
     rows, points["by chance"] = [], []
     for ratio in args.ratios:
         budget = int(first.float_size / ratio)
         found = {name: choose(table, budget) for name, table in tables.items()}
-        losses = {name: loss_at(model, c.allocation(), batches) for name, c in found.items()}
-        chance = [
-            (c.size, loss_at(model, c.allocation(), batches)) for c in drawn(first, budget, args.random, args.seed)
-        ]
+        losses = {name: loss_of(c.allocation()) for name, c in found.items()}
+        chance = [(c.size, loss_of(c.allocation())) for c in drawn(first, budget, args.random, args.seed)]
         points["by chance"] += chance
         worse = sorted(loss for _, loss in chance)
         fitting = [
@@ -146,7 +149,7 @@ def main() -> None:
                 f"{worse[len(worse) // 2]:.4f}",
             ]
         )
-    print(f"CTC loss per frame on {args.cuts.name}, float {floor:.4f}")
+    print(f"loss per frame on {args.cuts.name}, float {floor:.4f}")
     print(text_table(["ratio", "bytes", *tables, "best uniform that fits", "best by chance", "median"], rows))
     if args.plot:
         plot(args.plot, points, floor)

@@ -131,9 +131,9 @@ if [ $stage -le 5 ] && [ $stop_stage -ge 5 ]; then
   else
     [ -f "$lm_dir/4gram.arpa" ] || die "no $lm_dir/4gram.arpa: run stage 4 first"
     for lang_dir in "${lang_dirs[@]}"; do
-      if needed "$lang_dir/.graphs.done" "lm=3gram"; then
-        "$python" -m lowbit_k2.recipe.compile_hlg --lang-dir "$lang_dir" --lm "$lm_dir/3gram.arpa"
-        finish "$lang_dir/.graphs.done" "lm=3gram"
+      if needed "$lang_dir/.graphs.done" "lm=3gram topologies=ctc,chain" again; then
+        compile_graphs "$lang_dir" --lm "$lm_dir/3gram.arpa"
+        finish "$lang_dir/.graphs.done" "lm=3gram topologies=ctc,chain"
       fi
       # Words are numbered by lang directory, so each has its own.
       "$python" -m lowbit_k2.recipe.compile_g --lang-dir "$lang_dir" --lm "$lm_dir/4gram.arpa" --output "$lang_dir/G_4_gram.pt"

@@ -245,7 +245,7 @@ if [ $stage -le 8 ] && [ $stop_stage -ge 8 ]; then
     log "Skipped: k2 is not installed, so there are no graphs; greedy search decodes without them"
   else
     if needed "$lang_dir/.graphs.done" "parts=$train_parts lm=$lm_source" again; then
-      "$python" -m lowbit_k2.recipe.compile_hlg --lang-dir "$lang_dir" --lm "$arpa" --max-order 3
+      compile_graphs "$lang_dir" --lm "$arpa" --max-order 3
       finish "$lang_dir/.graphs.done" "parts=$train_parts lm=$lm_source"
     fi
     if [ "$rescoring" = true ]; then

@@ -250,11 +250,11 @@ if [ $stage -le 6 ] && [ $stop_stage -ge 6 ]; then
   else
     [ -f "$lm_dir/.done" ] || die "no language models in $lm_dir: run stage 5 first"
     for lang_dir in "${lang_dirs[@]}"; do
-      if needed "$lang_dir/.graphs.done" "$(cat "$lm_dir/.done")" again; then
-        "$python" -m lowbit_k2.recipe.compile_hlg --lang-dir "$lang_dir" --lm "$lm_dir/3gram.arpa"
+      if needed "$lang_dir/.graphs.done" "topologies=ctc,chain $(cat "$lm_dir/.done")" again; then
+        compile_graphs "$lang_dir" --lm "$lm_dir/3gram.arpa"
         "$python" -m lowbit_k2.recipe.compile_g --lang-dir "$lang_dir" --lm "$lm_dir/4gram.arpa" \
           --output "$lang_dir/G_4_gram.pt"
-        finish "$lang_dir/.graphs.done" "$(cat "$lm_dir/.done")"
+        finish "$lang_dir/.graphs.done" "topologies=ctc,chain $(cat "$lm_dir/.done")"
       fi
     done
   fi

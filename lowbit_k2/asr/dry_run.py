@@ -22,6 +22,7 @@ from lowbit_k2.data.batch import Batch
 from lowbit_k2.data.tokenizer import load_tokenizer
 from lowbit_k2.export import pack_model
 from lowbit_k2.losses.objectives import make_criterion
+from lowbit_k2.losses.output import GraphCriterion
 from lowbit_k2.models import ModelConfig
 from lowbit_k2.quant import PRESETS, Allocation, QuantConfig, use_precision
 from lowbit_k2.tables import text_table
@@ -74,7 +75,7 @@ def dry_run(config: TrainingConfig) -> None:
     tokens, co_training = config.run.tokens, config.co_training
     vocab_size = load_tokenizer(tokens).vocab_size if tokens.exists() else config.run.vocab_size
     criterion = make_criterion(config.objective, config.criterion)
-    if hasattr(criterion, "load_units"):  # its graphs are made of data, and small beside the network
+    if isinstance(criterion, GraphCriterion):  # its graphs are made of data, and small beside the network
         criterion = make_criterion("ctc")
     model_config = config.model_config(vocab_size, FEATURES.num_mel_bins)
     model, report = build_model(model_config, config.quant_config())

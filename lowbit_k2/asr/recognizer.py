@@ -22,6 +22,7 @@ from lowbit_k2.core.chunks import ChunkConfig
 from lowbit_k2.core.config import Config, ConfigError, option
 from lowbit_k2.core.features import FeatureConfig
 from lowbit_k2.core.models import TRANSDUCER
+from lowbit_k2.core.topology import unspoken_classes
 from lowbit_k2.data.sources import ALLOW_COMMANDS
 from lowbit_k2.decode import methods as _built_in  # noqa: F401  registers the methods
 from lowbit_k2.decode.lattice import SearchConfig
@@ -125,7 +126,8 @@ class Recognizer:
     def blank_scores(self, output: NetworkOutput) -> Tensor | None:
         """(N, T) log-probabilities that a frame brings nothing; None for outputs of an unknown kind."""
         if output.log_probs is not None:
-            return output.log_probs[..., 0]
+            nothing = list(unspoken_classes(self.loaded.model_config.topology))
+            return output.log_probs[..., nothing].logsumexp(dim=-1)
         if TRANSDUCER not in self.loaded.model_config.networks or output.encoder_out is None:
             return None
         model = self.loaded.model
@@ -187,7 +189,9 @@ def make_recognizers(
 def greedy_recognizer(loaded: LoadedModel, chunking: ChunkConfig | None = None) -> Recognizer:
     """A packed model with its greedy search, on the CPU: needs neither graphs nor k2. Phones are put out as phones."""
     [name] = methods_for("", loaded)
-    method = METHODS[name](Setup(loaded.tokenizer, loaded.model, phones_are_words=True))
+    method = METHODS[name](
+        Setup(loaded.tokenizer, loaded.model, phones_are_words=True, topology=loaded.model_config.topology)
+    )
     searches = {(name, ""): method}
     return Recognizer(loaded, name, None, torch.device("cpu"), searches, chunking or ChunkConfig())
 
@@ -205,6 +209,7 @@ def search_setups(config: DecodeConfig, loaded: LoadedModel, device: str | torch
         lm_dir=config.lm_dir or config.lang_dir,
         token_lm=config.token_lm,
         device=device,
+        topology=loaded.model_config.topology,
     )
     setups: dict[Search, Setup] = {}
     for name in methods_for(config.decoding_method, loaded):

@@ -112,7 +112,8 @@ class TrainingConfig:
     def model_config(self, vocab_size: int, num_features: int) -> ModelConfig:
         """The preset with single fields replaced."""
         objective = OBJECTIVES[self.objective]
-        fixed = {"vocab_size": vocab_size, "num_features": num_features, **objective.model_fields}
+        decided = objective.model_fields(self.criterion or objective.settings())
+        fixed = {"vocab_size": vocab_size, "num_features": num_features, **decided}
         return objective.model.preset(self.preset, **{**self.model_fields, **fixed})
 
     def quant_config(self, preset: str | None = None, precisions: tuple[int, ...] | None = None) -> QuantConfig:

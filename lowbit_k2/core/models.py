@@ -12,6 +12,8 @@ from typing import Any, ClassVar, TypeVar
 
 from lowbit_k2.core.config import Config, ConfigError, option
 from lowbit_k2.core.encoders import ENCODERS, ConformerConfig, EncoderConfig, Shapes, encoder_from_dict
+from lowbit_k2.core.topology import CTC as CTC_TOPOLOGY
+from lowbit_k2.core.topology import TOPOLOGIES, num_classes
 from lowbit_k2.errors import UserError
 
 M = TypeVar("M", bound="ModelConfig")
@@ -24,7 +26,8 @@ class ModelConfig(Config):
     kind: its name in files.
     build: (settings, for_training) -> torch module, or "package.module:name" of that, imported when it is needed.
     rules: (pattern, role) pairs of the quantization that come before the built-in ones.
-    vocab_size: classes of the network, blank included.
+    vocab_size: units of the network, blank included.
+    topology: which classes of its frame posteriors a unit has (core/topology.py).
     num_layers: of those that `layer_prefix` of the quantization numbers.
     d_model: width, which Noam's schedule divides by.
     """
@@ -32,6 +35,7 @@ class ModelConfig(Config):
     kind: ClassVar[str]
     build: ClassVar[str | Callable[..., Any]]
     rules: ClassVar[tuple[tuple[str, str], ...]] = ()
+    topology: str = CTC_TOPOLOGY
     vocab_size: int
     num_features: int
     num_layers: int
@@ -156,15 +160,24 @@ class EncoderModelConfig(ModelConfig):
 @register_model
 @dataclass(frozen=True)
 class CtcConfig(EncoderModelConfig):
-    """An encoder and one linear layer over the vocabulary."""
+    """An encoder and one linear layer over the classes of the units, frame by frame."""
 
     kind: ClassVar[str] = CTC
     build: ClassVar[str] = "lowbit_k2.models.ctc:CtcModel"
 
+    topology: str = option(CTC_TOPOLOGY, flag="", choices=TOPOLOGIES)  # which classes a unit has
+    xent_head: bool = option(False, flag="")  # a second layer, trained by cross-entropy; for training alone
+
+    @property
+    def num_classes(self) -> int:
+        """Outputs of the network."""
+        return num_classes(self.topology, self.vocab_size)
+
     def shapes(self, for_training: bool = True) -> Shapes:
         yield from ((f"encoder.{name}", shape) for name, shape in self.encoder.shapes())
-        yield "ctc_head.weight", (self.vocab_size, self.d_model)
-        yield "ctc_head.bias", (self.vocab_size,)
+        for head in ("ctc_head", "xent_head") if self.xent_head and for_training else ("ctc_head",):
+            yield f"{head}.weight", (self.num_classes, self.d_model)
+            yield f"{head}.bias", (self.num_classes,)
 
 
 # decoder and joiner; 512 beside the larger encoders

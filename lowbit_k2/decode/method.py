@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from lowbit_k2.core.config import ConfigError
+from lowbit_k2.core.topology import CTC, num_classes
 from lowbit_k2.decode.hypothesis import Nbest
 from lowbit_k2.decode.lattice import SearchConfig
 
@@ -34,7 +35,8 @@ class NetworkOutput:
 
     Attributes:
       lens: (N,) valid frames, 0 for audio that is too short.
-      log_probs: (N, T, V), CTC log-probabilities; None for a transducer without a CTC head.
+      log_probs: (N, T, V), log-probabilities of CTC's classes, or of another topology's; None for a transducer without
+        a CTC head.
       encoder_out: (N, T, C), for transducer search; None for a CTC model.
       more: whatever else a model's `network_output` gives, by name.
     """
@@ -52,7 +54,7 @@ class Units(Protocol):
 
     @property
     def vocab_size(self) -> int:
-        """Classes of the network, blank included."""
+        """Units of the network, blank included."""
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of token ids."""
@@ -74,6 +76,7 @@ class Setup:
       token_lm: an ARPA file over the model's units, for shallow fusion.
       device: where the network's output is.
       phones_are_words: phones may be put out as they are.
+      topology: of the model's units, which says what the classes of its log-probabilities are.
     """
 
     units: Units
@@ -84,6 +87,12 @@ class Setup:
     token_lm: Path | None = None
     device: str | torch.device = "cpu"
     phones_are_words: bool = False
+    topology: str = CTC
+
+    @property
+    def num_classes(self) -> int:
+        """Of the network's log-probabilities."""
+        return num_classes(self.topology, self.units.vocab_size)
 
 
 class Method(ABC):

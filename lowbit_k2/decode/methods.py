@@ -1,8 +1,8 @@
 """The built-in decoding methods, by name.
 
-CTC, or a transducer's CTC head:
+CTC, another topology of LF-MMI's (graphs HLG_chain.pt), or a transducer's CTC head:
   ctc-greedy-search         best token per frame; torch only
-  ctc-decoding              best path of the k2 lattice on the CTC topology
+  ctc-decoding              best path of the k2 lattice on the topology
   1best                     best path of the k2 lattice on HLG (lexicon and n-gram)
   nbest                     of paths drawn from HLG's lattice the best word sequence, its alignments summed
   nbest-rescoring           the same with HLG's language model replaced by a larger one
@@ -29,6 +29,7 @@ from torch import Tensor
 
 from lowbit_k2.core.config import ConfigError
 from lowbit_k2.core.models import CTC, TRANSDUCER
+from lowbit_k2.core.topology import CTC as CTC_TOPOLOGY
 from lowbit_k2.decode.fast_beam import any_tokens, keep_final_scores, transducer_lattice
 from lowbit_k2.decode.greedy import ctc_greedy_search
 from lowbit_k2.decode.hypothesis import Nbest
@@ -52,7 +53,7 @@ from lowbit_k2.decode.nbest import (
 from lowbit_k2.decode.token_lm import TokenLm
 from lowbit_k2.decode.transducer import greedy_search, modified_beam_search
 from lowbit_k2.errors import UserError
-from lowbit_k2.graphs.fsa_io import load_fsa, made_for
+from lowbit_k2.graphs.fsa_io import graph_file, load_fsa, made_for
 from lowbit_k2.graphs.lexicon import WORD_DISAMBIG, read_symbols
 from lowbit_k2.k2_compat import require_k2
 
@@ -80,10 +81,10 @@ class LatticeMethod(Method):
             return
         if setup.lang_dir is None:
             raise ConfigError("lang_dir", f"with {self.graph}.pt and words.txt is needed by {self.name}")
-        path = setup.lang_dir / f"{self.graph}.pt"
+        path = self.graph_path(setup)
         self.ids = read_symbols(setup.lang_dir / "words.txt")
-        expected = made_for(self.ids, setup.units.pieces())
-        graph = load_graph(path, setup.units.vocab_size, setup.search.lm_scale, setup.device, expected)
+        expected = made_for(self.ids, setup.units.pieces(), setup.topology)
+        graph = load_graph(path, setup.num_classes, setup.search.lm_scale, setup.device, expected)
         if largest_output(graph) > max(self.ids.values()):
             raise UserError(f"{path} puts out words that words.txt does not have: compile it again")
         self.fsa = keep_lm_scores(graph)
@@ -97,7 +98,15 @@ class LatticeMethod(Method):
     def files(cls, setup: Setup) -> list[Path]:
         if cls.graph == "tokens" or setup.lang_dir is None:
             return []
-        return [setup.lang_dir / f"{cls.graph}.pt", setup.lang_dir / "words.txt"]
+        return [cls.graph_path(setup), setup.lang_dir / "words.txt"]
+
+    @classmethod
+    def graph_path(cls, setup: Setup) -> Path:
+        """Of a graph in the lang directory."""
+        path = setup.lang_dir / graph_file(cls.graph, setup.topology)
+        if setup.topology != CTC_TOPOLOGY and not path.is_file():
+            raise UserError(f"{path} does not exist: make it with compile_hlg --topology {setup.topology}")
+        return path
 
     @abstractmethod
     def token_graph(self) -> k2.Fsa:
@@ -137,7 +146,7 @@ class CtcGreedySearch(Method):
     network = CTC
 
     def search(self, output: NetworkOutput, n: int, references: References | None) -> list[Nbest]:
-        return [[best] for best in ctc_greedy_search(output.log_probs, output.lens)]
+        return [[best] for best in ctc_greedy_search(output.log_probs, output.lens, self.setup.topology)]
 
 
 @register_method("ctc-decoding")
@@ -145,9 +154,9 @@ class CtcDecoding(LatticeMethod):
     network = CTC
 
     def token_graph(self) -> k2.Fsa:
-        from lowbit_k2.graphs.hlg import ctc_topology
+        from lowbit_k2.graphs.hlg import topology_graph
 
-        return ctc_topology(self.setup.units.vocab_size).to(self.setup.device)
+        return topology_graph(self.setup.topology, self.setup.units.vocab_size).to(self.setup.device)
 
     def lattice(self, output: NetworkOutput, rows: Tensor, beams: SearchConfig) -> k2.Fsa:
         log_probs, lens = taken(output.log_probs, rows), taken(output.lens, rows)

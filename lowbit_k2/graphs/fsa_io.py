@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from lowbit_k2.core.topology import CTC
 from lowbit_k2.errors import UserError
 from lowbit_k2.fileio import atomic_write
 from lowbit_k2.k2_compat import require_k2
@@ -25,18 +26,26 @@ from lowbit_k2.tensorfile import DamagedError, load_tensors, save_tensors
 if TYPE_CHECKING:
     import k2
 
+TOPOLOGY = "topology"
 NAMES = {"words": "words.txt", "units": "the model's units"}
 
 
-def made_for(words: Mapping[str, int], units: Iterable[str] = ()) -> dict[str, str]:
-    """What a graph records: checksums of its symbols in the order of their ids.
+def graph_file(graph: str, topology: str = CTC) -> str:
+    """Where a lang directory has a graph: HLG.pt, or HLG_chain.pt."""
+    return f"{graph}.pt" if topology == CTC else f"{graph}_{topology}.pt"
+
+
+def made_for(words: Mapping[str, int], units: Iterable[str] = (), topology: str = CTC) -> dict[str, str]:
+    """What a graph records: checksums of its symbols in the order of their ids, and a topology other than CTC's.
 
     Args:
       words: words.txt.
       units: of the model, or tokens.txt, whose disambiguation symbols do not count; none for a graph over words alone.
     """
     units = [unit for unit in units if not unit.startswith("#")]
-    return {"words": _checksum(sorted(words, key=words.__getitem__))} | ({"units": _checksum(units)} if units else {})
+    symbols = {"words": _checksum(sorted(words, key=words.__getitem__))}
+    symbols |= {"units": _checksum(units)} if units else {}
+    return symbols if topology == CTC else {**symbols, TOPOLOGY: topology}
 
 
 def _checksum(symbols: Iterable[str]) -> str:
@@ -86,7 +95,10 @@ def load_fsa(path: str | Path, device: str | torch.device = "cpu", expected: Map
     path = Path(path)
     content = _read(path)
     record = _record_of(content)
-    for name, value in (expected or {}).items():
+    if expected is not None and record.get(TOPOLOGY, CTC) != expected.get(TOPOLOGY, CTC):
+        wanted = expected.get(TOPOLOGY, CTC)
+        raise UserError(f"{path} is for another topology than the model's: compile it with --topology {wanted}")
+    for name, value in ((n, v) for n, v in (expected or {}).items() if n != TOPOLOGY):
         if name not in record:
             logging.warning("%s does not say which %s it was made for: compile it again", path, NAMES[name])
         elif record[name] != value:

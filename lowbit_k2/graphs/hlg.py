@@ -1,7 +1,10 @@
-"""Decoding graphs: the CTC topology H alone, and HLG = H o det(L o G), as k2's recipes compile it.
+"""Decoding graphs: a topology H alone, and HLG = H o det(L o G), as k2's recipes compile it.
 
 L has disambiguation symbols, so that L o G can be determinized; they are removed before H is composed. The labels
 of a graph are classes of the network (0: blank), its `aux_labels` tokens (H) or words (HLG), its scores those of G.
+
+In the chain topology silence is a unit, which L gets before and behind words (`with_silence`). Its label in LG is the
+number of units, since 0 means nothing there.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from lowbit_k2.core.topology import CHAIN, CTC, num_classes
 from lowbit_k2.errors import UserError
 from lowbit_k2.graphs.lexicon import BLANK, WORD_DISAMBIG, read_symbols
 from lowbit_k2.graphs.ngram import BOS, EOS, arpa_fields
@@ -28,13 +32,64 @@ if TYPE_CHECKING:
 NO_WORDS = {BOS, EOS, "<unk>", "<UNK>"}  # of an ARPA file, whatever words.txt holds
 
 
-def ctc_topology(num_classes: int, device: str = "cpu") -> k2.Fsa:
-    """The standard CTC topology over classes 0..num_classes-1 (a blank is required between equal tokens).
+def ctc_topology(num_units: int, device: str = "cpu") -> k2.Fsa:
+    """The standard CTC topology over classes 0..num_units-1 (a blank is required between equal tokens).
 
-    It has num_classes^2 arcs: 250 thousand for 500 classes.
+    It has num_units^2 arcs: 250 thousand for 500 classes.
     """
     k2 = require_k2()
-    return k2.arc_sort(k2.ctc_topo(max_token=num_classes - 1, modified=False, device=device))
+    return k2.arc_sort(k2.ctc_topo(max_token=num_units - 1, modified=False, device=device))
+
+
+def chain_topology(num_units: int, silence: int = 0, device: str = "cpu") -> k2.Fsa:
+    """The chain topology over units 0 (silence) to num_units - 1: one frame in the entry class, then any in the loop's.
+
+    Args:
+      silence: label that silence puts out; 0: none.
+    """
+    k2 = require_k2()
+    final, arcs = num_units + 1, []
+    for state in range(num_units + 1):  # 0: before the first unit; u + 1: in unit u
+        arcs += [(state, u + 1, 2 * u, u or silence) for u in range(num_units)]
+        arcs += [(state, state, 2 * state - 1, 0), (state, final, -1, -1)] if state else []
+    lines = sorted(f"{a} {b} {label} {aux} 0.0" for a, b, label, aux in arcs)
+    lines.sort(key=lambda line: int(line.split()[0]))
+    text = "\n".join([*lines, str(final)])
+    return k2.arc_sort(k2.Fsa.from_str(text, acceptor=False)).to(device)
+
+
+def topology_graph(topology: str, num_units: int, silence: int = 0) -> k2.Fsa:
+    """H: classes of the network in, units out."""
+    return ctc_topology(num_units) if topology == CTC else chain_topology(num_units, silence)
+
+
+def with_silence(lexicon: k2.Fsa, backoff: int) -> k2.Fsa:
+    """L with at most one silence before each word and at the end.
+
+    Silence takes the label `backoff`, the first that is no unit, and all disambiguation symbols move up by one. It
+    leads to a copy of the state between words that has no loop for back-offs: these come before it, so that no sequence
+    of labels has two paths.
+
+    Args:
+      lexicon: with its loop `#0`, state 0 between words.
+      backoff: label of `#0`.
+    """
+    k2 = require_k2()
+    source, target, label, score = lexicon.as_dict()["arcs"].long().unbind(dim=1)
+    aux, final = lexicon.aux_labels.long(), int(target.max())
+    target = torch.where(target == final, final + 1, target)  # the copy takes the place of the final state
+    copied = torch.nonzero((source == 0) & ~((label == backoff) & (target == 0))).flatten()
+    label = torch.where(label >= backoff, label + 1, label)
+    columns = (
+        torch.cat([source, torch.full_like(copied, final), torch.tensor([0])]),
+        torch.cat([target, target[copied], torch.tensor([final])]),
+        torch.cat([label, label[copied], torch.tensor([backoff])]),
+        torch.cat([score, score[copied], torch.tensor([0])]),  # bits of float32
+    )
+    order = torch.argsort(columns[0], stable=True)
+    made = k2.Fsa(torch.stack([column[order].int() for column in columns], dim=1))
+    made.aux_labels = torch.cat([aux, aux[copied], torch.tensor([0])])[order].int()
+    return k2.arc_sort(made)
 
 
 def read_grammar(
@@ -123,6 +178,7 @@ def compile_lg(
     tokens: Mapping[str, int],
     words: Mapping[str, int],
     log: Callable[[str], None] = lambda line: None,
+    topology: str = CTC,
 ) -> k2.Fsa:
     """Compile LG = det(L o G): tokens in, words out, the graph of transducer search.
 
@@ -132,6 +188,7 @@ def compile_lg(
       tokens: tokens.txt; `#0` and all ids above it are disambiguation symbols.
       words: words.txt; `#0` and all ids above it are no words.
       log: called with one line per step.
+      topology: with chain, silence has the label of `#0`.
 
     Returns:
       An arc-sorted graph without epsilons and disambiguation symbols.
@@ -141,34 +198,40 @@ def compile_lg(
     """
     k2 = require_k2()
     assert tokens[BLANK] == 0, tokens[BLANK]
+    first_disambig = tokens[WORD_DISAMBIG]
+    if topology == CHAIN:
+        lexicon, first_disambig = with_silence(lexicon, first_disambig), first_disambig + 1
     lg = k2.connect(k2.compose(k2.arc_sort(lexicon), k2.arc_sort(grammar)))
     _check(lg, "L o G")
     log(f"L o G: {lg.shape[0]} states, {lg.num_arcs} arcs")
     lg = k2.connect(k2.determinize(lg))
     log(f"determinized: {lg.shape[0]} states, {lg.num_arcs} arcs")
-    lg = _remove_disambig(lg, tokens[WORD_DISAMBIG], words[WORD_DISAMBIG])
+    lg = _remove_disambig(lg, first_disambig, words[WORD_DISAMBIG])
     log(f"LG: {lg.shape[0]} states, {lg.num_arcs} arcs")
     return lg
 
 
-def compile_hlg(lg: k2.Fsa, num_classes: int, log: Callable[[str], None] = lambda line: None) -> k2.Fsa:
-    """Compile HLG from `compile_lg`'s graph.
+def compile_hlg(
+    lg: k2.Fsa, num_units: int, log: Callable[[str], None] = lambda line: None, topology: str = CTC
+) -> k2.Fsa:
+    """Compile HLG from `compile_lg`'s graph of the same topology.
 
     Args:
-      num_classes: of the network, blank included.
+      num_units: of the model, the blank or silence included.
 
     Returns:
-      An arc-sorted graph, its labels below `num_classes`.
+      An arc-sorted graph, its labels below the number of classes.
 
     Raises:
       UserError: the composition is empty.
     """
     k2 = require_k2()
-    hlg = k2.compose(ctc_topology(num_classes), lg, inner_labels="inner_labels")
+    hlg = k2.compose(topology_graph(topology, num_units, silence=num_units), lg, inner_labels="inner_labels")
     hlg = k2.arc_sort(k2.connect(hlg))
     del hlg.inner_labels  # the tokens between H and L: no decoder reads them, and they would double the file
     _check(hlg, "HLG")
-    assert int(hlg.labels.max()) < num_classes, (int(hlg.labels.max()), num_classes)
+    classes = num_classes(topology, num_units)
+    assert int(hlg.labels.max()) < classes, (int(hlg.labels.max()), classes)
     log(f"HLG: {hlg.shape[0]} states, {hlg.num_arcs} arcs")
     return hlg
 

@@ -3,13 +3,9 @@
     n-gram of units                        ->  UnitGraph  -> FrameGraph      the denominator of LF-MMI
     pronunciations of a transcript's words ->  UnitGraph  -> FrameGraph      a numerator, weighed by the same n-gram
 
-A `UnitGraph` accepts sequences of units; a topology says how many frames a unit lasts and which classes of the network
-it takes, and makes a `FrameGraph` of it, whose states have classes and whose paths visit one state per frame:
-
-    ctc    a unit is its class once or more; between units, and around them, any number of blanks, which must be there
-           between equal units. Class 0 is the blank, class u the unit u.
-    chain  a unit is its entry class once and then its loop class any number of times (Kaldi's chain topology). Unit u
-           has the classes 2u and 2u + 1; unit 0 is silence, which may stand at both ends and between words.
+A `UnitGraph` accepts sequences of units; a topology (`core/topology.py`) says how many frames a unit lasts and which
+classes of the network it takes, and makes a `FrameGraph` of it, whose states have classes and whose paths visit one
+state per frame.
 
 No k2 here: both are small. What a topology does adds no weights of its own.
 """
@@ -22,11 +18,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from lowbit_k2.core.config import ConfigError
+from lowbit_k2.core.topology import CHAIN, CTC, SILENCE, TOPOLOGIES
 from lowbit_k2.errors import UserError
 from lowbit_k2.graphs.ngram import BOS, EOS, BackoffModel, estimate
 
-TOPOLOGIES = ("ctc", "chain")
-SILENCE = 0  # of the chain topology; in ctc the blank is what is not spoken
 SILENCE_AT_ENDS, SILENCE_BETWEEN = 0.8, 0.2  # how often the n-gram's text has it there, as Kaldi's lexicons are used
 UnitArc = tuple[int, int, int, float]  # from state, to state, unit, log-probability
 Pronunciations = Sequence[Sequence[int]]  # of one word, as units
@@ -70,11 +65,6 @@ class FrameGraph:
     arcs: tuple[tuple[int, int, float], ...]
 
 
-def num_classes(topology: str, num_units: int) -> int:
-    """Outputs of the network, for units 0 (blank or silence) to num_units - 1."""
-    return num_units if topology == "ctc" else 2 * num_units
-
-
 # --- n-grams -------------------------------------------------------------------------------------------------------
 
 
@@ -93,19 +83,20 @@ def unit_ngram(
       UserError: no transcript, or an order below 1.
     """
     draw = random.Random(seed)
-    units = range(1 if topology == "ctc" else 0, num_units)
-    sentences = (_spoken(words, topology, draw) for words in transcripts)
+    units = range(1 if topology == CTC else 0, num_units)
+    sentences = (spoken_units(words, topology, draw) for words in transcripts)
     return estimate([list(map(str, s)) for s in sentences if s], order, list(map(str, units)))
 
 
-def _spoken(words: Sequence[Pronunciations], topology: str, draw: random.Random) -> list[int]:
+def spoken_units(words: Sequence[Pronunciations], topology: str, draw: random.Random) -> list[int]:
+    """First pronunciations; with the chain topology also silences, which are drawn."""
     units: list[int] = []
     for place, pronunciations in enumerate(words):
         chance = SILENCE_BETWEEN if place else SILENCE_AT_ENDS
-        if topology == "chain" and draw.random() < chance:
+        if topology == CHAIN and draw.random() < chance:
             units.append(SILENCE)
         units += pronunciations[0]
-    if topology == "chain" and words and draw.random() < SILENCE_AT_ENDS:
+    if topology == CHAIN and words and draw.random() < SILENCE_AT_ENDS:
         units.append(SILENCE)
     return units
 
@@ -171,7 +162,7 @@ def transcript_graph(words: Sequence[Pronunciations], topology: str) -> UnitGrap
     def optional_silence(start: int) -> list[int]:
         """States in which the next word may begin."""
         nonlocal states
-        if topology != "chain":
+        if topology != CHAIN:
             return [start]
         arcs.append((start, states, SILENCE, 0.0))
         states += 1
@@ -245,7 +236,7 @@ def expand(graph: UnitGraph, topology: str) -> FrameGraph:
     """
     if topology not in TOPOLOGIES:
         raise ConfigError("topology", f"{topology!r} is unknown: choose one of {', '.join(TOPOLOGIES)}")
-    return _expand_ctc(graph) if topology == "ctc" else _expand_chain(graph)
+    return _expand_ctc(graph) if topology == CTC else _expand_chain(graph)
 
 
 def _expand_ctc(graph: UnitGraph) -> FrameGraph:

@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -26,10 +26,45 @@ from torch.autograd.function import once_differentiable
 
 from lowbit_k2.graphs.unit_graphs import FrameGraph
 
+TINY = 1e-300  # where all weight is gone, 0 / 0: such an utterance has no path, and no gradient
+
+
+class Graphs(Protocol):
+    """What the recursion asks of graphs; `states` is (N, S) for one graph of all utterances, (S,) for one of each."""
+
+    initial: Tensor  # states, or what is expanded to it
+    final: Tensor
+
+    def to(self, device: torch.device) -> Graphs: ...
+
+    def emitted(self, x: Tensor) -> Tensor:
+        """x (N, T, P) -> (T, states): of each state's class."""
+        ...
+
+    def forward(self, values: Tensor) -> Tensor:
+        """Carried along the arcs, and added up where they arrive."""
+        ...
+
+    def backward(self, values: Tensor) -> Tensor:
+        """The same against the arcs."""
+        ...
+
+    def sums(self, values: Tensor) -> Tensor:
+        """states -> (N,)."""
+        ...
+
+    def spread(self, values: Tensor) -> Tensor:
+        """(N,) -> what multiplies states."""
+        ...
+
+    def by_class(self, values: Tensor, num_classes: int) -> Tensor:
+        """states -> (N, P), those of one class added up."""
+        ...
+
 
 @dataclass(frozen=True)
 class StateGraph:
-    """A graph whose states have labels.
+    """A graph for all utterances, whose states have labels.
 
     Attributes:
       transitions: (S, S) float64, weight from state (row) to state (column).
@@ -72,6 +107,25 @@ class StateGraph:
             return self
         jumps = leak * self.initial.expand(self.num_states, -1)
         return StateGraph(self.transitions + jumps, self.initial, torch.ones_like(self.final), self.labels)
+
+    def emitted(self, x: Tensor) -> Tensor:
+        return x[..., self.labels].transpose(0, 1)  # (T, N, S)
+
+    def forward(self, values: Tensor) -> Tensor:
+        return values @ self.transitions
+
+    def backward(self, values: Tensor) -> Tensor:
+        return values @ self.transitions.t()
+
+    def sums(self, values: Tensor) -> Tensor:
+        return values.sum(dim=1)
+
+    def spread(self, values: Tensor) -> Tensor:
+        return values[:, None]
+
+    def by_class(self, values: Tensor, num_classes: int) -> Tensor:
+        found = torch.zeros(len(values), num_classes, dtype=values.dtype, device=values.device)
+        return found.index_add_(1, self.labels, values)
 
 
 @dataclass(frozen=True)
@@ -118,6 +172,26 @@ class GraphBatch:
         moved = (getattr(self, f.name).to(device) for f in fields(self) if f.name != "size")
         return GraphBatch(*moved, self.size)
 
+    def emitted(self, x: Tensor) -> Tensor:
+        return x[self.owners, :, self.labels].t()  # (T, S)
+
+    def forward(self, values: Tensor) -> Tensor:
+        return torch.zeros_like(values).index_add_(0, self.targets, values[self.sources] * self.weights)
+
+    def backward(self, values: Tensor) -> Tensor:
+        return torch.zeros_like(values).index_add_(0, self.sources, values[self.targets] * self.weights)
+
+    def sums(self, values: Tensor) -> Tensor:
+        return torch.zeros(self.size, dtype=values.dtype, device=values.device).index_add_(0, self.owners, values)
+
+    def spread(self, values: Tensor) -> Tensor:
+        return values[self.owners]
+
+    def by_class(self, values: Tensor, num_classes: int) -> Tensor:
+        found = torch.zeros(self.size * num_classes, dtype=values.dtype, device=values.device)
+        places = self.owners * num_classes + self.labels  # (S,) in (N, P)
+        return found.index_add_(0, places, values).view(self.size, num_classes)
+
 
 def _weights(pairs: Iterable[tuple[int, float]], size: int) -> Tensor:
     values = torch.zeros(size, dtype=torch.float64)
@@ -126,113 +200,83 @@ def _weights(pairs: Iterable[tuple[int, float]], size: int) -> Tensor:
     return values
 
 
-def log_total(outputs: Tensor, lens: Tensor, graph: StateGraph) -> Tensor:
+def log_total(outputs: Tensor, lens: Tensor, graphs: Graphs) -> Tensor:
     """log Z of each utterance, (N,) float64; -inf where no path is as long as the utterance.
 
     Args:
       outputs: (N, T, P), logits or log-probabilities; their gradient is that of log Z.
       lens: (N,), at least 1; frames behind them do not count.
     """
-    assert outputs.dim() == 3 and lens.shape == outputs.shape[:1], (outputs.shape, lens.shape)
-    return _LogTotal.apply(outputs, lens.to(outputs.device), graph.to(outputs.device))
+    if not (outputs.requires_grad and torch.is_grad_enabled()):
+        return _Recursion(outputs, lens, graphs).totals()
+    return total_and_posteriors(outputs, lens, graphs)[0]
 
 
-def log_totals(outputs: Tensor, lens: Tensor, graphs: GraphBatch) -> Tensor:
-    """The same where each utterance has a graph of its own."""
-    assert outputs.dim() == 3 and len(outputs) == len(lens) == graphs.size, (outputs.shape, lens.shape, graphs.size)
-    return _LogTotals.apply(outputs, lens.to(outputs.device), graphs.to(outputs.device))
+def total_and_posteriors(outputs: Tensor, lens: Tensor, graphs: Graphs) -> tuple[Tensor, Tensor]:
+    """log Z, and how likely paths are to be in a class at a frame: (N,) and, without gradient, (N, T, P) float64.
+
+    The posteriors of a frame add up to 1, but to 0 behind an utterance's end and where it has no path.
+    """
+    recursion = _Recursion(outputs, lens, graphs)
+    totals = recursion.totals()
+    posteriors = recursion.posteriors()
+    return _WithGradient.apply(outputs, totals, posteriors), posteriors
 
 
-class _LogTotal(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, outputs: Tensor, lens: Tensor, graph: StateGraph) -> Tensor:
+class _Recursion:
+    """alpha and beta over the frames of a batch."""
+
+    @torch.no_grad()
+    def __init__(self, outputs: Tensor, lens: Tensor, graphs: Graphs) -> None:
+        assert outputs.dim() == 3 and lens.shape == outputs.shape[:1], (outputs.shape, lens.shape)
+        lens, self.graphs = lens.to(outputs.device), graphs.to(outputs.device)
         scores = outputs.detach().double()
-        top = scores.amax(dim=2, keepdim=True)  # (N, T, 1)
-        x = (scores - top).exp()[..., graph.labels].transpose(0, 1)  # (T, N, S)
-        alive = torch.arange(len(x), device=lens.device)[:, None] < lens  # (T, N)
-        alphas, log_scale = [], torch.zeros_like(top[:, 0, 0])
-        alpha = graph.initial.expand(x.size(1), -1)  # (N, S)
-        for t, (x_t, alive_t) in enumerate(zip(x, alive, strict=True)):
-            new = (alpha @ graph.transitions if t else alpha) * x_t
-            scale = torch.where(alive_t, new.sum(dim=1), torch.ones_like(log_scale))  # (N,)
+        self.top = scores.amax(dim=2)  # (N, T)
+        self.x = self.graphs.emitted((scores - self.top[..., None]).exp())  # (T, states)
+        self.alive = torch.arange(outputs.size(1), device=lens.device)[:, None] < lens  # (T, N)
+        self.num_classes = outputs.size(2)
+
+    @torch.no_grad()
+    def totals(self) -> Tensor:
+        """(N,)."""
+        graphs, self.alphas = self.graphs, []
+        alpha = graphs.initial.expand_as(self.x[0])
+        log_scale = torch.zeros_like(self.top[:, 0])
+        for t, (x, alive) in enumerate(zip(self.x, self.alive, strict=True)):
+            new = (graphs.forward(alpha) if t else alpha) * x
+            scale = torch.where(alive, graphs.sums(new), torch.ones_like(log_scale))  # (N,)
             log_scale = log_scale + scale.log()
-            # where all weight is gone, 0 / 0: such an utterance has no path, and no gradient
-            alpha = torch.where(alive_t[:, None], new / scale.clamp(min=1e-300)[:, None], alpha)
-            alphas.append(alpha)
-        last = (alpha * graph.final).sum(dim=1)  # (N,)
-        ctx.save_for_backward(x, alive, torch.stack(alphas), last)
-        ctx.graph, ctx.dtype, ctx.num_classes = graph, outputs.dtype, outputs.size(2)
-        return log_scale + last.log() + (top[..., 0] * alive.transpose(0, 1)).sum(dim=1)
+            alpha = torch.where(graphs.spread(alive), new / graphs.spread(scale.clamp(min=TINY)), alpha)
+            self.alphas.append(alpha)
+        self.last = graphs.sums(alpha * graphs.final)
+        return log_scale + self.last.log() + (self.top * self.alive.t()).sum(dim=1)
+
+    @torch.no_grad()
+    def posteriors(self) -> Tensor:
+        """(N, T, P), after `totals`."""
+        graphs, found = self.graphs, []
+        beta = graphs.final.expand_as(self.x[0])
+        for alpha, x, alive in zip(reversed(self.alphas), self.x.flip(0), self.alive.flip(0), strict=True):
+            occupied = alpha * beta
+            share = (alive & (self.last > 0)) / graphs.sums(occupied).clamp(min=TINY)  # (N,)
+            found.append(graphs.by_class(occupied * graphs.spread(share), self.num_classes))
+            before = graphs.backward(x * beta)
+            before = before / graphs.spread(graphs.sums(before).clamp(min=TINY))
+            beta = torch.where(graphs.spread(alive), before, beta)
+        return torch.stack(found[::-1], dim=1)
+
+
+class _WithGradient(torch.autograd.Function):
+    """log Z with its gradient, the posteriors."""
+
+    @staticmethod
+    def forward(ctx: Any, outputs: Tensor, totals: Tensor, posteriors: Tensor) -> Tensor:
+        ctx.save_for_backward(posteriors)
+        ctx.dtype = outputs.dtype
+        return totals.clone()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        x, alive, alphas, last = ctx.saved_tensors  # (T, N, S), (T, N), (T, N, S), (N,)
-        graph, (num_frames, size, _) = ctx.graph, x.shape
-        onehot = torch.zeros(graph.num_states, ctx.num_classes, dtype=torch.float64, device=x.device)
-        onehot[torch.arange(graph.num_states, device=x.device), graph.labels] = 1.0  # (S, P)
-        beta = graph.final.expand(size, -1)  # (N, S)
-        result = torch.zeros(size, num_frames, ctx.num_classes, dtype=torch.float64, device=x.device)
-        backwards = graph.transitions.t()
-        for t in reversed(range(num_frames)):
-            occupied = alphas[t] * beta  # (N, S)
-            total = occupied.sum(dim=1, keepdim=True).clamp(min=1e-300)
-            used = (alive[t] & (last > 0)).to(total.dtype)[:, None]
-            result[:, t] = (occupied / total * used) @ onehot
-            before = (x[t] * beta) @ backwards
-            before = before / before.sum(dim=1, keepdim=True).clamp(min=1e-300)
-            beta = torch.where(alive[t][:, None], before, beta)
-        return (result * grad.double()[:, None, None]).to(ctx.dtype), None, None
-
-
-class _LogTotals(torch.autograd.Function):
-    """alpha and beta are (S,), over the states of all graphs; sums over an utterance's go by `owners`."""
-
-    @staticmethod
-    def forward(ctx: Any, outputs: Tensor, lens: Tensor, graphs: GraphBatch) -> Tensor:
-        scores = outputs.detach().double()
-        top = scores.amax(dim=2, keepdim=True)  # (N, T, 1)
-        x = (scores - top).exp()[graphs.owners, :, graphs.labels].t()  # (T, S)
-        alive = torch.arange(len(x), device=lens.device)[:, None] < lens  # (T, N)
-        alphas, log_scale = [], torch.zeros_like(top[:, 0, 0])
-        alpha = graphs.initial
-        for t, (x_t, alive_t) in enumerate(zip(x, alive, strict=True)):
-            new = _along(alpha, graphs.sources, graphs.targets, graphs.weights) if t else alpha
-            new = new * x_t
-            scale = torch.where(alive_t, _by_owner(new, graphs), torch.ones_like(log_scale))  # (N,)
-            log_scale = log_scale + scale.log()
-            alpha = torch.where(alive_t[graphs.owners], new / scale.clamp(min=1e-300)[graphs.owners], alpha)
-            alphas.append(alpha)
-        last = _by_owner(alpha * graphs.final, graphs)
-        ctx.save_for_backward(x, alive, torch.stack(alphas), last)
-        ctx.graphs, ctx.dtype, ctx.num_classes = graphs, outputs.dtype, outputs.size(2)
-        return log_scale + last.log() + (top[..., 0] * alive.transpose(0, 1)).sum(dim=1)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        x, alive, alphas, last = ctx.saved_tensors  # (T, S), (T, N), (T, S), (N,)
-        graphs, num_frames = ctx.graphs, len(x)
-        places = graphs.owners * ctx.num_classes + graphs.labels  # (S,) in (N, P)
-        beta = graphs.final
-        result = torch.zeros(num_frames, graphs.size * ctx.num_classes, dtype=torch.float64, device=x.device)
-        for t in reversed(range(num_frames)):
-            occupied = alphas[t] * beta
-            total = _by_owner(occupied, graphs).clamp(min=1e-300)
-            used = (alive[t] & (last > 0)).to(total.dtype)
-            result[t].index_add_(0, places, occupied * (used / total)[graphs.owners])
-            before = _along(x[t] * beta, graphs.targets, graphs.sources, graphs.weights)
-            before = before / _by_owner(before, graphs).clamp(min=1e-300)[graphs.owners]
-            beta = torch.where(alive[t][graphs.owners], before, beta)
-        by_frame = result.view(num_frames, graphs.size, ctx.num_classes).transpose(0, 1)  # (N, T, P)
-        return (by_frame * grad.double()[:, None, None]).to(ctx.dtype), None, None
-
-
-def _along(values: Tensor, sources: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
-    """Values carried along arcs and added up where they arrive, (S,)."""
-    return torch.zeros_like(values).index_add_(0, targets, values[sources] * weights)
-
-
-def _by_owner(values: Tensor, graphs: GraphBatch) -> Tensor:
-    """Sums by utterance, (N,)."""
-    return torch.zeros(graphs.size, dtype=values.dtype, device=values.device).index_add_(0, graphs.owners, values)
+        (posteriors,) = ctx.saved_tensors
+        return (posteriors * grad.double()[:, None, None]).to(ctx.dtype), None, None

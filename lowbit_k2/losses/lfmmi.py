@@ -1,4 +1,4 @@
-"""Lattice-free MMI (Povey et al. 2016) on the CTC topology: the transcript against all that could have been said.
+"""Lattice-free MMI (Povey et al. 2016): the transcript against all that could have been said.
 
     loss = log Z_den - log Z_num
 
@@ -7,33 +7,38 @@ of units. Both are weighed by the same n-gram of units, so that the first is a p
 negative; the leak of the denominator's HMM makes it larger. In a warm-up the denominator's weight rises from 0: with
 log-probabilities that is CTC, with pronunciation variants and an n-gram, at first.
 
+Both are sums over the paths of a topology (`core/topology.py`): CTC's, or chain's, which has silence as a unit. Beside
+it, as Kaldi has them: a second head that is trained by cross-entropy towards the posteriors of the numerator, and the
+squared outputs.
+
 The n-gram is an ARPA file over the units of the lang directory:
 
     python -m lowbit_k2.recipe.make_lm --units data/lang_phone --order 2 --transcript data/train.txt \\
-      --arpa data/lang_phone/units_2gram.arpa
+      --arpa data/lang_phone/units_2gram.arpa [--topology chain --arpa data/lang_phone/units_2gram_chain.arpa]
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
-from torch import nn
 
 from lowbit_k2.core.config import Config, option
+from lowbit_k2.core.topology import CHAIN, CTC, SILENCE, TOPOLOGIES
 from lowbit_k2.errors import UserError
 from lowbit_k2.graphs.ngram import BackoffModel, read_arpa
 from lowbit_k2.graphs.unit_graphs import FrameGraph, UnitGraph, compose, expand, ngram_graph, transcript_graph
 from lowbit_k2.losses.distillation import Posterior
-from lowbit_k2.losses.forward_backward import GraphBatch, StateGraph, log_total, log_totals
+from lowbit_k2.losses.forward_backward import GraphBatch, StateGraph, log_total, total_and_posteriors
 from lowbit_k2.losses.output import PassOutput, TrainingBatch
+from lowbit_k2.models.ctc import CtcModel
+from lowbit_k2.models.masking import valid_frames
 
-UNIT_LM = "units_2gram.arpa"
-TOPOLOGY = "ctc"
+UNIT_LMS = {CTC: "units_2gram.arpa", CHAIN: "units_2gram_chain.arpa"}
 REMEMBERED = 50_000  # transcripts whose graphs are kept
 
 
@@ -50,8 +55,11 @@ class LfMmiConfig(Config):
     """The denominator, and how it comes in."""
 
     unit_lm: Path | None = option(
-        None, f"n-gram of the units, by make_lm --units; default: LANG_DIR/{UNIT_LM}", flag="lfmmi-unit-lm"
+        None,
+        f"n-gram of the units, by make_lm --units; default: LANG_DIR/{UNIT_LMS[CTC]}, for chain {UNIT_LMS[CHAIN]}",
+        flag="lfmmi-unit-lm",
     )
+    topology: str = option(CTC, "frames and classes of a unit", flag="lfmmi-topology", choices=TOPOLOGIES)
     max_arcs: int = option(
         20_000, "of the graph of all sequences; longer histories are cut to that", flag="lfmmi-max-arcs", low=1
     )
@@ -59,6 +67,15 @@ class LfMmiConfig(Config):
         0.1, "leaky HMM: weight of jumps to a new beginning in the denominator", flag="lfmmi-leak", low=0, high=1
     )
     warm_step: int = option(500, "updates in which the denominator comes in", flag="lfmmi-warm-step", low=0)
+    xent_regularize: float = option(
+        0.0, "weight of a second head's cross-entropy to the numerator; Kaldi has 0.1", flag="xent-regularize", low=0
+    )
+    output_l2: float = option(
+        0.0,
+        "half of this times the squared outputs is added to the loss; Kaldi has 5e-5",
+        flag="lfmmi-output-l2",
+        low=0,
+    )
 
     def denominator_weight(self, update: int) -> float:
         """At an update, the first being 1."""
@@ -72,43 +89,55 @@ class LfMmiCriterion:
         self.config = config
         self.language: UnitGraph | None = None
         self.denominator: StateGraph | None = None
+        self.encode: Callable[[str], FrameGraph] | None = None
+        self._packed: tuple[Any, GraphBatch] | None = None
 
-    def load_units(self, units: Units, lang_dir: Path) -> None:
+    def load_units(self, units: Units, lang_dir: Path | None) -> None:
         """Read the n-gram and make the denominator.
 
         Raises:
-          UserError: there is no n-gram, or it is one of other units.
+          UserError: there is no n-gram, or it is one of other units or of the other topology.
         """
-        path = self.config.unit_lm or lang_dir / UNIT_LM
+        topology = self.config.topology
+        if self.config.unit_lm is None and lang_dir is None:
+            raise UserError(f"LF-MMI reads an n-gram of units, {UNIT_LMS[topology]}: give the --lang-dir that has it")
+        path = self.config.unit_lm or lang_dir / UNIT_LMS[topology]
+        chosen = "" if topology == CTC else f" --topology {topology}"
         if not path.is_file():
             raise UserError(
                 f"{path} does not exist: make it with python -m lowbit_k2.recipe.make_lm --units {lang_dir} --order 2 "
-                f"--transcript TEXT --arpa {path}"
+                f"--transcript TEXT --arpa {path}{chosen}"
             )
-        self.begin(numbered(read_arpa(path), units.pieces(), path), units)
+        model = numbered(read_arpa(path), units.pieces(), path)
+        if (str(SILENCE) in model.vocabulary) != (topology == CHAIN):
+            raise UserError(f"{path} is not for the topology {topology}: make it again, with make_lm --topology")
+        self.begin(model, units)
 
     def begin(self, model: BackoffModel, units: Units) -> None:
         """
         Args:
           model: over the units' numbers, as text.
         """
+        topology = self.config.topology
         self.language = ngram_graph(model, self.config.max_arcs)
-        self.denominator = StateGraph.of(expand(self.language, TOPOLOGY)).leaky(self.config.leak)
+        self.denominator = StateGraph.of(expand(self.language, topology)).leaky(self.config.leak)
 
         @lru_cache(maxsize=REMEMBERED)
         def numerator(text: str) -> FrameGraph:
-            transcript = transcript_graph([units.pronunciations(word) for word in text.split()], TOPOLOGY)
-            return expand(compose(transcript, self.language), TOPOLOGY)
+            transcript = transcript_graph([units.pronunciations(word) for word in text.split()], topology)
+            return expand(compose(transcript, self.language), topology)
 
         self.encode = numerator
 
-    def __call__(self, model: nn.Module, batch: TrainingBatch, update: int = 0, shared: None = None) -> PassOutput:
+    def __call__(self, model: CtcModel, batch: TrainingBatch, update: int = 0, shared: None = None) -> PassOutput:
         """inputs (N, T, F), input_lens (N,), N graphs; utterances too short for their transcripts do not count."""
         assert self.denominator is not None, "load_units first"
-        log_probs, lens = model(batch.inputs, batch.input_lens)
+        heads = model.heads(batch.inputs, batch.input_lens)
+        log_probs, lens = heads.logits.log_softmax(dim=-1), heads.lens  # (N, T', V)
+        self.denominator = self.denominator.to(log_probs.device)
         with torch.autocast(log_probs.device.type, enabled=False):
-            numerators = log_totals(log_probs.float(), lens, GraphBatch.of(batch.targets))  # (N,)
-            denominators = log_total(log_probs.float(), lens, self.denominator)  # (N,)
+            numerators, posteriors = total_and_posteriors(log_probs, lens, self.packed(batch.targets))
+            denominators = log_total(log_probs, lens, self.denominator)  # (N,)
         possible = torch.isfinite(numerators.detach())
         # infinity times 0 is no number: what cannot be is taken out before it is weighed
         spoken = torch.where(possible, numerators, torch.zeros_like(numerators)).sum()
@@ -116,7 +145,22 @@ class LfMmiCriterion:
         loss = (self.config.denominator_weight(update) * everything - spoken).float()
         parts = {"numerator": -spoken.detach(), "denominator": everything.detach()}
         parts["impossible"] = (~possible).sum().double()
-        return PassOutput(loss, int(lens.sum()), {"ctc": Posterior.of_frames(log_probs, lens)}, parts)
+        if heads.xent is not None:
+            # silent where no path is: the posteriors are 0 there, and behind the end
+            parts["xent"] = -(posteriors.to(log_probs.dtype) * heads.xent.log_softmax(dim=-1)).sum()
+            loss = loss + self.config.xent_regularize * parts["xent"]
+        if self.config.output_l2:
+            valid = valid_frames(lens, log_probs.size(1))[..., None]
+            parts["output_l2"] = 0.5 * self.config.output_l2 * (heads.logits.square() * valid).sum()
+            loss = loss + parts["output_l2"]
+        detached = {name: part.detach() for name, part in parts.items()}
+        return PassOutput(loss, int(lens.sum()), {"ctc": Posterior.of_frames(log_probs, lens)}, detached)
+
+    def packed(self, graphs: Sequence[FrameGraph]) -> GraphBatch:
+        """The graphs of a batch, numbered through; once for all branches of an update."""
+        if self._packed is None or self._packed[0] is not graphs:
+            self._packed = graphs, GraphBatch.of(graphs)
+        return self._packed[1]
 
 
 def numbered(model: BackoffModel, pieces: Sequence[str], path: Path) -> BackoffModel:

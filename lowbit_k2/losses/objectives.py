@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from lowbit_k2.core.models import CtcConfig, ModelConfig, TransducerConfig
 from lowbit_k2.errors import UserError
 from lowbit_k2.losses.ctc import CtcCriterion
 from lowbit_k2.losses.lfmmi import LfMmiConfig, LfMmiCriterion
-from lowbit_k2.losses.output import Criterion
+from lowbit_k2.losses.output import Criterion, GraphCriterion
 from lowbit_k2.losses.rnnt import RnntConfig, RnntCriterion
 
 
@@ -29,20 +29,22 @@ class Objective:
       model: settings of the model.
       make: settings of the criterion -> the criterion.
       settings: their class, whose fields are flags of train.py.
-      model_fields: fields of the model that the objective decides.
+      model_fields: settings -> fields of the model that they decide.
     """
 
     model: type[ModelConfig]
     make: Callable[[Any], Criterion]
     settings: type[Config] = NoSettings
-    model_fields: Mapping[str, Any] = field(default_factory=dict)
+    model_fields: Callable[[Any], Mapping[str, Any]] = lambda settings: {}
 
 
 OBJECTIVES: dict[str, Objective] = {
     "ctc": Objective(CtcConfig, lambda settings: CtcCriterion()),
-    "lfmmi": Objective(CtcConfig, LfMmiCriterion, LfMmiConfig),
+    "lfmmi": Objective(
+        CtcConfig, LfMmiCriterion, LfMmiConfig, lambda s: {"topology": s.topology, "xent_head": s.xent_regularize > 0}
+    ),
     "rnnt": Objective(TransducerConfig, RnntCriterion, RnntConfig),
-    "ctc-rnnt": Objective(TransducerConfig, RnntCriterion, RnntConfig, {"ctc_head": True}),
+    "ctc-rnnt": Objective(TransducerConfig, RnntCriterion, RnntConfig, lambda s: {"ctc_head": True}),
 }
 
 
@@ -67,11 +69,27 @@ def make_criterion(
         raise UserError(f"objective {name!r} is unknown: choose one of {', '.join(OBJECTIVES)}")
     objective = OBJECTIVES[name]
     criterion = objective.make(settings or objective.settings())
-    if units is not None and hasattr(criterion, "load_units"):
+    if units is not None and isinstance(criterion, GraphCriterion):
         criterion.load_units(units, lang_dir)
     return criterion
 
 
+def criterion_from(settings: Mapping[str, Any], units: Any, lang_dir: Path | None = None) -> Criterion:
+    """The criterion that a checkpoint was trained with.
+
+    Args:
+      settings: of the run, as the checkpoint has them: by the name of its objective, among others.
+      lang_dir: where a criterion reads its n-gram.
+
+    Raises:
+      UserError: the objective is none of this version, or lang_dir is missing or lacks something.
+    """
+    name = next((name for name in OBJECTIVES if name in settings), None)
+    if name is None:
+        raise UserError("the checkpoint does not say what it was trained for: train it again, or give its --plugin")
+    return make_criterion(name, OBJECTIVES[name].settings.from_dict(settings[name]), units, lang_dir)
+
+
 def encoder_of(criterion: Criterion, units: Any) -> Callable[[str], Any]:
     """Transcript -> what the criterion takes as its target: token ids, or what it makes of the text itself."""
-    return getattr(criterion, "encode", units.encode)
+    return criterion.encode if isinstance(criterion, GraphCriterion) else units.encode

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -48,4 +49,15 @@ class Criterion(Protocol):
 
     def __call__(self, model: nn.Module, batch: TrainingBatch, update: int, shared: Any = None) -> PassOutput:
         """`update` is the number of the update (for warm-ups), `shared` what the teacher's pass left, None in it."""
+        ...
+
+
+@runtime_checkable
+class GraphCriterion(Criterion, Protocol):
+    """A criterion that makes its targets of the transcripts themselves, and needs the units for that."""
+
+    encode: Callable[[str], Any] | None  # transcript -> target, once the units are there
+
+    def load_units(self, units: Any, lang_dir: Path | None) -> None:
+        """Read what it needs of a lang directory and its tokenizer."""
         ...

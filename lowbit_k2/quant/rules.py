@@ -35,6 +35,7 @@ NAME_RULES: Rules = (
     ("joiner.*", "joiner"),
     ("ctc_head.*", "output"),
     ("simple.*", "training_only"),  # the two linears of the pruned transducer loss
+    ("xent_head.*", "training_only"),  # the second head of LF-MMI
 )
 # By the kind of module, for what no name says.
 CLASS_RULES: Rules = (

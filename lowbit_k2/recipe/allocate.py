@@ -42,13 +42,13 @@ from lowbit_k2.allocation.sensitivity import (
 from lowbit_k2.asr.exporting import TRAINING_STATE
 from lowbit_k2.asr.model_io import CheckpointChoice, LoadedModel, load_trained
 from lowbit_k2.core.grids import FLOAT_BITS, LOW_BITS
-from lowbit_k2.core.models import TRANSDUCER
 from lowbit_k2.data.batch import Batch
 from lowbit_k2.data.datamodule import AsrDataModule, DataConfig
 from lowbit_k2.data.manifests import read_cuts
 from lowbit_k2.errors import UserError, run_main
 from lowbit_k2.fileio import write_json
-from lowbit_k2.losses.objectives import make_criterion
+from lowbit_k2.losses.objectives import criterion_from, encoder_of
+from lowbit_k2.losses.output import Criterion
 from lowbit_k2.models import make_model
 from lowbit_k2.progress import progress_bar
 from lowbit_k2.quant import Allocation, QuantConfig, QuantReport, quantize_model
@@ -74,16 +74,19 @@ def quantizable(loaded: LoadedModel, bits: Sequence[int]) -> tuple[nn.Module, Qu
     return model.eval(), quantize_model(model, QuantConfig.preset("mixed", precisions=tuple(bits), rules=rules))
 
 
-def labelled_batches(loaded: LoadedModel, cuts: Path, max_duration: float, number: int) -> list[Batch]:
-    """The first batches of cuts, with targets.
+def labelled_batches(
+    loaded: LoadedModel, criterion: Criterion, cuts: Path, max_duration: float, number: int
+) -> list[Batch]:
+    """The first batches of cuts, with the criterion's targets.
 
     Raises:
       UserError: the cuts cannot be read, or give no batch.
     """
     data = AsrDataModule(DataConfig(manifest_dir=cuts.parent, max_duration=max_duration))
     found: list[Batch] = []
+    encode = encoder_of(criterion, loaded.tokenizer)
     for batch in data.test_batches(read_cuts(cuts)):
-        found.append(replace(batch, targets=[loaded.tokenizer.encode(text) for text in batch.texts]))
+        found.append(replace(batch, targets=[encode(text) for text in batch.texts]))
         if len(found) == number:
             break
     if not found:
@@ -95,9 +98,9 @@ def measure(args: argparse.Namespace) -> Sensitivity:
     """The table of a checkpoint."""
     loaded, _ = load_trained(read_flags(CheckpointChoice, args))
     model, report = quantizable(loaded, args.bits)
-    batches = labelled_batches(loaded, args.cuts, args.max_duration, args.num_batches)
+    criterion = criterion_from(loaded.meta["settings"], loaded.tokenizer, args.lang_dir)
+    batches = labelled_batches(loaded, criterion, args.cuts, args.max_duration, args.num_batches)
     members = groups_of(model, args.group_by)
-    criterion = make_criterion("rnnt" if TRANSDUCER in loaded.model_config.networks else "ctc")
     steps = {"kl": len(members) * len(args.bits), "sigmoid": len(members), "hessian": args.probes}[args.measure]
     steps *= 1 if args.measure == "hessian" else len(batches)
     with progress_bar(total=steps, desc=args.measure) as bar:
@@ -190,6 +193,7 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--bits", type=bits_list, default=(8, 4, 2, 1), help="precisions (8,4,2,1)")
     parser.add_argument("--group-by", choices=GROUPINGS, default="tensor", help="what shares a precision")
     parser.add_argument("--cuts", type=Path, help="cuts with features and transcripts, training ones")
+    parser.add_argument("--lang-dir", type=Path, help="of a model that was trained by LF-MMI: its n-gram of units")
     parser.add_argument("--max-duration", type=float, default=60.0, help="seconds in a batch")
     parser.add_argument("--num-batches", type=int, default=1)
     parser.add_argument("--probes", type=int, default=PROBES, help="of the Hessian's trace")

@@ -10,14 +10,17 @@ the transcript that are not in it are left out with their n-grams, unless `--unk
 from __future__ import annotations
 
 import argparse
+import random
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from lowbit_k2.core.topology import CHAIN, CTC, SILENCE, TOPOLOGIES
 from lowbit_k2.data.tokenizer import load_tokenizer
 from lowbit_k2.errors import UserError, run_main
 from lowbit_k2.graphs.lexicon import read_symbols
 from lowbit_k2.graphs.ngram import estimate, write_arpa
+from lowbit_k2.graphs.unit_graphs import spoken_units
 from lowbit_k2.recipe.prepare_lang import RESERVED
 from lowbit_k2.recipe.train_bpe import SPECIALS
 from lowbit_k2.textfile import read_lines
@@ -63,8 +66,13 @@ def report_unknown(counts: Counter[str], known: set[str], transcript: Path, word
     )
 
 
-def make_token_lm(transcript: Path, order: int, units: Path, arpa: Path, min_counts: Sequence[int] = ()) -> list[int]:
+def make_token_lm(
+    transcript: Path, order: int, units: Path, arpa: Path, min_counts: Sequence[int] = (), topology: str = CTC
+) -> list[int]:
     """Write an n-gram over the units of a tokenizer and return the number of n-grams of each order.
+
+    Args:
+      topology: with chain silence, unit 0, is put into the text at random, at its ends and between words.
 
     Raises:
       UserError: unreadable files, an empty transcript, or words that the tokenizer cannot spell.
@@ -74,8 +82,17 @@ def make_token_lm(transcript: Path, order: int, units: Path, arpa: Path, min_cou
     lines = [line for line in read_lines(transcript) if line.strip()]
     words = Counter(word for line in lines for word in line.split())
     report_unknown(words, {word for word in words if not tokenizer.unknown(word)}, transcript, units)
-    sentences = [[pieces[i] for i in tokenizer.encode(line)] for line in lines]
-    model = estimate(sentences, order, [piece for piece in pieces if piece not in SPECIALS], None, min_counts)
+    draw = random.Random(0)
+
+    def spoken(line: str) -> list[int]:
+        if topology == CTC:
+            return tokenizer.encode(line)
+        return spoken_units([tokenizer.pronunciations(word) for word in line.split()], topology, draw)
+
+    sentences = [[pieces[i] for i in spoken(line)] for line in lines]
+    silent = {pieces[SILENCE]} if topology == CHAIN else set()
+    vocabulary = [piece for piece in pieces if piece in silent or piece not in SPECIALS]
+    model = estimate(sentences, order, vocabulary, None, min_counts)
     write_arpa(model, arpa)
     return [len(table) for table in model.probabilities]
 
@@ -89,6 +106,9 @@ def get_parser() -> argparse.ArgumentParser:
     over.add_argument("--words", type=Path, help="over words: words.txt of the lang directory")
     over.add_argument("--units", type=Path, help="over a model's units: its lang directory or bpe.model")
     parser.add_argument("--arpa", type=Path, required=True, help="output")
+    parser.add_argument(
+        "--topology", choices=TOPOLOGIES, default=CTC, help="of LF-MMI, with --units: chain has silence as a unit"
+    )
     parser.add_argument("--unknown-word", help="symbol for words outside words.txt, e.g. <UNK>; default: none")
     parser.add_argument(
         "--min-counts", type=min_counts, default=(), help="leave out rarer n-grams: a number per order, e.g. 1,1,2"
@@ -105,8 +125,10 @@ def main() -> None:
     args = get_parser().parse_args()
     if args.units and args.unknown_word:
         raise UserError("--unknown-word goes with --words: units spell every word")
+    if args.words and args.topology != CTC:
+        raise UserError("--topology goes with --units: words have none")
     if args.units:
-        sizes = make_token_lm(args.transcript, args.order, args.units, args.arpa, args.min_counts)
+        sizes = make_token_lm(args.transcript, args.order, args.units, args.arpa, args.min_counts, args.topology)
     else:
         sizes = make_lm(args.transcript, args.order, args.words, args.arpa, args.unknown_word, args.min_counts)
     print(f"{args.arpa}: " + ", ".join(f"{size} {n}-grams" for n, size in enumerate(sizes, start=1)))

@@ -130,12 +130,24 @@ finish() {
   mv "$1.tmp" "$1"
 }
 
-# units_ngram LANG_DIR TRANSCRIPT: the bigram of a lang directory's units, which LF-MMI takes as its denominator.
+# units_ngram LANG_DIR TRANSCRIPT: the bigrams of a lang directory's units, one for each topology of LF-MMI.
 units_ngram() {
-  local origin
-  origin="order=2 units=$(cat "$1/.lang.done" 2>/dev/null)"
+  local origin topology arpa
+  origin="order=2 topologies=ctc,chain units=$(cat "$1/.lang.done" 2>/dev/null)"
   if needed "$1/.units.done" "$origin" again; then
-    "$python" -m lowbit_k2.recipe.make_lm --transcript "$2" --order 2 --units "$1" --arpa "$1/units_2gram.arpa"
+    for topology in ctc chain; do
+      arpa=$1/units_2gram.arpa
+      [ $topology = ctc ] || arpa=$1/units_2gram_$topology.arpa
+      "$python" -m lowbit_k2.recipe.make_lm --transcript "$2" --order 2 --units "$1" --topology $topology --arpa "$arpa"
+    done
     finish "$1/.units.done" "$origin"
   fi
+}
+
+# compile_graphs LANG_DIR FLAGS...: HLG.pt and LG.pt, and for phones HLG_chain.pt.
+compile_graphs() {
+  local lang_dir=$1
+  shift
+  "$python" -m lowbit_k2.recipe.compile_hlg --lang-dir "$lang_dir" "$@"
+  [[ $lang_dir != *lang_phone ]] || "$python" -m lowbit_k2.recipe.compile_hlg --lang-dir "$lang_dir" "$@" --topology chain
 }

@@ -201,16 +201,19 @@ def test_phones(an4_data: Path, an4_training: list[Flag], tmp_path: Path) -> Non
 # --- decoding and packing -------------------------------------------------------------------------------------
 
 
-def test_lfmmi_of_a_tdnnf(an4_data: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("topology", ["ctc", "chain --xent-regularize 0.1 --lfmmi-output-l2 5e-5"])
+def test_lfmmi_of_a_tdnnf(an4_data: Path, tmp_path: Path, topology: str) -> None:
     """Phones, a bigram of them, two precisions of a small TDNN-F: it trains, packs and, with k2, decodes."""
     sizes = "--model tdnnf-tiny --d-model 16 --hidden-dim 24 --num-layers 4 --bottlenecks 8 --strides 1,0,3"
     where = ["--manifest-dir", an4_data / "fbank", "--lang-dir", an4_data / "lang_phone"]
     rest = "--objective lfmmi --lfmmi-warm-step 10 --max-duration 20 --num-buckets 4 --warm-step 20 --precisions 4,1"
-    command = [AN4 / "train.py", *f"{sizes} {rest}".split(), *where, "--num-threads", 1, "--num-epochs", 2]
+    settings = f"{sizes} {rest} --lfmmi-topology {topology}"
+    command = [AN4 / "train.py", *settings.split(), *where, "--num-threads", 1, "--num-epochs", 2]
     err = call(*command, "--exp-dir", tmp_path / "exp").good().err
     assert "orthogonality=" in err and "kl_1=" in err and "denominator_1=" in err
     spoken = [float(value) for value in re.findall(r"numerator_4=([0-9.]+)", err)]
     assert spoken[-1] < spoken[0]
+    assert ("xent_1=" in err) == ("output_l2_4=" in err) == (topology != "ctc")
     call(AN4 / "export.py", "--exp-dir", tmp_path / "exp", "--precision", 1, "--output", tmp_path / "packed").good()
     if has_k2():
         flags = [*where, "--decoding-method", "1best", "--quiet"]

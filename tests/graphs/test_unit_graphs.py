@@ -9,6 +9,7 @@ from collections import defaultdict
 import pytest
 
 from lowbit_k2.core.config import ConfigError
+from lowbit_k2.core.topology import num_classes
 from lowbit_k2.errors import UserError
 from lowbit_k2.graphs.ngram import EOS
 from lowbit_k2.graphs.unit_graphs import (
@@ -17,7 +18,6 @@ from lowbit_k2.graphs.unit_graphs import (
     compose,
     expand,
     ngram_graph,
-    num_classes,
     transcript_graph,
     unit_ngram,
     unit_sequences,

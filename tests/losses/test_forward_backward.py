@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lowbit_k2.graphs.unit_graphs import FrameGraph
-from lowbit_k2.losses.forward_backward import GraphBatch, StateGraph, log_total, log_totals
+from lowbit_k2.losses.forward_backward import GraphBatch, StateGraph, log_total, total_and_posteriors
 
 GENERATOR = torch.Generator().manual_seed(2)
 
@@ -147,7 +147,7 @@ def test_a_graph_for_each_utterance() -> None:
     batch = GraphBatch.of([*(as_frame_graph(graph) for graph in graphs), FrameGraph((), (), (), ())])
     lens = torch.tensor([25, 9, 1, 8])
     outputs = (3 * torch.randn(4, 25, 7, generator=GENERATOR)).requires_grad_()
-    found = log_totals(outputs, lens, batch)
+    found = log_total(outputs, lens, batch)
     assert found[3] == -math.inf
     weights = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
     (found[:3] * weights).sum().backward()
@@ -159,3 +159,17 @@ def test_a_graph_for_each_utterance() -> None:
         (total * weights[n]).sum().backward()
         torch.testing.assert_close(outputs.grad[n : n + 1], alone.grad, rtol=1e-5, atol=1e-6)
     assert not outputs.grad[3].any()
+
+
+def test_posteriors_are_the_gradient_for_both_kinds_of_graphs() -> None:
+    graph = random_graph(6, 5)
+    outputs = (2 * torch.randn(3, 8, 5, generator=GENERATOR)).requires_grad_()
+    lens = torch.tensor([8, 5, 1])
+    for graphs in (graph, GraphBatch.of([as_frame_graph(graph)] * 3)):
+        totals, posteriors = total_and_posteriors(outputs, lens, graphs)
+        (gradient,) = torch.autograd.grad(totals.sum(), outputs)
+        assert not posteriors.requires_grad and posteriors.dtype == torch.float64
+        torch.testing.assert_close(gradient.double(), posteriors, rtol=1e-6, atol=1e-7)
+        with torch.no_grad():
+            without = log_total(outputs, lens, graphs)
+        torch.testing.assert_close(without, totals.detach(), rtol=0, atol=0)

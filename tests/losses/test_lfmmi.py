@@ -11,12 +11,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from lowbit_k2.core.topology import CHAIN, CTC, num_classes
 from lowbit_k2.errors import UserError
-from lowbit_k2.graphs.ngram import write_arpa
+from lowbit_k2.graphs.ngram import BackoffModel, write_arpa
 from lowbit_k2.graphs.unit_graphs import unit_ngram, unit_sequences
 from lowbit_k2.losses.ctc import ctc_loss
-from lowbit_k2.losses.lfmmi import UNIT_LM, LfMmiConfig, LfMmiCriterion
+from lowbit_k2.losses.forward_backward import GraphBatch, log_total
+from lowbit_k2.losses.lfmmi import UNIT_LMS, LfMmiConfig, LfMmiCriterion
 from lowbit_k2.losses.objectives import encoder_of, make_criterion
+from lowbit_k2.models.ctc import Heads
 
 WORDS = {"go": [[1, 2]], "no": [[3], [3, 1]], "ah": [[1]]}
 TEXTS = ["go no", "no no go", "ah", "go ah no", "no"]
@@ -37,24 +40,26 @@ class Units:
 
 
 class Frames(nn.Module):
-    """A model whose output is its parameter."""
+    """A model whose outputs are its parameters."""
 
-    def __init__(self, shape: tuple[int, int], seed: int = 0) -> None:
+    def __init__(self, shape: tuple[int, int], seed: int = 0, topology: str = CTC, xent: bool = False) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(seed)
-        self.logits = nn.Parameter(2 * torch.randn(*shape, len(PIECES), generator=generator))
+        size = (*shape, num_classes(topology, len(PIECES)))
+        self.logits = nn.Parameter(2 * torch.randn(*size, generator=generator))
+        self.xent = nn.Parameter(torch.randn(*size, generator=generator)) if xent else None
 
-    def forward(self, inputs: Tensor, lens: Tensor) -> tuple[Tensor, Tensor]:
-        return self.logits.log_softmax(-1), lens
+    def heads(self, inputs: None, lens: Tensor) -> Heads:
+        return Heads(self.logits, lens, self.xent)
 
 
-def bigram() -> object:
-    return unit_ngram([[WORDS[word] for word in text.split()] for text in TEXTS], 4, 2, "ctc")
+def bigram(topology: str = CTC) -> BackoffModel:
+    return unit_ngram([[WORDS[word] for word in text.split()] for text in TEXTS], 4, 2, topology)
 
 
 def criterion(**config) -> LfMmiCriterion:
     made = LfMmiCriterion(LfMmiConfig(**{"leak": 0.0, "warm_step": 0, **config}))
-    made.begin(bigram(), Units())
+    made.begin(bigram(made.config.topology), Units())
     return made
 
 
@@ -144,6 +149,72 @@ def test_what_cannot_be_said_in_the_time_is_counted_and_does_no_harm() -> None:
     assert nothing.parts["impossible"] == 3 and nothing.loss.item() == 0.0
 
 
+def units_of_chain(frames: tuple[int, ...]) -> tuple[int, ...] | None:
+    """Units of a sequence of classes in which each loop follows its entry or itself; None for any other."""
+    units: list[int] = []
+    for label in frames:
+        if label % 2 == 0:
+            units.append(label // 2)
+        elif not units or units[-1] != label // 2:
+            return None
+    return tuple(units)
+
+
+def test_the_chain_topology_adds_up_all_paths_with_optional_silence() -> None:
+    made, model = criterion(topology=CHAIN), Frames((1, 4), topology=CHAIN)
+    loss = made(model, batch(made, ["ah"], [4])).loss.item()
+    language = dict(unit_sequences(made.language, 4))
+    spoken = {(*before, 1, *behind) for before in ((), (0,)) for behind in ((), (0,))}
+    log_probs = model.logits.detach().double().log_softmax(-1)[0]
+    totals = {"all": 0.0, "spoken": 0.0}
+    for frames in itertools.product(range(8), repeat=4):
+        units = units_of_chain(frames)
+        if units in language:
+            weight = math.exp(sum(float(log_probs[t, c]) for t, c in enumerate(frames)) + language[units])
+            totals["all"] += weight
+            totals["spoken"] += weight if units in spoken else 0.0
+    assert loss == pytest.approx(math.log(totals["all"]) - math.log(totals["spoken"]), rel=1e-5)
+
+
+def test_the_second_head_learns_the_posteriors_of_the_numerator() -> None:
+    plain, with_xent = criterion(), criterion(xent_regularize=0.1)
+    model = Frames((2, 6), xent=True)
+    given = batch(plain, ["go no", "go go go go"], [6, 3])  # the second cannot be said
+    out = with_xent(model, given)
+    log_probs = model.logits.detach().log_softmax(-1).requires_grad_()
+    numerator = log_total(log_probs, torch.tensor([6, 3]), GraphBatch.of(given.targets))[0]
+    (posteriors,) = torch.autograd.grad(numerator, log_probs)
+    expected = -(posteriors * model.xent.detach().log_softmax(-1)).sum()
+    torch.testing.assert_close(out.parts["xent"], expected)
+    without = plain(model, given).loss  # the head is there, its weight is 0
+    torch.testing.assert_close(out.loss, without + 0.1 * expected)
+    gradients = torch.autograd.grad(out.loss, [model.logits, model.xent])
+    torch.testing.assert_close(gradients[0], torch.autograd.grad(plain(model, given).loss, model.logits)[0])
+    softmax = model.xent.detach().softmax(-1)
+    torch.testing.assert_close(gradients[1][0], 0.1 * (softmax[0] - posteriors[0]), rtol=1e-4, atol=1e-6)
+    assert not gradients[1][1].any(), "nothing is learnt from what cannot be said"
+
+
+def test_squared_outputs_are_those_of_valid_frames_before_they_are_normalised() -> None:
+    plain, made, model = criterion(), criterion(output_l2=0.01), Frames((2, 6))
+    given = batch(plain, ["ah", "ah"], [6, 2])
+    expected = 0.005 * (model.logits[0].square().sum() + model.logits[1, :2].square().sum())
+    torch.testing.assert_close(
+        made(model, given).loss - plain(model, given).loss, expected.detach(), rtol=1e-4, atol=1e-5
+    )
+
+
+def test_the_graphs_of_a_batch_are_packed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, model, packed = criterion(), Frames((1, 6)), []
+    given = batch(made, ["ah go"], [6])
+    pack = GraphBatch.of
+    monkeypatch.setattr(GraphBatch, "of", lambda graphs: packed.append(graphs) or pack(graphs))
+    losses = {made(model, given).loss.item() for _ in range(3)}
+    assert len(losses) == len(packed) == 1
+    other = batch(made, ["no"], [6])
+    assert made(model, other).loss.item() not in losses and len(packed) == 2
+
+
 def test_the_ngram_is_a_file_of_the_lang_directory(tmp_path: Path) -> None:
     model = bigram()
     named = type(model)(
@@ -154,7 +225,7 @@ def test_the_ngram_is_a_file_of_the_lang_directory(tmp_path: Path) -> None:
         {tuple(PIECES[int(u)] if u.isdigit() else u for u in n): p for n, p in model.backoffs.items()},
         tuple(PIECES[int(u)] if u.isdigit() else u for u in model.vocabulary),
     )
-    write_arpa(named, tmp_path / UNIT_LM)
+    write_arpa(named, tmp_path / UNIT_LMS[CTC])
     config = LfMmiConfig(leak=0.0, warm_step=0)
     made, frames = make_criterion("lfmmi", config, Units(), tmp_path), Frames((1, 8))
     first, second = (c(frames, batch(c, ["go no"], [8])).loss.item() for c in (made, criterion()))
@@ -162,8 +233,13 @@ def test_the_ngram_is_a_file_of_the_lang_directory(tmp_path: Path) -> None:
     assert encoder_of(made, Units())("go").labels and encoder_of(make_criterion("ctc"), Units())("go no") == [1, 2, 3]
     with pytest.raises(UserError, match="a transcript has no words, or one without pronunciation"):
         made.encode("go away")
+    chain = LfMmiConfig(topology=CHAIN)
+    with pytest.raises(UserError, match=r"units_2gram_chain.arpa does not exist: .* --topology chain"):
+        make_criterion("lfmmi", chain, Units(), tmp_path)
+    with pytest.raises(UserError, match="is not for the topology chain: make it again, with make_lm --topology"):
+        make_criterion("lfmmi", LfMmiConfig(topology=CHAIN, unit_lm=tmp_path / UNIT_LMS[CTC]), Units(), tmp_path)
     with pytest.raises(UserError, match=r"units_2gram.arpa does not exist: make it with .*make_lm --units"):
         make_criterion("lfmmi", config, Units(), tmp_path / "nowhere")
-    (tmp_path / UNIT_LM).write_text((tmp_path / UNIT_LM).read_text().replace("OW", "AW"))
+    (tmp_path / UNIT_LMS[CTC]).write_text((tmp_path / UNIT_LMS[CTC]).read_text().replace("OW", "AW"))
     with pytest.raises(UserError, match="has AW, which is none of the model's units"):
         make_criterion("lfmmi", config, Units(), tmp_path)
