@@ -31,7 +31,7 @@ from lowbit_k2.launch import use_project_interpreter
 use_project_interpreter()
 
 import torch
-from systems import COLUMNS, CTC, FOLD_ROWS, NUM_FOLDS, REFERENCE, ROWS, SYSTEMS, Row
+from systems import COLUMNS, CTC, FOLD_ROWS, NUM_FOLDS, REFERENCE, ROWS, SEARCHED_RATIO, SYSTEMS, Row
 from train import make_parser as make_training_parser
 from train import make_trainer
 
@@ -69,7 +69,20 @@ def train(rows: list[Row], exp_root: Path, further: list[str]) -> None:
             train_one(first, exp_root, further)
             averaged = ExportConfig(first.choice(exp_root), "32", save_pretrained=True)
             run_export(averaged, load_train_cuts=lambda: None)
+        allocation = r.allocation(exp_root)
+        if allocation is not None and not allocation.is_file():
+            search_precisions(first, exp_root, allocation)
         train_one(r, exp_root, further)
+
+
+def search_precisions(first: Row, exp_root: Path, allocation: Path) -> None:
+    """What each tensor of a float row gets, by the KL on one mini-batch of its training speech."""
+    folder = exp_root / first.key
+    command = [sys.executable, "-m", "lowbit_k2.recipe.allocate", "--checkpoint", str(folder / PRETRAINED)]
+    command += ["--measure", "kl", "--cuts", str(first.data / "fbank/an4_cuts_train.jsonl.gz")]
+    command += ["--table", str(folder / "kl.json"), "--ratio", str(SEARCHED_RATIO), "--output", str(allocation)]
+    print(" ".join(command), flush=True)
+    subprocess.run(command, check=True)
 
 
 def train_one(r: Row, exp_root: Path, further: list[str]) -> None:

@@ -17,6 +17,7 @@ RNNT = ("greedy_search", "modified_beam_search", "fast_beam_search", "fast_beam_
 AS_AUTHORS = "--alpha-init one"
 REFERENCE = "float-linear"  # what the others are compared with, and what FLOAT stands for
 LINEAR, SLOW_ALPHAS = "--lr-schedule linear", "--alpha-lr-scale 0.1"
+SEARCHED, SEARCHED_RATIO = "kl20.json", 20.5  # of the tensors: with header, tokens and settings over 20
 TRANSDUCER = "--objective ctc-rnnt --rnnt-warm-step 1000"  # a CTC head, for two hours of speech
 COLUMNS = {
     GREEDY: "greedy",
@@ -33,7 +34,8 @@ class System:
     """How a model is trained and decoded.
 
     Attributes:
-      flags: of train.py; FLOAT is the averaged checkpoint of the float row of the same seed and fold.
+      flags: of train.py; FLOAT is the averaged checkpoint of the float row of the same seed and fold, ALLOCATION the
+        precisions per tensor that were chosen on it (`SEARCHED_RATIO`).
       precisions: that are decoded and packed.
       lm_scale: of the graph, chosen on dev for this system.
       compared: precision that takes part in the cross-validation; "" for none.
@@ -76,10 +78,16 @@ class Row:
         """The float row that must be there first."""
         return Row(SYSTEMS[REFERENCE], self.seed, self.fold) if "FLOAT" in self.system.flags else None
 
+    def allocation(self, exp_root: Path) -> Path | None:
+        """Where the searched precisions are, if the system has some."""
+        first = self.started_from()
+        return exp_root / first.key / SEARCHED if first and "ALLOCATION" in self.system.flags else None
+
     def flags(self, exp_root: Path) -> list[str]:
         """Of train.py, but for --exp-dir."""
         first = self.started_from()
         text = self.system.flags.replace("FLOAT", str(exp_root / first.key / PRETRAINED) if first else "")
+        text = text.replace("ALLOCATION", str(self.allocation(exp_root)))
         flags = ["--seed", str(self.seed), "--num-epochs", str(self.system.epochs), *text.split()]
         return [*flags, "--manifest-dir", str(self.data / "fbank"), "--lang-dir", str(self.data / "lang_char")]
 
@@ -90,7 +98,9 @@ class Row:
 
 PLAIN, KL = f"--precisions 2,1 --lambda2 0 {AS_AUTHORS}", f"--precisions 2,1 {AS_AUTHORS}"
 KL_SP = f"--precisions 2,1,sp {AS_AUTHORS}"
-FROM_FLOAT = f"--precisions 1 --init-from FLOAT --teacher FLOAT {LINEAR} {SLOW_ALPHAS}"
+AFTER_FLOAT = f"--init-from FLOAT --teacher FLOAT {LINEAR}"
+FROM_FLOAT = f"--precisions 1 {AFTER_FLOAT} {SLOW_ALPHAS}"
+FROM_FLOAT_SEARCHED = f"--quant-config mixed --precisions ALLOCATION {AFTER_FLOAT} {SLOW_ALPHAS}"
 SYSTEMS = {
     system.name: system
     for system in (
@@ -105,6 +115,10 @@ SYSTEMS = {
         System(REFERENCE, "float", f"--precisions 32 {LINEAR}", ("32",), lm_scale=0.2, compared="32"),
         System("naive1-l2", "naive 1-bit", f"--precisions 1 {LINEAR} {SLOW_ALPHAS}", ("1",), compared="1"),
         System("from-float", "1 bit from float, which teaches", FROM_FLOAT, ("1",), compared="1"),
+        System("searched", "searched bits, from float, which teaches", FROM_FLOAT_SEARCHED, ("kl20",), compared="kl20"),
+        System(
+            "float-twice", "float from float, which teaches", f"--precisions 32 {AFTER_FLOAT}", ("32",), compared="32"
+        ),
         System("rnnt-float", "float", f"{TRANSDUCER} --precisions 32", ("32",), RNNT, 0.4, (1, 2)),
         System("rnnt-cotrain-plain", "co-trained, plain", f"{TRANSDUCER} {PLAIN}", ("2", "1"), RNNT, 0.4, (1, 2)),
     )
