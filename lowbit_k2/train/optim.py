@@ -37,7 +37,9 @@ class OptimConfig(Config):
     betas: tuple[float, float] = option((0.9, 0.98), flag="")
     eps: float = option(1e-9, flag="")
     clip_grad_norm: float = option(5.0, "for the weights, and separately for the alphas", above=0)
-    alpha_lr_scale: float = option(1.0, "learning rate of the alphas over that of the weights", above=0)
+    alpha_lr_scale: float = option(
+        1.0, "learning rate of the alphas over that of the weights; 0 holds them where they start", low=0
+    )
     relax: str = option("none", "how weights come to their grids: at once, or slowly", choices=RELAXATIONS)
     relax_until: float = option(0.7, "share of the training after which they lie on them", above=0, high=1)
     alpha_floor: float = option(0.05, "alphas are held at or above it after every update", above=0)

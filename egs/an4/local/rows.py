@@ -31,7 +31,7 @@ from lowbit_k2.launch import use_project_interpreter
 use_project_interpreter()
 
 import torch
-from systems import COLUMNS, CTC, FOLD_ROWS, NUM_FOLDS, REFERENCE, ROWS, SEARCHED_RATIO, SYSTEMS, Row
+from systems import COLUMNS, CTC, FOLD_ROWS, NUM_FOLDS, REFERENCE, ROWS, SYSTEMS, Row
 from train import make_parser as make_training_parser
 from train import make_trainer
 
@@ -71,16 +71,19 @@ def train(rows: list[Row], exp_root: Path, further: list[str]) -> None:
             run_export(averaged, load_train_cuts=lambda: None)
         allocation = r.allocation(exp_root)
         if allocation is not None and not allocation.is_file():
-            search_precisions(first, exp_root, allocation)
+            search_precisions(r, exp_root, allocation)
         train_one(r, exp_root, further)
 
 
-def search_precisions(first: Row, exp_root: Path, allocation: Path) -> None:
-    """What each tensor of a float row gets, by the KL on one mini-batch of its training speech."""
-    folder = exp_root / first.key
-    command = [sys.executable, "-m", "lowbit_k2.recipe.allocate", "--checkpoint", str(folder / PRETRAINED)]
-    command += ["--measure", "kl", "--cuts", str(first.data / "fbank/an4_cuts_train.jsonl.gz")]
-    command += ["--table", str(folder / "kl.json"), "--ratio", str(SEARCHED_RATIO), "--output", str(allocation)]
+def search_precisions(r: Row, exp_root: Path, allocation: Path) -> None:
+    """What each tensor of its float row gets, measured on one mini-batch of training speech."""
+    search, folder = r.system.search, exp_root / r.started_from().key
+    table = folder / f"{search.measure}.json"
+    command = [sys.executable, "-m", "lowbit_k2.recipe.allocate", "--table", str(table)]
+    if not table.is_file():
+        command += ["--measure", search.measure, "--checkpoint", str(folder / PRETRAINED)]
+        command += ["--cuts", str(r.data / "fbank/an4_cuts_train.jsonl.gz"), "--lang-dir", str(r.lang_dir)]
+    command += [*search.budget.split(), "--output", str(allocation)]
     print(" ".join(command), flush=True)
     subprocess.run(command, check=True)
 
@@ -102,7 +105,7 @@ def evaluate_rows(rows: list[Row], exp_root: Path) -> None:
         decode = DecodeConfig(
             r.choice(exp_root),
             decoding_method=",".join(system.methods),
-            lang_dir=r.data / "lang_char",
+            lang_dir=r.lang_dir,
             lm_scale=(system.lm_scale,),
             manifest_dir=r.data / "fbank",
             quiet=True,

@@ -12,12 +12,11 @@ RECIPE = Path(__file__).resolve().parents[1]
 EPOCHS, AVERAGED = 20, 5
 NUM_FOLDS = 5
 CO_TRAINED = ("2", "1.5", "1.5r", "1")
-CTC = (GREEDY, HLG)
+CTC, LATTICE = (GREEDY, HLG), (HLG,)
 RNNT = ("greedy_search", "modified_beam_search", "fast_beam_search", "fast_beam_search_LG")
 AS_AUTHORS = "--alpha-init one"
-REFERENCE = "float-linear"  # what the others are compared with, and what FLOAT stands for
+REFERENCE, TDNNF = "float-linear", "tdnnf-float"  # what the others are compared with, and what FLOAT stands for
 LINEAR, SLOW_ALPHAS = "--lr-schedule linear", "--alpha-lr-scale 0.1"
-SEARCHED, SEARCHED_RATIO = "kl20.json", 20.5  # of the tensors: with header, tokens and settings over 20
 TRANSDUCER = "--objective ctc-rnnt --rnnt-warm-step 1000"  # a CTC head, for two hours of speech
 COLUMNS = {
     GREEDY: "greedy",
@@ -30,16 +29,33 @@ COLUMNS = {
 
 
 @dataclass(frozen=True)
+class Search:
+    """Precisions per tensor, chosen on a float model by lowbit_k2.recipe.allocate.
+
+    Attributes:
+      name: of the allocation, which is its precision's.
+      measure, budget: flags of the search.
+    """
+
+    name: str
+    measure: str
+    budget: str
+
+
+@dataclass(frozen=True)
 class System:
     """How a model is trained and decoded.
 
     Attributes:
       flags: of train.py; FLOAT is the averaged checkpoint of the float row of the same seed and fold, ALLOCATION the
-        precisions per tensor that were chosen on it (`SEARCHED_RATIO`).
+        precisions per tensor that were chosen on it.
       precisions: that are decoded and packed.
       lm_scale: of the graph, chosen on dev for this system.
       compared: precision that takes part in the cross-validation; "" for none.
       epochs: of training.
+      lang: its units.
+      reference: the float system that FLOAT stands for, and that it is compared with.
+      search: how ALLOCATION is found.
     """
 
     name: str
@@ -51,11 +67,14 @@ class System:
     seeds: tuple[int, ...] = (1,)
     compared: str = ""
     epochs: int = EPOCHS
+    lang: str = "lang_char"
+    reference: str = REFERENCE
+    search: Search | None = None
 
     @property
     def base(self) -> str:
         """The row whose seconds per update are the unit."""
-        return "float" if self.methods == CTC else "rnnt-float"
+        return {CTC: "float", RNNT: "rnnt-float", LATTICE: TDNNF}[self.methods]
 
 
 @dataclass(frozen=True)
@@ -74,14 +93,19 @@ class Row:
     def data(self) -> Path:
         return RECIPE / (f"data/fold-{self.fold}" if self.fold else "data")
 
+    @property
+    def lang_dir(self) -> Path:
+        return self.data / self.system.lang
+
     def started_from(self) -> Row | None:
         """The float row that must be there first."""
-        return Row(SYSTEMS[REFERENCE], self.seed, self.fold) if "FLOAT" in self.system.flags else None
+        begins = "FLOAT" in self.system.flags or self.system.search
+        return Row(SYSTEMS[self.system.reference], self.seed, self.fold) if begins else None
 
     def allocation(self, exp_root: Path) -> Path | None:
         """Where the searched precisions are, if the system has some."""
-        first = self.started_from()
-        return exp_root / first.key / SEARCHED if first and "ALLOCATION" in self.system.flags else None
+        search, first = self.system.search, self.started_from()
+        return exp_root / first.key / f"{search.name}.json" if search and first else None
 
     def flags(self, exp_root: Path) -> list[str]:
         """Of train.py, but for --exp-dir."""
@@ -89,7 +113,7 @@ class Row:
         text = self.system.flags.replace("FLOAT", str(exp_root / first.key / PRETRAINED) if first else "")
         text = text.replace("ALLOCATION", str(self.allocation(exp_root)))
         flags = ["--seed", str(self.seed), "--num-epochs", str(self.system.epochs), *text.split()]
-        return [*flags, "--manifest-dir", str(self.data / "fbank"), "--lang-dir", str(self.data / "lang_char")]
+        return [*flags, "--manifest-dir", str(self.data / "fbank"), "--lang-dir", str(self.lang_dir)]
 
     def choice(self, exp_root: Path) -> CheckpointChoice:
         """The checkpoints that are decoded."""
@@ -115,7 +139,14 @@ SYSTEMS = {
         System(REFERENCE, "float", f"--precisions 32 {LINEAR}", ("32",), lm_scale=0.2, compared="32"),
         System("naive1-l2", "naive 1-bit", f"--precisions 1 {LINEAR} {SLOW_ALPHAS}", ("1",), compared="1"),
         System("from-float", "1 bit from float, which teaches", FROM_FLOAT, ("1",), compared="1"),
-        System("searched", "searched bits, from float, which teaches", FROM_FLOAT_SEARCHED, ("kl20",), compared="kl20"),
+        System(
+            "searched",
+            "searched bits, from float, which teaches",
+            FROM_FLOAT_SEARCHED,
+            ("kl20",),
+            compared="kl20",
+            search=Search("kl20", "kl", "--ratio 20.5"),  # of the tensors: with header, tokens and settings over 20
+        ),
         System(
             "float-twice", "float from float, which teaches", f"--precisions 32 {AFTER_FLOAT}", ("32",), compared="32"
         ),
