@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ class LoadedModel:
         named = (self.meta or {})["co_training"]["precisions"]
         return tuple(bits for bits in held if str(bits) in named)
 
-    @property
+    @cached_property
     def allocations(self) -> dict[str, Allocation]:
         """Those that it was trained at, by name."""
         return {name: Allocation.from_dict(value) for name, value in (self.meta or {}).get("allocations", {}).items()}

@@ -23,7 +23,7 @@ import kaldialign
 import numpy as np
 
 from lowbit_k2.errors import UserError
-from lowbit_k2.scoring.wer import Pair, Result, aligned
+from lowbit_k2.scoring.wer import Pair, Result, aligned, resampled_sums
 
 GOOD_WORDS = 2  # correct words in a row, in both systems, that end a segment; NIST's number
 LEVEL, ONE_SIDED_LEVEL = 0.95, 0.90
@@ -150,9 +150,7 @@ def paired_bootstrap(counts: np.ndarray, num_samples: int = NUM_SAMPLES, seed: i
     assert counts.ndim == 2 and counts.shape[1] == 3, counts.shape
     if not counts[:, 2].sum():
         raise UserError("there are no reference words to compare on")
-    random, size = np.random.default_rng(seed), len(counts)
-    sums = np.array([counts[random.integers(size, size=size)].sum(axis=0) for _ in range(num_samples)], dtype=float)
-    sums = sums[sums[:, 2] > 0]
+    sums = resampled_sums(counts, num_samples, seed)
     absolute = (sums[:, 1] - sums[:, 0]) / sums[:, 2]
     tails = (absolute <= 0).mean(), (absolute >= 0).mean()
     reference, other, words = counts.sum(axis=0).tolist()
@@ -165,7 +163,7 @@ def paired_bootstrap(counts: np.ndarray, num_samples: int = NUM_SAMPLES, seed: i
         relative_interval=_interval(np.array([_ratio(b, a) for a, b, _ in sums]), LEVEL),
         equivalence_interval=_interval(np.array([_ratio(b, a) for a, b, _ in sums]), ONE_SIDED_LEVEL),
         p=float(min(1.0, max(2 * min(tails), 1 / len(sums)))),
-        units=size,
+        units=len(counts),
     )
 
 

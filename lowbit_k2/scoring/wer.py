@@ -100,12 +100,24 @@ def bootstrap_interval(
     errors = np.array([kaldialign.edit_distance(list(ref), list(hyp))["total"] for _, ref, hyp in results])
     words = np.array([len(ref) for _, ref, _ in results])  # (utterances,), as `errors`
     assert words.sum() > 0, "no reference words"
-    random, size = np.random.default_rng(seed), len(results)
-    drawn = (random.integers(size, size=size) for _ in range(num_samples))  # one sample at a time: sets may be large
-    sums = np.array([(errors[draw].sum(), words[draw].sum()) for draw in drawn])  # (num_samples, 2)
-    sums = sums[sums[:, 1] > 0]
+    sums = resampled_sums(np.stack([errors, words], axis=1), num_samples, seed)
     low, high = np.quantile(sums[:, 0] / sums[:, 1], [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
+
+
+def resampled_sums(counts: np.ndarray, num_samples: int, seed: int) -> np.ndarray:
+    """Sums over units (utterances, speakers) that are drawn with replacement.
+
+    Args:
+      counts: (units, C), the last column reference words.
+
+    Returns:
+      (num_samples, C) float64, without the samples that have no reference words.
+    """
+    random, size = np.random.default_rng(seed), len(counts)
+    drawn = (random.integers(size, size=size) for _ in range(num_samples))  # one sample at a time: sets may be large
+    sums = np.array([counts[draw].sum(axis=0) for draw in drawn], dtype=float)
+    return sums[sums[:, -1] > 0]
 
 
 def by_speaker(results: Iterable[Result], speakers: Mapping[str, str]) -> dict[str, tuple[int, WerStats]]:
