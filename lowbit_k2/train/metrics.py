@@ -14,21 +14,21 @@ FORMAT = "%(asctime)s %(levelname)s %(message)s"
 
 
 class MetricsTracker:
-    """Means of per-frame metrics over batches; every batch counts by its `frames`."""
+    """Means of per-frame metrics over batches; every batch counts by its `frames`, for the metrics that it has."""
 
     def __init__(self) -> None:
         self.sums: dict[str, float] = {}
-        self.frames = 0.0
+        self.frames: dict[str, float] = {}  # of the batches that have a metric: not every branch is in every update
 
     def add(self, metrics: dict[str, float]) -> None:
         frames = metrics[FRAMES]
-        self.frames += frames
         for name, value in metrics.items():
             if name != FRAMES:
                 self.sums[name] = self.sums.get(name, 0.0) + value * frames
+                self.frames[name] = self.frames.get(name, 0.0) + frames
 
     def means(self) -> dict[str, float]:
-        return {name: value / self.frames for name, value in self.sums.items()} if self.frames else {}
+        return {name: value / self.frames[name] for name, value in self.sums.items() if self.frames[name]}
 
 
 def describe(metrics: dict[str, float]) -> str:
