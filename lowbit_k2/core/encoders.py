@@ -88,10 +88,30 @@ def whole_numbers(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in text.split(","))
 
 
+def check_widths(name: str, widths: tuple[int, ...], num_layers: int, high: int) -> None:
+    """One width for all layers, or one for each.
+
+    Raises:
+      ConfigError: another number of them, or one that is no whole number from 1 to `high`.
+    """
+    whole = isinstance(widths, tuple) and all(type(width) is int for width in widths)
+    if not whole or len(widths) not in (1, num_layers) or not all(1 <= width <= high for width in widths):
+        spelled = ",".join(map(str, widths)) if isinstance(widths, tuple) else repr(widths)
+        raise ConfigError(name, f"{spelled}: give one, or {num_layers}, from 1 to {high}")
+
+
+def of_each_layer(widths: tuple[int, ...], num_layers: int) -> tuple[int, ...]:
+    """One width stands for all layers."""
+    return widths if len(widths) > 1 else widths * num_layers
+
+
 @register_encoder
 @dataclass(frozen=True)
 class ConformerConfig(EncoderConfig):
-    """A Conformer (arXiv 2005.08100) at a quarter of the input's frame rate."""
+    """A Conformer (arXiv 2005.08100) at a quarter of the input's frame rate.
+
+    `ffn_dim` may be given as one number, as files of version 0.1 and before have it.
+    """
 
     kind: ClassVar[str] = "conformer"
     build: ClassVar[str] = "lowbit_k2.models.conformer:ConformerEncoder"
@@ -100,7 +120,9 @@ class ConformerConfig(EncoderConfig):
     d_model: int = option(256, "width", low=1, high=16384)
     num_layers: int = option(12, "blocks", low=1, high=1000)
     num_heads: int = option(4, "of attention", low=1, high=1024)
-    ffn_dim: int = option(2048, "hidden units of the feed-forward modules", low=1, high=131072)
+    ffn_dim: tuple[int, ...] = option(
+        (2048,), "hidden units of both feed-forward modules of each block, or one for all", parse=whole_numbers
+    )
     conv_kernel: int = option(31, "frames of 40 ms, odd", low=1, high=4095)
     subsampling_channels: int = option(256, "of the convolutions that come first", low=1, high=4096)
     dropout: float = option(0.1, "on the output of every module of a block", low=0, high=0.9)
@@ -108,13 +130,24 @@ class ConformerConfig(EncoderConfig):
     attention_dropout: float = option(0.0, "on the attention weights", low=0, high=0.9)
     conv_norm: str = option("batch", "norm of the convolution module", choices=("batch", "layer"))
 
+    def __post_init__(self) -> None:
+        if type(self.ffn_dim) is int:
+            object.__setattr__(self, "ffn_dim", (self.ffn_dim,))
+        super().__post_init__()
+
     def check(self) -> None:
+        check_widths("ffn_dim", self.ffn_dim, self.num_layers, 131072)
         if self.d_model % (2 * self.num_heads):
             raise ConfigError("d_model", f"{self.d_model} must be a multiple of 2 x num_heads {self.num_heads}")
         if self.conv_kernel % 2 == 0:
             raise ConfigError("conv_kernel", f"must be odd, it is {self.conv_kernel}")
         if self.output_lens(self.num_features) < 1:
             raise ConfigError("num_features", f"{self.num_features} is too small, need at least 7")
+
+    @property
+    def layer_ffn_dims(self) -> tuple[int, ...]:
+        """Of each block."""
+        return of_each_layer(self.ffn_dim, self.num_layers)
 
     def output_lens(self, lens: Any) -> Any:
         """Two convolutions of width 3 and stride 2 without padding."""
@@ -125,17 +158,17 @@ class ConformerConfig(EncoderConfig):
         yield from _affine("subsampling.conv1", (channels, 1, 3, 3))
         yield from _affine("subsampling.conv2", (channels, channels, 3, 3))
         yield from _affine("subsampling.out", (d, channels * self.output_lens(self.num_features)))
-        for i in range(self.num_layers):
-            for name, shape in self._layer_shapes():
+        for i, ffn_dim in enumerate(self.layer_ffn_dims):
+            for name, shape in self._layer_shapes(ffn_dim):
                 yield f"layers.{i}.{name}", shape
         yield from _affine("norm", (d,))
 
-    def _layer_shapes(self) -> Shapes:
+    def _layer_shapes(self, ffn_dim: int) -> Shapes:
         d, head = self.d_model, (self.num_heads, self.d_model // self.num_heads)
         for i in (1, 2):
             yield from _affine(f"norm_ff{i}", (d,))
-            yield from _affine(f"ff{i}.w1", (self.ffn_dim, d))
-            yield from _affine(f"ff{i}.w2", (d, self.ffn_dim))
+            yield from _affine(f"ff{i}.w1", (ffn_dim, d))
+            yield from _affine(f"ff{i}.w2", (d, ffn_dim))
         yield from _affine("norm_attention", (d,))
         yield "attention.pos_bias_u", head
         yield "attention.pos_bias_v", head
@@ -162,20 +195,20 @@ def _affine(name: str, weight: tuple[int, ...]) -> Shapes:
 ConformerConfig.presets = {
     # about 1 M parameters: the embedded demo corpus on two CPU cores
     "demo": ConformerConfig(
-        d_model=96, num_layers=4, ffn_dim=384, subsampling_channels=32, conv_kernel=15, ffn_dropout=0.0
+        d_model=96, num_layers=4, ffn_dim=(384,), subsampling_channels=32, conv_kernel=15, ffn_dropout=0.0
     ),
     # about 2.1 M: AN4 on two CPU cores
     "tiny": ConformerConfig(
-        d_model=144, num_layers=4, ffn_dim=576, subsampling_channels=32, conv_kernel=15, ffn_dropout=0.0
+        d_model=144, num_layers=4, ffn_dim=(576,), subsampling_channels=32, conv_kernel=15, ffn_dropout=0.0
     ),
     # about 9 M, the size of Conformer-S
-    "small": ConformerConfig(d_model=144, num_layers=16, ffn_dim=576, subsampling_channels=144),
+    "small": ConformerConfig(d_model=144, num_layers=16, ffn_dim=(576,), subsampling_channels=144),
     # about 29 M; 30 M as a transducer: the width of Conformer-M
-    "medium": ConformerConfig(num_layers=17, ffn_dim=1024),
+    "medium": ConformerConfig(num_layers=17, ffn_dim=(1024,)),
     # 34.03 M with 2000 pieces: the encoder of arXiv 2505.21245 with a CTC head
     "paper": ConformerConfig(),
     # about 118 M, the size of Conformer-L
-    "large": ConformerConfig(d_model=512, num_layers=17, num_heads=8, ffn_dim=2048, subsampling_channels=512),
+    "large": ConformerConfig(d_model=512, num_layers=17, num_heads=8, ffn_dim=(2048,), subsampling_channels=512),
 }
 
 
@@ -207,21 +240,19 @@ class TdnnfConfig(EncoderConfig):
     dropout: float = option(0.5, "the largest of a schedule, one mask for all frames", low=0, high=0.9)
 
     def check(self) -> None:
-        if len(self.bottlenecks) not in (1, self.num_layers) or not all(1 <= b <= 16384 for b in self.bottlenecks):
-            raise ConfigError(
-                "bottlenecks", f"{_spelled(self.bottlenecks)}: give one, or {self.num_layers}, from 1 to 16384"
-            )
+        check_widths("bottlenecks", self.bottlenecks, self.num_layers, 16384)
         strides, first = self.layer_strides, self.first_slow_layer
         wrong = [s for s in strides[:first] if s not in (0, 1)] or [s for s in strides[first:] if s % 3 or s > 999]
         if wrong or len(self.strides) > self.num_layers or min(strides) < 0:
             raise ConfigError(
-                "strides", f"{_spelled(self.strides)}: give up to {self.num_layers}, 0 or 1 and then multiples of 3"
+                "strides",
+                f"{','.join(map(str, self.strides))}: give up to {self.num_layers}, 0 or 1 and then multiples of 3",
             )
 
     @property
     def layer_bottlenecks(self) -> tuple[int, ...]:
         """Of each factorised layer."""
-        return self.bottlenecks if len(self.bottlenecks) > 1 else self.bottlenecks * self.num_layers
+        return of_each_layer(self.bottlenecks, self.num_layers)
 
     @property
     def layer_strides(self) -> tuple[int, ...]:
@@ -262,10 +293,6 @@ def _running(name: str, size: int) -> Shapes:
     """Of a BatchNorm without a learned scale."""
     yield f"{name}.running_mean", (size,)
     yield f"{name}.running_var", (size,)
-
-
-def _spelled(numbers: tuple[int, ...]) -> str:
-    return ",".join(map(str, numbers))
 
 
 TdnnfConfig.presets = {

@@ -29,15 +29,15 @@ class FeedForward(nn.Module):
 class ConformerLayer(nn.Module):
     """Half feed-forward, self-attention, convolution, half feed-forward, each pre-normed with a residual."""
 
-    def __init__(self, config: ConformerConfig) -> None:
+    def __init__(self, config: ConformerConfig, ffn_dim: int) -> None:
         super().__init__()
         d = config.d_model
-        self.norm_ff1, self.ff1 = nn.LayerNorm(d), FeedForward(d, config.ffn_dim, config.ffn_dropout)
+        self.norm_ff1, self.ff1 = nn.LayerNorm(d), FeedForward(d, ffn_dim, config.ffn_dropout)
         self.norm_attention = nn.LayerNorm(d)
         self.attention = RelativeSelfAttention(d, config.num_heads, config.attention_dropout)
         self.norm_conv = nn.LayerNorm(d)
         self.conv = ConvolutionModule(d, config.conv_kernel, config.conv_norm)
-        self.norm_ff2, self.ff2 = nn.LayerNorm(d), FeedForward(d, config.ffn_dim, config.ffn_dropout)
+        self.norm_ff2, self.ff2 = nn.LayerNorm(d), FeedForward(d, ffn_dim, config.ffn_dropout)
         self.norm_out = nn.LayerNorm(d)
         self.dropout_rate = config.dropout
 
@@ -61,7 +61,7 @@ class ConformerEncoder(nn.Module):
         self.config = config
         num_bands = config.output_lens(config.num_features)
         self.subsampling = Conv2dSubsampling(num_bands, config.subsampling_channels, config.d_model)
-        self.layers = nn.ModuleList(ConformerLayer(config) for _ in range(config.num_layers))
+        self.layers = nn.ModuleList(ConformerLayer(config, ffn_dim) for ffn_dim in config.layer_ffn_dims)
         self.norm = nn.LayerNorm(config.d_model)
         self.input_scale = config.d_model**0.5  # keeps the signal's size beside the residual branches, as in ESPnet
         self.dropout_rate = config.dropout

@@ -80,7 +80,7 @@ def test_a_float_teacher_is_among_the_precisions() -> None:
 def test_flags_replace_fields_of_the_model_preset() -> None:
     config = configs("--model paper --num-layers 3 --conv-norm layer --dropout 0.2").model_config(77, 40)
     encoder = config.encoder
-    assert (config.d_model, encoder.ffn_dim, config.num_layers) == (256, 2048, 3)
+    assert (config.d_model, encoder.layer_ffn_dims, config.num_layers) == (256, (2048,) * 3, 3)
     assert (encoder.conv_norm, encoder.dropout, config.vocab_size, config.num_features) == ("layer", 0.2, 77, 40)
 
 

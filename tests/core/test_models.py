@@ -16,6 +16,7 @@ SMALL = {"d_model": 16, "num_layers": 2, "num_heads": 2, "ffn_dim": 24, "subsamp
 CONFIGS = [
     CtcConfig.preset("tiny", vocab_size=11, **SMALL),
     CtcConfig.preset("demo", vocab_size=11, conv_norm="layer", num_features=23, **SMALL),
+    CtcConfig.preset("demo", vocab_size=11, **{**SMALL, "ffn_dim": (24, 7)}),
     TransducerConfig.preset("demo", vocab_size=11, ctc_head=True, context_size=1, **SMALL),
     TransducerConfig.preset("small", vocab_size=11, context_size=3, **SMALL),
 ]
@@ -52,11 +53,25 @@ def test_settings_survive_json() -> None:
 
 def test_settings_of_a_transducer_of_before() -> None:
     """Its encoder carried the vocabulary, and had no kind."""
-    config = CONFIGS[2]
+    config = CONFIGS[3]
     old = config.to_dict()
     encoder = {**old["encoder"], "vocab_size": old.pop("vocab_size")}
     del encoder["kind"]
     assert model_config_from_dict({**old, "encoder": encoder}) == config
+
+
+def test_one_width_of_the_feed_forward_modules_was_a_number() -> None:
+    """In checkpoints and packed files of before, and in scripts."""
+    config = CONFIGS[0]
+    old = config.to_dict()
+    assert old["encoder"]["ffn_dim"] == [24] and config.encoder.layer_ffn_dims == (24, 24)
+    assert model_config_from_dict({**old, "encoder": {**old["encoder"], "ffn_dim": 24}}) == config
+
+
+def test_each_block_has_its_width() -> None:
+    shapes = dict(CONFIGS[2].shapes())
+    widths = [shapes[f"encoder.layers.{i}.{name}.w1.weight"][0] for i in (0, 1) for name in ("ff1", "ff2")]
+    assert widths == [24, 24, 7, 7]
 
 
 def test_lies_about_sizes_allocate_nothing() -> None:
@@ -83,6 +98,11 @@ def test_lies_about_sizes_allocate_nothing() -> None:
         ({"kind": "ctc", "encoder": {"kind": "y"}}, "encoder kind 'y' is unknown"),
         ({"kind": "ctc", "encoder": 5}, "no object"),
         ({"kind": "ctc", "vocab_size": 1.0}, "vocab_size takes a whole number"),
+        ({"kind": "ctc", "encoder": {"ffn_dim": [8, 8]}}, "ffn_dim 8,8: give one, or 12, from 1 to 131072"),
+        ({"kind": "ctc", "encoder": {"ffn_dim": []}}, "ffn_dim : give one, or 12"),
+        ({"kind": "ctc", "encoder": {"ffn_dim": 8.0}}, "ffn_dim 8.0: give one, or 12"),
+        ({"kind": "ctc", "encoder": {"ffn_dim": [True]}}, "ffn_dim True: give one, or 12"),
+        ({"kind": "ctc", "encoder": {"kind": "tdnnf", "bottlenecks": [1.5]}}, "bottlenecks 1.5: give one, or 14"),
         (7, "no object"),
     ],
 )
