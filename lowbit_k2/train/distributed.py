@@ -156,6 +156,14 @@ def stop(processes: Sequence[subprocess.Popen]) -> None:
             process.wait()
 
 
+def own_command() -> list[str]:
+    """What Python was asked to run: a script, or a module by `-m`, whose folder must not come before the packages."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    if spec is not None and spec.origin == sys.argv[0]:
+        return ["-m", spec.name, *sys.argv[1:]]
+    return list(sys.argv)
+
+
 def launch_ranks(world_size: int) -> DistributedContext:
     """This process's rank; in the process that the user started, run all ranks and exit with their status.
 
@@ -168,5 +176,5 @@ def launch_ranks(world_size: int) -> DistributedContext:
     if PARENT in os.environ:
         end_with_parent(int(os.environ.pop(PARENT)))
     if ranks is None and world_size > 1:
-        sys.exit(start_ranks(world_size, [sys.executable, *sys.argv]))
+        sys.exit(start_ranks(world_size, [sys.executable, *own_command()]))
     return ranks or DistributedContext()

@@ -5,12 +5,19 @@ from __future__ import annotations
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from lowbit_k2.errors import UserError
-from lowbit_k2.train.distributed import DistributedContext, launch_ranks, ranks_from_environment, start_ranks
+from lowbit_k2.train.distributed import (
+    DistributedContext,
+    launch_ranks,
+    own_command,
+    ranks_from_environment,
+    start_ranks,
+)
 from tests.train.ranks import one_update
 
 RANKS = 2
@@ -53,6 +60,17 @@ def test_a_killed_rank_is_named(tmp_path: Path, capsys: pytest.CaptureFixture) -
     assert run("killed", tmp_path) == 128 + 9
     [line] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert line.startswith("error: process 1 of 2 was killed by SIGKILL: if memory ran out, lower --max-duration")
+
+
+def test_a_module_is_started_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A script by its path; a module, whose folder would hide packages of the same names, by `-m`."""
+    monkeypatch.setattr(sys, "argv", ["train.py", "--seed", "1"])
+    assert own_command() == ["train.py", "--seed", "1"]
+    spec = SimpleNamespace(name="pkg.tool", origin="/place/pkg/tool.py")
+    monkeypatch.setitem(sys.modules, "__main__", SimpleNamespace(__spec__=spec))
+    assert own_command() == ["train.py", "--seed", "1"]
+    monkeypatch.setattr(sys, "argv", [spec.origin, "--seed", "1"])
+    assert own_command() == ["-m", "pkg.tool", "--seed", "1"]
 
 
 def test_ranks_of_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
