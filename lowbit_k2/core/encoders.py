@@ -240,7 +240,8 @@ class TdnnfConfig(EncoderConfig):
     dropout: float = option(0.5, "the largest of a schedule, one mask for all frames", low=0, high=0.9)
 
     def check(self) -> None:
-        check_widths("bottlenecks", self.bottlenecks, self.num_layers, 16384)
+        # a factor's rows can be orthogonal only where it has as many columns
+        check_widths("bottlenecks", self.bottlenecks, self.num_layers, self.hidden_dim)
         strides, first = self.layer_strides, self.first_slow_layer
         wrong = [s for s in strides[:first] if s not in (0, 1)] or [s for s in strides[first:] if s % 3 or s > 999]
         if wrong or len(self.strides) > self.num_layers or min(strides) < 0:

@@ -16,7 +16,10 @@ def valid_frames(lens: Tensor, max_len: int) -> Tensor:
 
 
 class MaskedBatchNorm(nn.BatchNorm1d):
-    """BatchNorm over the channel dimension of (N, T, C) whose batch statistics leave padded frames out."""
+    """BatchNorm over the channel dimension of (N, T, C) whose batch statistics leave padded frames out.
+
+    With momentum 0, train mode normalises by the batch and leaves no trace in the buffers.
+    """
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         """Normalise x (N, T, C); mask (N, T) is True on valid frames. Padded frames come out as zeros in training."""
@@ -32,7 +35,7 @@ class MaskedBatchNorm(nn.BatchNorm1d):
                 0.0,
                 self.eps,
             ).view_as(x)  # (N, T, C)
-        if self.num_batches_tracked is not None:
+        if self.num_batches_tracked is not None and self.momentum != 0.0:
             self.num_batches_tracked.add_(1)
         # momentum None is PyTorch's cumulative average, used when statistics are recalibrated
         momentum = 1.0 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
