@@ -45,6 +45,7 @@ ARROWS: dict[str, set[str]] = {
     "graphs": set(),
     "decode": {"graphs"},
     "allocation": {"quant", "losses"},
+    "search": {"quant", "models", "losses"},
     "synthesis": set(),  # speech for the demonstration recipes; nothing of the library needs it
     "scoring": set(),
     "packed": set(),
