@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from lowbit_k2.asr.training import QuantOptions, RunConfig, TrainingConfig
-from lowbit_k2.core.config import Config
-from lowbit_k2.core.encoders import ENCODERS
+from lowbit_k2.core.config import Config, ConfigError
+from lowbit_k2.core.encoders import ENCODERS, of_each_layer
 from lowbit_k2.core.models import MODEL_KINDS, EncoderModelConfig
 from lowbit_k2.data.augment import SpecAugmentConfig
 from lowbit_k2.data.datamodule import DataConfig
@@ -26,6 +28,7 @@ from lowbit_k2.recipe.flags import (
     read_flags,
     str2bool,
 )
+from lowbit_k2.search.architecture import Architecture
 from lowbit_k2.train.optim import OptimConfig
 from lowbit_k2.train.trainer import LoopConfig
 
@@ -51,6 +54,7 @@ def training_parser(description: str | None, **defaults: Any) -> argparse.Argume
     model = parser.add_argument_group("model and objective")
     model.add_argument("--objective", default="ctc", choices=list(OBJECTIVES), help="the model and its loss")
     model.add_argument("--model", default="tiny", choices=presets(), help="size preset")
+    model.add_argument("--architecture", type=Path, metavar="FILE", help="widths that lowbit_k2.recipe.search found")
     add_flags(model, *model_configs(), optional=True)
     add_flags(model, *dict.fromkeys(objective.settings for objective in OBJECTIVES.values()))
     add_flags(parser.add_argument_group("quantization"), QuantOptions, CoTrainingConfig)
@@ -112,14 +116,37 @@ def read_training_flags(args: argparse.Namespace) -> TrainingConfig:
         loop=read_flags(LoopConfig, args, amp=amp),
     )
     with training_errors():  # what only all of them together tell, now and not after minutes of preparation
+        config = with_architecture(config, args.architecture)
         config.model_config(config.run.vocab_size, 80)
         config.quant_config()
     return config
 
 
-def training_errors() -> Any:
-    """Context in which errors about fields of a run's settings name their flags."""
-    plain = (*model_configs(), QuantOptions, CoTrainingConfig, OptimConfig, LoopConfig, RunConfig, DataConfig)
+def with_architecture(config: TrainingConfig, path: Path | None) -> TrainingConfig:
+    """The widths of the layers as a search has found them.
+
+    Raises:
+      UserError: the file is damaged or of another model, or other widths are given besides.
+    """
+    if path is None:
+        return config
+    encoder = getattr(config.model_config(config.run.vocab_size, 80), "encoder", None)
+    if encoder is None:
+        raise UserError(f"--architecture {path}: the model of --objective {config.objective} has no encoder")
+    found = Architecture.load(path)
+    try:
+        widths = found.fields_for(encoder)
+    except UserError as error:
+        raise UserError(f"--architecture {path} {error}") from None
+    for name, own in widths.items():
+        if name in config.model_fields and of_each_layer(getattr(encoder, name), encoder.num_layers) != own:
+            raise ConfigError(name, f"contradicts --architecture {path}: leave one of them out")
+    return replace(config, model_fields={**config.model_fields, **widths})
+
+
+def training_errors(*more: type[Config]) -> Any:
+    """Context in which errors about fields of a run's settings, and of `more` settings, name their flags."""
+    plain = (*more, *model_configs(), QuantOptions, CoTrainingConfig, OptimConfig, LoopConfig, RunConfig, DataConfig)
     return errors_name_flags([*((cls, "") for cls in plain), (NoiseConfig, NOISE), (SpecAugmentConfig, SPEC_AUGMENT)])
 
 

@@ -241,7 +241,8 @@ class Trainer:
         logging.info("continuing from %s: epoch %d", path, self.progress.epoch)
 
 
-IDENTITY = ("model", "quant", "co_training", "tokenizer", "features")  # sections that one run has alike throughout
+# sections that one run has alike throughout
+IDENTITY = ("model", "quant", "co_training", "tokenizer", "features", "search")
 FREE = {
     "num_epochs",
     "save_every_n",
