@@ -6,6 +6,7 @@
              first term alone, which is no distance: over all tensors of AN4's Conformer it adds up to less than 0
     hessian  Tr(H) ||W_q - W||^2 / 2 of the loss, the trace by Hutchinson's probes v^T H v, where H v is the difference
              of two gradients (CTC's loss has no second derivative)
+    nas      what learned.py finds
 
 Each is a table of numbers, the larger the worse; groups and bytes are the same in all.
 """
@@ -43,7 +44,7 @@ class Sensitivity:
     """What each group of tensors costs at each precision.
 
     Attributes:
-      measure: "kl", "sigmoid" or "hessian".
+      measure: "kl", "sigmoid", "hessian" or "nas".
       model: checksum of the weights that it was measured on.
       members: tensors of each group, by plain names.
       loss, size: {group: {bits: value}}, the sensitivity and the bytes of the packed tensors.
@@ -248,7 +249,7 @@ def curvature(
         found[group] = {}
         for b in bits:
             with torch.no_grad(), use_precision(model, only(names, b)):
-                moves = {name: float((_read(model, name) - latents[name]).square().sum()) for name in names}
+                moves = {name: float((read_weight(model, name) - latents[name]).square().sum()) for name in names}
             found[group][b] = sum(0.5 * max(traces[name], 0.0) * moves[name] for name in names)
     return found
 
@@ -276,7 +277,7 @@ def _gradient(model: nn.Module, criterion: Criterion, batches: Sequence[Training
     return total / frames
 
 
-def _read(model: nn.Module, name: str) -> Tensor:
+def read_weight(model: nn.Module, name: str) -> Tensor:
     """The weight as the model uses it now."""
     module, _, attribute = name.rpartition(".")
     return getattr(model.get_submodule(module), attribute)

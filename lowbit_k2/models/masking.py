@@ -23,23 +23,24 @@ class MaskedBatchNorm(nn.BatchNorm1d):
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         """Normalise x (N, T, C); mask (N, T) is True on valid frames. Padded frames come out as zeros in training."""
-        frames = x[mask] if self.training else x.flatten(0, 1)  # (valid, C)
-        if len(frames) < 2 or not self.training:  # one frame has no variance
-            return F.batch_norm(
-                x.flatten(0, 1),
-                self.running_mean,
-                self.running_var,
-                self.weight,
-                self.bias,
-                False,
-                0.0,
-                self.eps,
-            ).view_as(x)  # (N, T, C)
+        every = x.flatten(0, 1)  # (N T, C)
+        # by rows: a boolean mask and its gradient would go entry by entry
+        valid = mask.flatten().nonzero().squeeze(1) if self.training else mask.new_empty(0)
+        if len(valid) < 2:  # in eval mode, and because one frame has no variance
+            mean, var = self.running_mean, self.running_var
+            return F.batch_norm(every, mean, var, self.weight, self.bias, False, 0.0, self.eps).view_as(x)  # (N, T, C)
         if self.num_batches_tracked is not None and self.momentum != 0.0:
             self.num_batches_tracked.add_(1)
         # momentum None is PyTorch's cumulative average, used when statistics are recalibrated
         momentum = 1.0 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
         frames = F.batch_norm(
-            frames, self.running_mean, self.running_var, self.weight, self.bias, True, momentum, self.eps
+            every.index_select(0, valid),
+            self.running_mean,
+            self.running_var,
+            self.weight,
+            self.bias,
+            True,
+            momentum,
+            self.eps,
         )
-        return torch.zeros_like(x, dtype=frames.dtype).masked_scatter(mask[..., None], frames)
+        return frames.new_zeros(every.shape).index_copy(0, valid, frames).view_as(x)

@@ -28,6 +28,7 @@ import numpy as np
 from torch import nn
 
 from lowbit_k2.allocation.choose import Choice, choose, evaluate, front
+from lowbit_k2.allocation.learned import LearnedConfig, learned_preference
 from lowbit_k2.allocation.sensitivity import (
     GROUPINGS,
     PROBES,
@@ -57,7 +58,7 @@ from lowbit_k2.recipe.flags import add_flags, errors_name_flags, make_parser, re
 from lowbit_k2.tables import text_table
 from lowbit_k2.train.checkpoint import Checkpoint, save_checkpoint
 
-MEASURES = ("kl", "sigmoid", "hessian")
+MEASURES = ("kl", "sigmoid", "hessian", "nas")
 
 
 def quantizable(loaded: LoadedModel, bits: Sequence[int]) -> tuple[nn.Module, QuantReport]:
@@ -101,15 +102,21 @@ def measure(args: argparse.Namespace) -> Sensitivity:
     criterion = criterion_from(loaded.meta["settings"], loaded.tokenizer, args.lang_dir)
     batches = labelled_batches(loaded, criterion, args.cuts, args.max_duration, args.num_batches)
     members = groups_of(model, args.group_by)
-    steps = {"kl": len(members) * len(args.bits), "sigmoid": len(members), "hessian": args.probes}[args.measure]
-    steps *= 1 if args.measure == "hessian" else len(batches)
+    learning = read_flags(LearnedConfig, args)
+    steps = {
+        "kl": len(members) * len(args.bits) * len(batches),
+        "sigmoid": len(members) * len(batches),
+        "hessian": args.probes,
+        "nas": learning.updates,
+    }[args.measure]
     with progress_bar(total=steps, desc=args.measure) as bar:
         measures: dict[str, Callable] = {
             "kl": partial(output_divergence, model, criterion, batches),
             "sigmoid": partial(layer_divergence, model, batches),
             "hessian": partial(curvature, model, criterion, batches, probes=args.probes),
+            "nas": partial(learned_preference, model, criterion, batches, config=learning),
         }
-        loss = measures[args.measure](members, args.bits, step=bar.update)
+        loss = measures[args.measure](members=members, bits=args.bits, step=bar.update)
     size, fixed = sizes_of(report, members, args.bits)
     rows = {row.name: row.num_weights for row in report.rows}
     weights = {group: sum(rows[name] for name in own) for group, own in members.items()}
@@ -197,6 +204,7 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--max-duration", type=float, default=60.0, help="seconds in a batch")
     parser.add_argument("--num-batches", type=int, default=1)
     parser.add_argument("--probes", type=int, default=PROBES, help="of the Hessian's trace")
+    add_flags(parser.add_argument_group("learned precisions, --measure nas"), LearnedConfig)
     add_flags(parser.add_argument_group("checkpoint"), CheckpointChoice)
     budget = parser.add_mutually_exclusive_group()
     budget.add_argument("--bytes", type=int, help="budget: packed tensors, without header and tokens")
@@ -229,7 +237,7 @@ def check(args: argparse.Namespace) -> None:
 
 def main() -> None:
     args = get_parser().parse_args()
-    with errors_name_flags([(CheckpointChoice, "")]):
+    with errors_name_flags([(CheckpointChoice, ""), (LearnedConfig, "")]):
         check(args)
         if args.measure:
             table = measure(args)
