@@ -49,7 +49,7 @@ from lowbit_k2.progress import progress_bar
 from lowbit_k2.recipe.flags import make_parser, str2bool
 from lowbit_k2.recipe.training_flags import read_training_flags
 from lowbit_k2.scoring.recogs import read_recogs
-from lowbit_k2.scoring.significance import compare
+from lowbit_k2.scoring.significance import compare, matched, matched_pairs
 from lowbit_k2.tables import markdown_table
 from lowbit_k2.train.checkpoint import load_checkpoint, numbered
 from lowbit_k2.train.distributed import DistributedContext
@@ -224,33 +224,48 @@ def time_rows(rows: list[Row], exp_root: Path, rounds: int, further: list[str]) 
 
 
 def table() -> str:
-    """All results in the order of ROWS, CTC's and the transducers' apart; `time` is that of an update over float's."""
+    """All results in the order of ROWS, by the searches that decode them.
+
+    time is that of an update over float's, p that of MAPSSWE against the float row that a row is compared with.
+    """
     ratios = read_json(TIMING)["ratio"] if TIMING.is_file() else {}
     tables = []
     for methods in dict.fromkeys(system.methods for system in SYSTEMS.values()):
-        paths = [RESULTS / f"{r.key}.json" for r in ROWS if r.system.methods == methods]
-        results = [read_json(path) for path in paths if path.is_file()]
-        if results:
-            tables.append(format_results(results, methods, ratios))
+        found = [r for r in ROWS if r.system.methods == methods and (RESULTS / f"{r.key}.json").is_file()]
+        if found:
+            tables.append(format_results(found, methods, ratios))
     return "\n\n".join(tables)
 
 
-def format_results(results: list[dict], methods: tuple[str, ...], ratios: dict[str, float]) -> str:
+def format_results(rows: list[Row], methods: tuple[str, ...], ratios: dict[str, float]) -> str:
     """Markdown."""
+    tested = any(p_value(r, r.system.precisions[0], methods[0]) != "-" for r in rows)
     head = ["system", "bits", "seed"]
     for method in methods:
-        head += [f"WER {COLUMNS[method]}", "95%", "ins/del/sub"]
+        head += [f"WER {COLUMNS[method]}", "95%", "ins/del/sub", *(["p"] if tested else [])]
     lines = []
-    for result in results:
-        time_ratio = f"{ratios[result['row']]:.2f}" if result["row"] in ratios else "-"
+    for r in rows:
+        result = read_json(RESULTS / f"{r.key}.json")
+        time_ratio = f"{ratios[r.system.name]:.2f}" if r.system.name in ratios else "-"
         for values in result["evaluations"]:
             e = Evaluation(**values)
-            cells = [result["label"], e.precision, str(result["seed"])]
+            cells = [result["label"], e.precision, str(r.seed)]
             for method in methods:
                 s = e.stats(method)
                 cells += [f"{100 * s.rate:.2f}", e.interval_text(method), f"{s.ins}/{s.dels}/{s.sub}"]
+                cells += [p_value(r, e.precision, method)] if tested else []
             lines.append([*cells, f"{e.file_bytes / 1e6:.3f}", f"{e.ratio:.1f}", time_ratio])
     return markdown_table([*head, "MB", "ratio", "time"], lines)
+
+
+def p_value(r: Row, precision: str, method: str) -> str:
+    """Of MAPSSWE against the float row of the same seed and fold; "-" for that row itself, and where one is missing."""
+    reference = SYSTEMS[r.system.reference]
+    paths = recogs_path(Row(reference, r.seed, r.fold), "32", method), recogs_path(r, precision, method)
+    if reference == r.system or not all(path.is_file() for path in paths):
+        return "-"
+    first, second = (read_recogs(path) for path in paths)
+    return f"{matched_pairs(*matched(first, second, tuple(map(str, paths)))).p:.3f}"
 
 
 def main() -> None:

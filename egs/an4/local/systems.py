@@ -9,7 +9,7 @@ from lowbit_k2.asr.evaluation import GREEDY, HLG
 from lowbit_k2.asr.model_io import PRETRAINED, CheckpointChoice
 
 RECIPE = Path(__file__).resolve().parents[1]
-EPOCHS, AVERAGED = 20, 5
+EPOCHS = 20
 NUM_FOLDS = 5
 CO_TRAINED = ("2", "1.5", "1.5r", "1")
 CTC, LATTICE = (GREEDY, HLG), (HLG,)
@@ -52,7 +52,7 @@ class System:
       precisions: that are decoded and packed.
       lm_scale: of the graph, chosen on dev for this system.
       compared: precision that takes part in the cross-validation; "" for none.
-      epochs: of training.
+      epochs: of training; the last quarter of them is averaged, up to five.
       lang: its units.
       reference: the float system that FLOAT stands for, and that it is compared with.
       search: how ALLOCATION is found.
@@ -117,14 +117,26 @@ class Row:
 
     def choice(self, exp_root: Path) -> CheckpointChoice:
         """The checkpoints that are decoded."""
-        return CheckpointChoice(exp_root / self.key, epoch=self.system.epochs, avg=AVERAGED, use_averaged_model=True)
+        epochs = self.system.epochs
+        return CheckpointChoice(exp_root / self.key, epoch=epochs, avg=max(1, epochs // 4), use_averaged_model=True)
 
 
 PLAIN, KL = f"--precisions 2,1 --lambda2 0 {AS_AUTHORS}", f"--precisions 2,1 {AS_AUTHORS}"
 KL_SP = f"--precisions 2,1,sp {AS_AUTHORS}"
+PHONES = "--model tdnnf-tiny --objective lfmmi"
 AFTER_FLOAT = f"--init-from FLOAT --teacher FLOAT {LINEAR}"
 FROM_FLOAT = f"--precisions 1 {AFTER_FLOAT} {SLOW_ALPHAS}"
 FROM_FLOAT_SEARCHED = f"--quant-config mixed --precisions ALLOCATION {AFTER_FLOAT} {SLOW_ALPHAS}"
+
+
+def tdnnf(name: str, label: str, flags: str, precision: str, search: Search | None = None) -> System:
+    """A TDNN-F that begins with the float one and is trained for a few epochs more at other precisions."""
+    flags = f"{PHONES} --quant-config mixed --init-from FLOAT {LINEAR} {flags}"
+    settings = {"methods": LATTICE, "lm_scale": 1.0, "epochs": 6, "lang": "lang_phone", "reference": TDNNF}
+    return System(f"tdnnf-{name}", label, flags, (precision,), search=search, **settings)
+
+
+BITS = ("8", "4", "2", "1")
 SYSTEMS = {
     system.name: system
     for system in (
@@ -151,6 +163,29 @@ SYSTEMS = {
             "float-twice", "float from float, which teaches", f"--precisions 32 {AFTER_FLOAT}", ("32",), compared="32"
         ),
         System("rnnt-float", "float", f"{TRANSDUCER} --precisions 32", ("32",), RNNT, 0.4, (1, 2)),
+        System(
+            TDNNF,
+            "float",
+            f"{PHONES} --precisions 32 {LINEAR}",
+            ("32",),
+            LATTICE,
+            1.0,
+            lang="lang_phone",
+            reference=TDNNF,
+        ),
+        *(tdnnf(f"bp{b}", f"{b} bits, steps held", f"--precisions {b} --alpha-lr-scale 0", b) for b in BITS),
+        *(tdnnf(f"qat{b}", f"{b} bits", f"--precisions {b} {SLOW_ALPHAS}", b) for b in BITS),
+        *(
+            tdnnf(
+                f"{measure}{b}",
+                f"{b} bits a weight, by {measure}",
+                f"--precisions ALLOCATION {SLOW_ALPHAS}",
+                f"{measure}-{b}bit",
+                Search(f"{measure}-{b}bit", measure, f"--average-bits {b}"),
+            )
+            for measure in ("kl", "hessian", "nas")
+            for b in ("4", "2")
+        ),
         System("rnnt-cotrain-plain", "co-trained, plain", f"{TRANSDUCER} {PLAIN}", ("2", "1"), RNNT, 0.4, (1, 2)),
     )
 }
