@@ -5,7 +5,7 @@
 With the codes c fixed, alpha = sum(s c w) / sum(s^2 c^2). At 1 bit c = sign(w), which is the answer (XNOR-Net, arXiv
 1603.05279, for one s); at 2 bits the codes other than 0 are those of the largest |w| / s, so that the best of all
 prefixes is the answer. Finer grids go on from the best of some clipping ranges, codes and alpha in turn, which never
-makes the error larger.
+makes the error larger. `nearest_steps` does the last alone, from steps that are there already.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lowbit_k2.core.grids import max_code
 from lowbit_k2.quant.projection import expand_steps, project
+from lowbit_k2.quant.scales import SMALLEST_SCALE, group_sums
 
 ALPHA_INITS = ("l2", "one")
 MAX_SAMPLES = 1 << 16  # of a larger tensor, evenly spaced weights; all of them at 1 bit
@@ -57,17 +58,38 @@ def nearest_alpha(weight: Tensor, scale: Tensor, bits: int, granularity: str) ->
     return alpha.to(weight.dtype)
 
 
+@torch.no_grad()
+def nearest_steps(weight: Tensor, step: Tensor, bits: int, granularity: str, rounds: int = MAX_ROUNDS) -> Tensor:
+    """Steps with a smaller error, from those that are there: up to `rounds` times, in each group alone,
+
+        V = Proj(w / step),    step = w'V / V'V
+
+    Args:
+      weight: any shape.
+      step: where to begin, shape `group_shape(weight.shape, granularity)`, positive.
+    Returns:
+      shape of `step`, type of `weight`, positive.
+    """
+    one = torch.ones((), dtype=torch.float64, device=weight.device)
+    found = _alternate(weight.detach().double(), one, step.double(), bits, granularity, rounds)
+    return found.to(weight.dtype).clamp(min=SMALLEST_SCALE)
+
+
 def _best(w: Tensor, s: Tensor, alphas: Tensor, bits: int) -> Tensor:
     """The alpha with the least squared error."""
     errors = [(project(w, alpha * s, bits) * alpha * s - w).square().sum() for alpha in alphas]
     return alphas[torch.stack(errors).argmin()]
 
 
-def _alternate(w: Tensor, s: Tensor, alpha: Tensor, bits: int) -> Tensor:
-    for _ in range(MAX_ROUNDS):
-        reached = s * project(w, alpha * s, bits)
-        new = (reached * w).sum() / reached.square().sum()
-        if torch.isclose(new, alpha, rtol=1e-7, atol=0.0):
+def _alternate(
+    w: Tensor, s: Tensor, alpha: Tensor, bits: int, granularity: str = "tensor", rounds: int = MAX_ROUNDS
+) -> Tensor:
+    """Codes and alpha in turn, one alpha per group; a group whose codes are all 0 keeps its own."""
+    for _ in range(rounds):
+        reached = s * project(w, expand_steps(alpha, w.shape, granularity) * s, bits)
+        products, squares = group_sums(reached * w, granularity), group_sums(reached.square(), granularity)
+        new = torch.where(products > 0.0, products / squares, alpha)
+        if torch.isclose(new, alpha, rtol=1e-7, atol=0.0).all():
             break
         alpha = new
     return alpha

@@ -11,14 +11,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lowbit_k2.core.grids import HALF_BITS
+from lowbit_k2.core.grids import HALF_BITS, max_code
 from lowbit_k2.errors import UserError
 from lowbit_k2.quant.config import TensorScheme, low_bits
 from lowbit_k2.quant.fake_quant import Spec, fake_quantize_all
 from lowbit_k2.quant.least_squares import nearest_alpha
 from lowbit_k2.quant.projection import expand_steps, project
 from lowbit_k2.quant.quantizer import WeightQuantizer, register_quantizer
-from lowbit_k2.quant.scales import RUNNING_MOMENTUM, STATISTICS, measure, measure_tensors, scale_from_statistic
+from lowbit_k2.quant.scales import (
+    FITTED,
+    RUNNING_MOMENTUM,
+    STATISTICS,
+    measure,
+    measure_tensors,
+    scale_from_statistic,
+)
 
 
 class LinearQuantizer(WeightQuantizer):
@@ -68,6 +75,21 @@ class LinearQuantizer(WeightQuantizer):
         """Set every alpha to the one whose grid is nearest to `weight`, see least_squares.py."""
         for bits, alpha in self.alphas.items():
             alpha.copy_(nearest_alpha(weight, self.scale(weight, int(bits)), int(bits), self.scheme.granularity))
+
+    @torch.no_grad()
+    def set_steps(self, bits: int, step: Tensor) -> None:
+        """Make `step`, one for each group, the one that `step(weight, bits)` gives from now on, bit for bit.
+
+        Other precisions of the tensor get the same clipping range.
+
+        Raises:
+          UserError: the steps follow from the weights, since the scale is another than "fitted".
+        """
+        if self.scheme.scale != FITTED:
+            raise UserError(f"{self.name}: its steps are those of {self.scheme.scale}: give its role scale {FITTED!r}")
+        self.statistic.copy_(step)
+        for other, alpha in self.alphas.items():
+            alpha.fill_(max_code(bits) / max_code(int(other)))
 
     def learned(self, bits: int) -> list[nn.Parameter]:
         return [self.alphas[str(bits)]]

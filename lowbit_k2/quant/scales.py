@@ -8,6 +8,8 @@
     running-absmax  running max|W| / Qp        2505.21245's code, for the 4-bit convolution module. "Running" here: in
                                                train mode every forward moves a buffer, m <- 0.9 m + 0.1 max|W|; in
                                                eval mode the buffer is used as it is. It starts at max|W|.
+    fitted          the step itself            set once, to mean|W|, and anew by whoever fits steps to weights
+                                               (`LinearQuantizer.set_steps`): ADMM, see admm.py.
 
 "Set once" means when `quantize_model` is called: from then on alpha alone moves the step. The buffers hold mean|W| or
 max|W|; what depends on the precision (Qp) is applied on the way out, so one buffer serves all precisions of a tensor.
@@ -29,6 +31,7 @@ from lowbit_k2.errors import UserError
 
 UPDATES = ("always", "once", "running")
 RUNNING_MOMENTUM = 0.9
+FITTED = "fitted"
 SMALLEST_SCALE = 1e-8  # an all-zero group still has a step, so that 0 / step is 0 and not NaN
 
 
@@ -100,8 +103,7 @@ def _two_std(weight: Tensor, granularity: str) -> Tensor:
 
 def _mean_magnitude(weight: Tensor, granularity: str) -> Tensor:
     values, counts = grouped(weight, granularity)
-    sums = values.abs().sum(-1).double()
-    return ((sums.sum() if granularity == "tensor" else sums) / counts).to(weight.dtype)
+    return (_sum_groups(values.abs(), granularity) / counts).to(weight.dtype)
 
 
 def _largest_magnitude(weight: Tensor, granularity: str) -> Tensor:
@@ -113,6 +115,7 @@ def _largest_magnitude(weight: Tensor, granularity: str) -> Tensor:
 register_statistic("2std-clipped", _two_std, lambda value, bits: value.clamp(max=1.0) / max_code(bits))
 register_statistic("absmean", _mean_magnitude, lambda value, bits: value, "once")
 register_statistic("lsq", _mean_magnitude, lambda value, bits: 2.0 * value / math.sqrt(max_code(bits)), "once")
+register_statistic(FITTED, _mean_magnitude, lambda value, bits: value, "once")
 register_statistic("running-absmax", _largest_magnitude, lambda value, bits: value / max_code(bits), "running")
 
 
@@ -161,3 +164,14 @@ def grouped(weight: Tensor, granularity: str) -> tuple[Tensor, Tensor | int]:
     padded = F.pad(rows, (0, -num_cols % BLOCK)).view(len(rows), -1, BLOCK)  # (rows, blocks, 64)
     starts = torch.arange(padded.shape[1], device=rows.device) * BLOCK
     return padded, (num_cols - starts).clamp(max=BLOCK).double()
+
+
+def group_sums(values: Tensor, granularity: str) -> Tensor:
+    """Sum over the weights of each group: float64, shape `group_shape(values.shape, granularity)`."""
+    return _sum_groups(grouped(values, granularity)[0], granularity)
+
+
+def _sum_groups(values: Tensor, granularity: str) -> Tensor:
+    """`group_sums` of what `grouped` gave."""
+    sums = values.sum(-1).double()
+    return sums.sum() if granularity == "tensor" else sums

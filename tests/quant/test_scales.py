@@ -28,6 +28,7 @@ def expected(group: Tensor, name: str, bits: int) -> float:
     return {
         "2std-clipped": min(2 * group.std().item(), 1.0) / top,
         "absmean": group.abs().mean().item(),
+        "fitted": group.abs().mean().item(),
         "lsq": 2 * group.abs().mean().item() / math.sqrt(top),
         "running-absmax": group.abs().max().item() / top,
     }[name]
