@@ -7,8 +7,9 @@
         loss(model(batch)).backward()
 
 Reading order: projection (codes), scales (s), fake_quant (gradients), rules, config and presets, quantizer, linear,
-codebook, inputs, walker, allocation, switching, report, export, parameters, statistics, schedule. `docs/own-model.md`
-takes a model of your own from float to packed file, `docs/adding-a-quantizer.md` says where a new quantizer goes.
+codebook, inputs, walker, allocation, switching, report, export, parameters, statistics, schedule, admm.
+`docs/own-model.md` takes a model of your own from float to packed file, `docs/adding-a-quantizer.md` says where a new
+quantizer goes.
 """
 
 from lowbit_k2.core.grids import PRECISIONS, max_code
