@@ -35,9 +35,11 @@ from lowbit_k2.locks import exclusive
 from lowbit_k2.losses.co_training import CoTrainingConfig, split_names
 from lowbit_k2.losses.objectives import OBJECTIVES
 from lowbit_k2.quant import DEFAULT_RULES, PRESETS, QuantConfig
+from lowbit_k2.quant.admm import with_fitted_steps
 from lowbit_k2.quant.fake_quant import ALPHA_GRAD_SCALES, ALPHA_GRADS, WEIGHT_GRADS
 from lowbit_k2.quant.least_squares import ALPHA_INITS
 from lowbit_k2.quant.scales import STATISTICS
+from lowbit_k2.train.admm import AdmmConfig, drawn_to
 from lowbit_k2.train.distributed import DistributedContext, launch_ranks, process_group
 from lowbit_k2.train.metrics import log_to_file, log_to_screen
 from lowbit_k2.train.oom_scan import scan_for_oom
@@ -106,6 +108,7 @@ class TrainingConfig:
     criterion: Config | None = None
     quant: QuantOptions = field(default_factory=QuantOptions)
     co_training: CoTrainingConfig = field(default_factory=CoTrainingConfig)
+    admm: AdmmConfig = field(default_factory=AdmmConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     loop: LoopConfig = field(default_factory=LoopConfig)
 
@@ -122,6 +125,8 @@ class TrainingConfig:
         Args:
           preset, precisions: in place of those of the settings.
         """
+        if self.admm.every:
+            drawn_to(self.co_training)  # before anything is made
         precisions = precisions or self.co_training.trained_precisions
         preset = preset or self.quant.preset
         if precisions == (FLOAT_BITS,):
@@ -134,7 +139,8 @@ class TrainingConfig:
         if rules:
             options["rules"] = (*rules, *DEFAULT_RULES)
         try:
-            return QuantConfig.preset(preset, precisions=precisions, **options)
+            made = QuantConfig.preset(preset, precisions=precisions, **options)
+            return with_fitted_steps(made) if self.admm.every else made
         except UserError as error:
             raise ConfigError("precisions", f"{','.join(self.co_training.precisions)}: {error}") from None
 
@@ -265,7 +271,8 @@ def describe_run(
     features: FeatureConfig,
 ) -> dict[str, Any]:
     """The part of a checkpoint's JSON that decode.py and export.py rebuild everything from, and all other settings."""
-    settings = {"data": config.data, "loop": config.loop, "optim": config.optim, config.objective: config.criterion}
+    settings = {"data": config.data, "loop": config.loop, "optim": config.optim, "admm": config.admm}
+    settings[config.objective] = config.criterion
     return {
         "model": model.to_dict(),
         "quant": quant.to_dict(),

@@ -29,10 +29,11 @@ from lowbit_k2.recipe.flags import (
     str2bool,
 )
 from lowbit_k2.search.architecture import Architecture
+from lowbit_k2.train.admm import AdmmConfig
 from lowbit_k2.train.optim import OptimConfig
 from lowbit_k2.train.trainer import LoopConfig
 
-NOISE, SPEC_AUGMENT = "musan-", "spec-aug-"
+NOISE, SPEC_AUGMENT, ADMM = "musan-", "spec-aug-", "admm-"
 
 
 def training_parser(description: str | None, **defaults: Any) -> argparse.ArgumentParser:
@@ -57,7 +58,9 @@ def training_parser(description: str | None, **defaults: Any) -> argparse.Argume
     model.add_argument("--architecture", type=Path, metavar="FILE", help="widths that lowbit_k2.recipe.search found")
     add_flags(model, *model_configs(), optional=True)
     add_flags(model, *dict.fromkeys(objective.settings for objective in OBJECTIVES.values()))
-    add_flags(parser.add_argument_group("quantization"), QuantOptions, CoTrainingConfig)
+    quantization = parser.add_argument_group("quantization")
+    add_flags(quantization, QuantOptions, CoTrainingConfig)
+    add_flags(quantization, AdmmConfig, prefix=ADMM)
     add_flags(parser.add_argument_group("optimiser"), OptimConfig)
     add_data_flags(parser)
     parser.set_defaults(**defaults)
@@ -112,6 +115,7 @@ def read_training_flags(args: argparse.Namespace) -> TrainingConfig:
         criterion=read_flags(objective.settings, args),
         quant=read_flags(QuantOptions, args),
         co_training=read_flags(CoTrainingConfig, args),
+        admm=read_flags(AdmmConfig, args, ADMM),
         optim=read_flags(OptimConfig, args),
         loop=read_flags(LoopConfig, args, amp=amp),
     )
@@ -147,7 +151,8 @@ def with_architecture(config: TrainingConfig, path: Path | None) -> TrainingConf
 def training_errors(*more: type[Config]) -> Any:
     """Context in which errors about fields of a run's settings, and of `more` settings, name their flags."""
     plain = (*more, *model_configs(), QuantOptions, CoTrainingConfig, OptimConfig, LoopConfig, RunConfig, DataConfig)
-    return errors_name_flags([*((cls, "") for cls in plain), (NoiseConfig, NOISE), (SpecAugmentConfig, SPEC_AUGMENT)])
+    prefixed = [(NoiseConfig, NOISE), (SpecAugmentConfig, SPEC_AUGMENT), (AdmmConfig, ADMM)]
+    return errors_name_flags([*((cls, "") for cls in plain), *prefixed])
 
 
 def model_configs() -> list[type[Config]]:

@@ -1,7 +1,7 @@
 """Checkpoints that hold tensors and JSON only, and their averages.
 
 A file is a dictionary {section: {name: tensor}} with the sections `model`, `optimizer`, `model_avg`, `teacher` (where
-that is a running mean), and `meta`, one JSON string with the configurations and counters.
+that is a running mean), `admm` (in its runs), and `meta`, one JSON string with the configurations and counters.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from lowbit_k2.fileio import atomic_write
 from lowbit_k2.tensorfile import DamagedError, load_tensors, save_tensors
 
 FORMAT = "lowbit_k2 checkpoint 1"
-SECTIONS = ("model", "optimizer", "model_avg", "teacher")
+OPTIONAL_SECTIONS = ("teacher", "admm")  # not written where they are empty
+SECTIONS = ("model", "optimizer", "model_avg", *OPTIONAL_SECTIONS)
 Tensors = dict[str, Tensor]
 
 
@@ -35,6 +36,7 @@ class Checkpoint:
     optimizer: Tensors = field(default_factory=dict)
     model_avg: Tensors = field(default_factory=dict)
     teacher: Tensors = field(default_factory=dict)
+    admm: Tensors = field(default_factory=dict)
 
 
 def save_checkpoint(path: str | Path, checkpoint: Checkpoint) -> None:
@@ -43,7 +45,8 @@ def save_checkpoint(path: str | Path, checkpoint: Checkpoint) -> None:
     Raises:
       UserError: it cannot be written; whatever was there before is there still.
     """
-    sections = {name: getattr(checkpoint, name) for name in SECTIONS if name != "teacher" or checkpoint.teacher}
+    every = {name: getattr(checkpoint, name) for name in SECTIONS}
+    sections = {name: tensors for name, tensors in every.items() if tensors or name not in OPTIONAL_SECTIONS}
     content = {"format": FORMAT, "meta": json.dumps(checkpoint.meta), **sections}
     try:
         with atomic_write(path) as temporary:
@@ -72,7 +75,8 @@ def load_checkpoint(path: str | Path, finite: bool = True) -> Checkpoint:
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise UserError(f"{path} is no checkpoint of this version of lowbit_k2 (expected '{FORMAT}')")
     try:
-        sections = {name: dict(content[name]) for name in SECTIONS if name != "teacher" or name in content}
+        present = [name for name in SECTIONS if name in content or name not in OPTIONAL_SECTIONS]
+        sections = {name: dict(content[name]) for name in present}
         found = Checkpoint(meta=dict(json.loads(content["meta"])), **sections)
         for name, tensor in (pair for tensors in sections.values() for pair in tensors.items()):
             if finite and tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):

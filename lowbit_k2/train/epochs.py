@@ -60,6 +60,8 @@ def train_epoch(
             keep_if_best(trainer, validate(trainer, valid_batches()))
             trainer.model.train()
     trainer.progress.batch = 0
+    if trainer.admm is not None and trainer.progress.epoch >= config.num_epochs:
+        trainer.admm.finish()
     return totals.means()
 
 

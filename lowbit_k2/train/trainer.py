@@ -24,6 +24,7 @@ from lowbit_k2.errors import UserError
 from lowbit_k2.losses.co_training import CoTraining, CoTrainingConfig
 from lowbit_k2.losses.output import Criterion
 from lowbit_k2.quant import QuantConfig, generator_seed, quant_statistics
+from lowbit_k2.train.admm import DrawnWeights
 from lowbit_k2.train.checkpoint import (
     Checkpoint,
     RunningAverage,
@@ -97,6 +98,7 @@ class Trainer:
         augment: Augment | None = None,
         mask: Augment | None = None,
         teacher: Teacher | None = None,
+        admm: DrawnWeights | None = None,
         ranks: DistributedContext | None = None,
     ) -> None:
         """
@@ -109,13 +111,14 @@ class Trainer:
           augment: (inputs, lengths, generator) -> inputs, which all branches of an update see.
           mask: the same, for what each branch, and a teacher that stands outside, sees by itself.
           teacher: one that is no branch.
+          admm: draws the weights to tables, while the branches run in float.
         """
         self.model, self.criterion, self.co_training = model, criterion, co_training
         self.optimizer, self.schedule, self.normalizer = optimizer, schedule, normalizer
         self.config, self.exp_dir, self.description = config, exp_dir, dict(description)
         self.clip_grad_norm = clip_grad_norm
         self.before_update, self.after_update = tuple(before_update), tuple(after_update)
-        self.encode, self.augment, self.mask, self.teacher = encode, augment, mask, teacher
+        self.encode, self.augment, self.mask, self.teacher, self.admm = encode, augment, mask, teacher, admm
         self.ranks = ranks or DistributedContext()
         self.device = next(model.parameters()).device
         self.progress = Progress()
@@ -205,6 +208,7 @@ class Trainer:
             optimizer=optimizer_tensors(self.optimizer),
             model_avg=self.average.mean,
             teacher={} if self.teacher is None else self.teacher.state,
+            admm={} if self.admm is None else self.admm.state,
         )
         save_checkpoint(self.exp_dir / name, checkpoint)
 
@@ -235,6 +239,8 @@ class Trainer:
         self.average.mean = checkpoint.model_avg
         if self.teacher is not None:
             self.teacher.load(checkpoint.teacher)
+        if self.admm is not None:
+            self.admm.load(checkpoint.admm, path)
         if self.scaler.is_enabled() and checkpoint.meta.get("scaler"):
             self.scaler.load_state_dict(checkpoint.meta["scaler"])
         self.progress = Progress(**checkpoint.meta["progress"])

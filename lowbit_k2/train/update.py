@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from lowbit_k2.core.grids import FLOAT_BITS
 from lowbit_k2.data.batch import Batch
 from lowbit_k2.losses.distillation import Target, as_targets, divergence
 from lowbit_k2.quant import generator_seed, use_precision
@@ -57,6 +58,8 @@ def update(trainer: Trainer, batches: Sequence[Batch]) -> dict[str, float]:
         raise FloatingPointError(f"the loss of update {number} is {metrics['loss']}")
     trainer.all_reduce_gradients()
     metrics |= step(trainer)
+    if trainer.admm is not None:
+        metrics |= trainer.admm.after_step(number)
     for hook in trainer.after_update:
         metrics |= hook(trainer.model, number)
     if trainer.teacher is not None:
@@ -93,7 +96,8 @@ def run_branches(
         with arithmetic(trainer.device.type, trainer.config.amp):
             targets, shared = trainer.teacher.targets(view(batch, -1), number)
     for place, branch in enumerate(branches):
-        with use_precision(trainer.model, branch.allocation):
+        # ADMM's loss is that of the float weights; the precision says where they are drawn to
+        with use_precision(trainer.model, branch.allocation if trainer.admm is None else FLOAT_BITS):
             with arithmetic(trainer.device.type, trainer.config.amp):
                 out = trainer.criterion(trainer.model, view(batch, place), number, shared)
             assert out.loss.dim() == 0, (branch.name, out.loss.shape)
@@ -121,6 +125,8 @@ def step(trainer: Trainer) -> dict[str, float]:
     """
     scaler, optimizer = trainer.scaler, trainer.optimizer
     scaler.unscale_(optimizer)
+    if trainer.admm is not None:
+        trainer.admm.before_step()
     norms = clip_gradients(optimizer, trainer.clip_grad_norm, scaler.is_enabled())
     scaler.step(optimizer)
     scaler.update()

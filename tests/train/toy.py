@@ -9,6 +9,8 @@ from lowbit_k2.losses.co_training import CoTraining, CoTrainingConfig
 from lowbit_k2.losses.ctc import CtcCriterion
 from lowbit_k2.models import ConformerConfig, CtcConfig, make_model
 from lowbit_k2.quant import QuantConfig, quantize_model
+from lowbit_k2.quant.admm import with_fitted_steps
+from lowbit_k2.train.admm import AdmmConfig, drawn_weights
 from lowbit_k2.train.epochs import save_epoch, train_epoch, validate
 from lowbit_k2.train.optim import OptimConfig, floor_of_alphas, learning_rate, make_optimizer
 from lowbit_k2.train.trainer import LoopConfig, Trainer
@@ -37,12 +39,20 @@ def zero_some(features: torch.Tensor, lens: torch.Tensor, generator: torch.Gener
 
 
 def toy_trainer(
-    exp_dir, precisions=("2", "1", "sp"), quant="lossless16", loop=None, augment=zero_some, ranks=None
+    exp_dir,
+    precisions=("2", "1", "sp"),
+    quant="lossless16",
+    loop=None,
+    augment=zero_some,
+    ranks=None,
+    admm=None,
 ) -> Trainer:
     torch.manual_seed(0)
     co_training = CoTrainingConfig(precisions=precisions)
     bits = co_training.trained_precisions
     config = QuantConfig.preset("float") if bits == (32,) else QuantConfig.preset(quant, precisions=bits)
+    admm = admm or AdmmConfig()
+    config = with_fitted_steps(config) if admm.every else config
     model = make_model(CONFIG)
     quantize_model(model, config)
     optim = OptimConfig(lr_factor=0.5, warm_step=10)
@@ -60,6 +70,7 @@ def toy_trainer(
         after_update=[floor_of_alphas(model, optim.alpha_floor)],
         encode=encode,
         augment=augment,
+        admm=drawn_weights(model, admm, co_training),
         ranks=ranks,
     )
 
