@@ -61,18 +61,22 @@ from lowbit_k2.train.checkpoint import Checkpoint, save_checkpoint
 MEASURES = ("kl", "sigmoid", "hessian", "nas")
 
 
-def quantizable(loaded: LoadedModel, bits: Sequence[int]) -> tuple[nn.Module, QuantReport]:
-    """The float model with quantizers on every matrix.
+def quantizable(loaded: LoadedModel, config: QuantConfig) -> tuple[nn.Module, QuantReport]:
+    """The float model with quantizers, by the rules that it was made with.
 
     Raises:
       UserError: it is no float model.
     """
     if loaded.quant_config is None or loaded.quant_config.schemes:
-        raise UserError("sensitivities are those of a float model: give one that was trained with --precisions 32")
+        raise UserError("only a float model can be quantized so: give one that was trained with --precisions 32")
     model = make_model(loaded.model_config)
     model.load_state_dict(loaded.model.state_dict())
-    rules = loaded.quant_config.rules
-    return model.eval(), quantize_model(model, QuantConfig.preset("mixed", precisions=tuple(bits), rules=rules))
+    return model.eval(), quantize_model(model, replace(config, rules=loaded.quant_config.rules))
+
+
+def every_matrix(bits: Sequence[int]) -> QuantConfig:
+    """What sensitivities are measured with."""
+    return QuantConfig.preset("mixed", precisions=tuple(bits))
 
 
 def labelled_batches(
@@ -98,7 +102,7 @@ def labelled_batches(
 def measure(args: argparse.Namespace) -> Sensitivity:
     """The table of a checkpoint."""
     loaded, _ = load_trained(read_flags(CheckpointChoice, args))
-    model, report = quantizable(loaded, args.bits)
+    model, report = quantizable(loaded, every_matrix(args.bits))
     criterion = criterion_from(loaded.meta["settings"], loaded.tokenizer, args.lang_dir)
     batches = labelled_batches(loaded, criterion, args.cuts, args.max_duration, args.num_batches)
     members = groups_of(model, args.group_by)
@@ -132,15 +136,20 @@ def save_quantized(args: argparse.Namespace, table: Sensitivity, allocation: All
       UserError: the table is not that of the checkpoint.
     """
     loaded, _ = load_trained(read_flags(CheckpointChoice, args))
-    model, _ = quantizable(loaded, table.bits)
+    model, _ = quantizable(loaded, every_matrix(table.bits))
     if table.model != model_checksum(model):
         raise UserError(f"{args.table} was measured on another model: give that one's checkpoint, or measure anew")
+    write_quantized(args.quantized, model, loaded, allocation)
+    print(f"{args.quantized}: quantized without training, for --checkpoint")
+
+
+def write_quantized(path: Path, model: nn.Module, loaded: LoadedModel, allocation: Allocation) -> None:
+    """A model that `quantizable` made of `loaded`, as the checkpoint of one that was trained at an allocation."""
     meta = {name: value for name, value in loaded.meta.items() if name not in TRAINING_STATE}
     meta["quant"] = quant_config_of(model).to_dict()
     meta["co_training"] = {**meta["co_training"], "precisions": [f"{allocation.name}.json"]}
     meta["allocations"] = {allocation.name: allocation.to_dict()}
-    save_checkpoint(args.quantized, Checkpoint(model.state_dict(), meta))
-    print(f"{args.quantized}: quantized without training, for --checkpoint")
+    save_checkpoint(path, Checkpoint(model.state_dict(), meta))
 
 
 def budget_of(args: argparse.Namespace, table: Sensitivity) -> int | None:
