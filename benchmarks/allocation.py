@@ -39,7 +39,7 @@ from lowbit_k2.losses.objectives import criterion_from
 from lowbit_k2.losses.output import Criterion
 from lowbit_k2.progress import progress_bar
 from lowbit_k2.quant import Allocation, use_precision
-from lowbit_k2.recipe.allocate import labelled_batches, quantizable
+from lowbit_k2.recipe.allocate import every_matrix, labelled_batches, quantizable
 from lowbit_k2.recipe.flags import add_flags, errors_name_flags, make_parser, read_flags
 from lowbit_k2.tables import text_table
 
@@ -110,7 +110,7 @@ def main() -> None:
         loaded, _ = load_trained(read_flags(CheckpointChoice, args))
         tables = {table.measure: table for table in map(Sensitivity.load, args.tables)}
         first = next(iter(tables.values()))
-        model, _ = quantizable(loaded, first.bits)
+        model, _ = quantizable(loaded, every_matrix(first.bits))
         foreign = [name for name, table in tables.items() if table.model != model_checksum(model)]
         if foreign:
             raise UserError(f"the table {foreign[0]} is that of another model: measure it on this checkpoint")
