@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lowbit_k2.core.encoders import ConformerConfig
 from lowbit_k2.models.attention import RelativeSelfAttention, relative_positions
 from lowbit_k2.models.convolution import ConvolutionModule
 from lowbit_k2.models.dropout import dropout
+from lowbit_k2.models.lhuc import HiddenLayer
 from lowbit_k2.models.masking import valid_frames
 from lowbit_k2.models.subsampling import Conv2dSubsampling
 
@@ -19,11 +19,12 @@ class FeedForward(nn.Module):
     def __init__(self, d_model: int, ffn_dim: int, dropout: float) -> None:
         super().__init__()
         self.w1 = nn.Linear(d_model, ffn_dim)
+        self.swish = nn.SiLU()  # a module, for LHUC to scale what comes out of it
         self.w2 = nn.Linear(ffn_dim, d_model)
         self.dropout = dropout
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.w2(dropout(F.silu(self.w1(x)), self.dropout, self.training))
+        return self.w2(dropout(self.swish(self.w1(x)), self.dropout, self.training))
 
 
 class ConformerLayer(nn.Module):
@@ -65,6 +66,10 @@ class ConformerEncoder(nn.Module):
         self.norm = nn.LayerNorm(config.d_model)
         self.input_scale = config.d_model**0.5  # keeps the signal's size beside the residual branches, as in ESPnet
         self.dropout_rate = config.dropout
+
+    def hidden_layers(self) -> list[HiddenLayer]:
+        """What LHUC scales: the hidden units of both feed-forward modules of each block, behind the swish."""
+        return [(ff.swish, self.config.ffn_dim) for layer in self.layers for ff in (layer.ff1, layer.ff2)]
 
     def forward(self, inputs: Tensor, input_lens: Tensor) -> tuple[Tensor, Tensor]:
         """inputs (N, T, F), input_lens (N,) -> (encoder_out (N, T', C), encoder_out_lens (N,)); T' = output_lens(T)."""

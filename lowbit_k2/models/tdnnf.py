@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lowbit_k2.core.encoders import TdnnfConfig
+from lowbit_k2.models.lhuc import HiddenLayer
 from lowbit_k2.models.masking import MaskedBatchNorm, valid_frames
 
 
@@ -88,6 +89,11 @@ class TdnnfEncoder(nn.Module):
         )
         self.prefinal = Prefinal(width, config.d_model)
         self.dropped = 0.0
+
+    def hidden_layers(self) -> list[HiddenLayer]:
+        """What LHUC scales: every ReLU layer behind its BatchNorm and, in TDNN-F layers, before the bypass."""
+        norms = [self.input_norm, *(layer.norm for layer in self.layers), self.prefinal.norm]
+        return [(norm, self.config.hidden_dim) for norm in norms]
 
     def forward(self, inputs: Tensor, input_lens: Tensor) -> tuple[Tensor, Tensor]:
         """inputs (N, T, F), input_lens (N,) -> (encoder_out (N, T', d_model), encoder_out_lens (N,))."""
