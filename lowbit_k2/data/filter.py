@@ -85,13 +85,17 @@ def required_frames(ids: list[int]) -> int:
     return len(ids) + sum(left == right for left, right in zip(ids, ids[1:], strict=False))
 
 
-def reason_to_drop(cut: Cut, encode: Encode, config: FilterConfig) -> str | None:
-    """The first reason that speaks against a cut, of `CHOSEN` and `FAULTS`, or None."""
+def reason_to_drop(cut: Cut, encode: Encode, config: FilterConfig, text: str | None = None) -> str | None:
+    """The first reason that speaks against a cut, of `CHOSEN` and `FAULTS`, or None.
+
+    Args:
+      text: what it is to be trained on; default: its transcript.
+    """
     if cut.duration > config.max_seconds:
         return CHOSEN[0]
     if cut.duration < config.min_seconds:
         return CHOSEN[1]
-    text = cut_text(cut)
+    text = cut_text(cut) if text is None else text
     if not text:
         return "empty-text"
     try:

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from lowbit_k2.fileio import atomic_write
 
 if TYPE_CHECKING:
     from lhotse import CutSet
+    from lhotse.cut import Cut
 
 
 def cuts_path(manifest_dir: str | Path, corpus: str, split: str) -> Path:
@@ -130,6 +131,20 @@ def load_noise(manifest_dir: str | Path) -> CutSet:
     return CutSet.from_cuts(cut for path in paths for cut in read_cuts(path))
 
 
+def speaker_of(cut: Cut) -> str | None:
+    """Of its first supervision."""
+    return cut.supervisions[0].speaker if cut.supervisions else None
+
+
 def speakers_of(cuts: CutSet) -> dict[str, str]:
     """Of the cuts that have one."""
-    return {cut.id: cut.supervisions[0].speaker for cut in cuts if cut.supervisions and cut.supervisions[0].speaker}
+    return {cut.id: speaker for cut in cuts if (speaker := speaker_of(cut))}
+
+
+def cuts_by_speaker(cuts: Iterable[Cut]) -> list[list[Cut]]:
+    """The cuts of each speaker, in the order of their ids; one without a speaker stands alone."""
+    groups: dict[tuple[str, str], list[Cut]] = {}
+    for cut in sorted(cuts, key=lambda cut: cut.id):
+        speaker = speaker_of(cut)
+        groups.setdefault(("speaker", speaker) if speaker else ("cut", cut.id), []).append(cut)
+    return list(groups.values())
