@@ -3,38 +3,40 @@
 Results go to `<exp-dir>/<method>/{recogs,errs,wer-summary}-<test set>-...txt`, as in icefall, and a line per result
     [test, 1best, lm_scale_1, epoch-30-avg-5-precision-1] %WER 5.43% [42 / 773, 9 ins, 10 del, 23 sub ]
 is printed with its 95% confidence interval, both as soon as a test set is done at one precision. What is finished is
-not decoded again (`finished.py`).
+not decoded again (`finished.py`). With `lhuc_epochs` every test set is then decoded again, adapted to its speakers
+(`adaptation.py`), into files of their own.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 
+from lowbit_k2.asr.adaptation import check_adaptable, num_passes, second_pass
 from lowbit_k2.asr.finished import Origin, origins, recall
-from lowbit_k2.asr.long_audio import decode_long
+from lowbit_k2.asr.one_pass import decode_set
 from lowbit_k2.asr.recognizer import DecodeConfig, Models, Recognizer, Search, load_models, make_recognizers
-from lowbit_k2.asr.results import Decoded, Key, SetOutcome, best_words, print_lost, recogs_path, report
+from lowbit_k2.asr.results import Decoded, Key, SetOutcome, print_lost, recogs_path, report
 from lowbit_k2.core.config import ConfigError
 from lowbit_k2.core.features import FeatureConfig
-from lowbit_k2.data.batch import Batch
 from lowbit_k2.data.checked import cuts_digest
 from lowbit_k2.data.datamodule import AsrDataModule, DataConfig
 from lowbit_k2.data.features import read_feature_config
-from lowbit_k2.data.manifests import speakers_of
-from lowbit_k2.decode.hypothesis import Nbest
-from lowbit_k2.errors import ReportedError, is_out_of_memory
+from lowbit_k2.data.manifests import cuts_by_speaker, speakers_of
+from lowbit_k2.errors import ReportedError
 from lowbit_k2.plugins import load_plugins
 from lowbit_k2.processes import check_num_jobs, in_fresh_processes
 from lowbit_k2.progress import progress_bar
 
 if TYPE_CHECKING:
     from lhotse import CutSet
+    from lhotse.cut import Cut
+
+ADAPTED = "lhuc"
 
 
 @dataclass
@@ -42,16 +44,23 @@ class Task:
     """One test set at one precision.
 
     Attributes:
-      label: of the model.
+      model: label of the model.
       origins: what each search's result is made from.
       left: searches that are to be made; of the others `done` has the results.
+      first: whose hypotheses the model is adapted to; None: it is not adapted.
     """
 
-    label: str
+    model: str
     test_set: str
     origins: dict[Search, Origin]
-    left: list[Search]
-    done: SetOutcome
+    left: list[Search] = field(default_factory=list)
+    done: SetOutcome = field(default_factory=SetOutcome)
+    first: Task | None = None
+
+    @property
+    def label(self) -> str:
+        """Of the results."""
+        return f"{self.model}-{ADAPTED}" if self.first else self.model
 
 
 def run_decode(config: DecodeConfig, load_test_sets: Callable[[], Mapping[str, CutSet]]) -> dict[Key, Decoded]:
@@ -71,6 +80,8 @@ def run_decode(config: DecodeConfig, load_test_sets: Callable[[], Mapping[str, C
     """
     check_num_jobs(config.num_jobs)
     models = load_models(config)
+    if config.lhuc.epochs:
+        check_adaptable(models.loaded)
     check_features(config, FeatureConfig.from_dict(models.loaded.features))
     made_from = origins(config, models)
     test_sets = load_test_sets()
@@ -106,19 +117,27 @@ def plan(
     digests = {name: cuts_digest(cuts, config.on_the_fly_feats) for name, cuts in test_sets.items()}
     tasks = []
     for label, searches in made_from.items():
-        for name, cuts in test_sets.items():
-            own = {key: {**origin, "cuts": digests[name]} for key, origin in searches.items()}
-            task = Task(label, name, own, [], SetOutcome())
-            for key, origin in own.items():
-                known = recall(recogs_path(config.choice.exp_dir, name, label, key), origin, cuts)
-                if known is None:
-                    task.left.append(key)
-                    continue
-                results, notes = known
-                task.done.found[key], task.done.earlier[key] = results, notes["real_time_factor"]
-                task.done.without_path[key] = notes["without_path"]
-            tasks.append(task)
+        for name in test_sets:
+            first = Task(label, name, {key: {**origin, "cuts": digests[name]} for key, origin in searches.items()})
+            tasks.append(first)
+            if config.lhuc.epochs:
+                own = {key: {**origin, ADAPTED: config.lhuc.to_dict()} for key, origin in first.origins.items()}
+                tasks.append(Task(label, name, own, first=first))
+    for task in tasks:
+        recall_results(config, task, test_sets[task.test_set])
     return tasks
+
+
+def recall_results(config: DecodeConfig, task: Task, cuts: CutSet) -> None:
+    """Sort the searches of a task into those that an earlier call has finished and those that are left."""
+    for key, origin in task.origins.items():
+        known = recall(recogs_path(config.choice.exp_dir, task.test_set, task.label, key), origin, cuts)
+        if known is None:
+            task.left.append(key)
+            continue
+        results, notes = known
+        task.done.found[key], task.done.earlier[key] = results, notes["real_time_factor"]
+        task.done.without_path[key] = notes["without_path"]
 
 
 def in_order(task: Task, new: SetOutcome) -> SetOutcome:
@@ -159,17 +178,38 @@ def outcomes_of(
         return
     wanted = {key for task in tasks for key in task.left}
     recognizers = {r.label: r for r in make_recognizers(config, part, models, wanted)}
-    features = next(iter(recognizers.values())).features
-    data = make_data(config, features)
+    data = make_data(config, next(iter(recognizers.values())).features)
+    fresh = SetOutcome()  # of the last first pass; the second one comes right behind it
     for task in tasks:
-        whole, cuts = recognizers[task.label], test_sets[task.test_set]
+        whole = recognizers[task.model]
         recognizer = replace(whole, searches={key: whole.searches[key] for key in task.left})
-        options = {"total": None if cuts.is_lazy else len(cuts), "unit": "utt", "leave": False, "position": part}
-        lost: dict[str, str] = {}
-        with progress_bar(desc=task.test_set, quiet=config.quiet, **options) as bar:
-            outcome = decode_set(recognizer, data.test_batches(cuts, lost), features.frame_shift, bar.update)
-        outcome.lost |= lost
+        first = task.first and in_order(task.first, fresh if task.first.left else SetOutcome())
+        outcome = run_task(config, task, recognizer, data, test_sets[task.test_set], first, part)
+        fresh = fresh if task.first else outcome
         yield outcome
+
+
+def run_task(
+    config: DecodeConfig,
+    task: Task,
+    recognizer: Recognizer,
+    data: AsrDataModule,
+    cuts: CutSet,
+    first: SetOutcome | None,
+    part: int,
+) -> SetOutcome:
+    """One pass over a test set, or over a part of it; behind a first one it is decoded adapted to its speakers."""
+    passes = 1 if first is None else num_passes(config.lhuc) * len(task.left)
+    options = {"total": None if cuts.is_lazy else passes * len(cuts), "unit": "utt", "leave": False, "position": part}
+    lost: dict[str, str] = {}
+    with progress_bar(desc=task.test_set, quiet=config.quiet, **options) as bar:
+        if first is None:
+            batches = data.test_batches(cuts, lost)
+            outcome = decode_set(recognizer, batches, recognizer.features.frame_shift, bar.update)
+        else:
+            outcome = second_pass(recognizer, data, cuts, first, config.lhuc, lost, bar.update)
+    outcome.lost |= lost
+    return outcome
 
 
 def in_parallel(
@@ -200,16 +240,26 @@ def in_parallel(
                 merged.add(other)
             finish(number, merged)
 
-    parts = [(part, shard(test_sets, part, jobs), tasks) for part in range(jobs)]
+    parts = [(part, shard(test_sets, part, jobs, bool(config.lhuc.epochs)), tasks) for part in range(jobs)]
     in_fresh_processes(partial(decode_part, config), parts, jobs, on_yield=collect)
 
 
-def shard(test_sets: Mapping[str, CutSet], part: int, parts: int) -> dict[str, CutSet]:
-    """Every `parts`-th cut of each set by falling duration, from number `part` on: all parts take about as long."""
+def shard(test_sets: Mapping[str, CutSet], part: int, parts: int, whole_speakers: bool = False) -> dict[str, CutSet]:
+    """Every `parts`-th cut of each set by falling duration, from number `part` on: all parts take about as long.
+
+    Args:
+      whole_speakers: every `parts`-th speaker with all cuts, by falling duration of these.
+    """
     from lhotse import CutSet
 
-    ranked = {name: sorted(cuts, key=lambda cut: (-cut.duration, cut.id)) for name, cuts in test_sets.items()}
-    return {name: CutSet.from_cuts(cuts[part::parts]) for name, cuts in ranked.items()}
+    def length(cuts: Sequence[Cut]) -> tuple[float, str]:
+        return -sum(cut.duration for cut in cuts), cuts[0].id
+
+    groups = {
+        name: sorted(cuts_by_speaker(cuts) if whole_speakers else [[cut] for cut in cuts], key=length)
+        for name, cuts in test_sets.items()
+    }
+    return {name: CutSet.from_cuts(cut for own in of[part::parts] for cut in own) for name, of in groups.items()}
 
 
 def decode_part(
@@ -243,66 +293,3 @@ def make_data(config: DecodeConfig, features: FeatureConfig) -> AsrDataModule:
         feature_normalize=features.normalize,
     )
     return AsrDataModule(data, features)
-
-
-def decode_set(
-    recognizer: Recognizer,
-    batches: Iterable[Batch],
-    frame_shift: float,
-    advance: Callable[[int], object] = lambda n: None,
-) -> SetOutcome:
-    """Run the network once over the batches and every search on its output.
-
-    Args:
-      frame_shift: seconds per feature frame, for the real-time factor.
-      advance: called with the number of utterances done.
-    """
-    outcome = SetOutcome.empty(recognizer.searches)
-    with recognizer.precision():
-        for batch in batches:
-            try:
-                decode_batch(recognizer, batch, outcome)
-            except (MemoryError, RuntimeError) as error:
-                if not is_out_of_memory(error):
-                    raise
-                longest = float(batch.input_lens.max()) * frame_shift
-                reason = f"too little memory for {longest:.0f} seconds: lower max_duration, chunk_seconds or the beams"
-                outcome.lost |= {name: f"{name}: {reason}" for name in batch.ids}
-            else:
-                outcome.timing.audio += float(batch.input_lens.sum()) * frame_shift
-            advance(len(batch.ids))
-    return outcome
-
-
-def decode_batch(recognizer: Recognizer, batch: Batch, outcome: SetOutcome) -> None:
-    """Add what all searches find: in the utterances that are no longer than a chunk together, in others by chunks."""
-    lens = batch.input_lens.tolist()
-    long = [n for n, length in enumerate(lens) if recognizer.is_long(length)]
-    for n in long:
-        words, without_path = decode_long(
-            recognizer, batch.inputs[n, : lens[n]], batch.texts[n].split(), outcome.timing
-        )
-        for key, found in words.items():
-            outcome.found[key].append((batch.ids[n], batch.texts[n].split(), found))
-            outcome.without_path[key] += key in without_path
-    if not long:
-        decode_together(recognizer, batch, outcome)
-    elif len(long) < len(lens):
-        rows = [n for n in range(len(lens)) if n not in long]
-        decode_together(recognizer, batch.of(rows), outcome)
-
-
-def decode_together(recognizer: Recognizer, batch: Batch, outcome: SetOutcome) -> None:
-    """Add what all searches find in a batch."""
-    start = time.perf_counter()
-    output = recognizer.run(batch.inputs, batch.input_lens)
-    outcome.timing.network += time.perf_counter() - start
-    refs = [text.split() for text in batch.texts]
-    hypotheses: dict[Search, list[Nbest]] = {}
-    for key, method in recognizer.searches.items():
-        start = time.perf_counter()
-        hypotheses[key] = method.nbest(output, 1, refs)
-        outcome.timing.search[key] += time.perf_counter() - start
-    for key, hyps in hypotheses.items():
-        outcome.found[key] += zip(batch.ids, refs, map(best_words, hyps), strict=True)
-        outcome.without_path[key] += sum(not nbest for nbest in hyps)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from contextlib import nullcontext
+from collections.abc import Collection, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from lowbit_k2.asr.model_io import (
 from lowbit_k2.core.chunks import ChunkConfig
 from lowbit_k2.core.config import Config, ConfigError, option
 from lowbit_k2.core.features import FeatureConfig
+from lowbit_k2.core.lhuc import LhucConfig
 from lowbit_k2.core.models import TRANSDUCER
 from lowbit_k2.core.topology import unspoken_classes
 from lowbit_k2.data.sources import ALLOW_COMMANDS
@@ -29,6 +30,7 @@ from lowbit_k2.decode.lattice import SearchConfig
 from lowbit_k2.decode.method import METHODS, Method, NetworkOutput, Setup, parse_methods
 from lowbit_k2.decode.transducer import blank_log_probs
 from lowbit_k2.errors import UserError
+from lowbit_k2.models.lhuc import SpeakerVectors
 from lowbit_k2.quant import Allocation, use_precision
 
 Search = tuple[str, str]  # method, setting of the method
@@ -59,6 +61,7 @@ class DecodeConfig(Config):
         (1.0,), "of the graph, --lm-dir and --token-lm; several by commas, for dev", parse=split_numbers
     )
     search: SearchConfig = option(SearchConfig, flag="")
+    lhuc: LhucConfig = option(LhucConfig, flag="")
     manifest_dir: Path = option(Path("data/fbank"), "cut manifests and features")
     max_duration: float = option(200.0, "seconds in a batch", above=0)
     num_workers: int = option(0, "processes that load batches; 0: the main process", low=0, high=256)
@@ -83,6 +86,7 @@ class Recognizer:
       label: checkpoint and precision, as they appear in file names.
       allocation: what `use_precision` gets; None for packed models, whose weights have their values.
       searches: by (method, setting).
+      vectors: of the speakers that the model is adapted to; None: it is as it was trained.
     """
 
     loaded: LoadedModel
@@ -91,6 +95,7 @@ class Recognizer:
     device: torch.device
     searches: dict[Search, Method] = field(default_factory=dict)
     chunking: ChunkConfig = field(default_factory=ChunkConfig)
+    vectors: SpeakerVectors | None = None
 
     @property
     def features(self) -> FeatureConfig:
@@ -109,6 +114,10 @@ class Recognizer:
     def precision(self) -> object:
         """Context in which the model runs at its precision."""
         return nullcontext() if self.allocation is None else use_precision(self.loaded.model, self.allocation)
+
+    def adapted(self, utterances: Sequence[str]) -> AbstractContextManager:
+        """Context in which the model is that of these utterances' speakers, where it is adapted."""
+        return nullcontext() if self.vectors is None else self.vectors.adapted(utterances)
 
     @torch.no_grad()
     def run(self, inputs: Tensor, input_lens: Tensor) -> NetworkOutput:

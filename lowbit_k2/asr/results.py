@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -53,6 +54,42 @@ class Timing:
         return (self.network + self.search[key]) / max(self.audio, 1e-9)
 
 
+@dataclass(frozen=True)
+class Adaptation:
+    """What speakers were adapted on, and what came of it.
+
+    Attributes:
+      left_out: numbers of utterances that were not adapted on, by reason.
+      before, after: CTC loss of the hypotheses, summed over the utterances (nats).
+      frames: of the network's output.
+    """
+
+    speakers: int
+    utterances: int
+    left_out: Mapping[str, int]
+    before: float
+    after: float
+    frames: int
+
+    def __add__(self, other: Adaptation) -> Adaptation:
+        """With other speakers of the same set."""
+        return Adaptation(
+            self.speakers + other.speakers,
+            self.utterances + other.utterances,
+            Counter(self.left_out) + Counter(other.left_out),
+            self.before + other.before,
+            self.after + other.after,
+            self.frames + other.frames,
+        )
+
+    def __str__(self) -> str:
+        before, after = (value / max(self.frames, 1) for value in (self.before, self.after))
+        missing = ", ".join(f"{number} {reason}" for reason, number in sorted(self.left_out.items()))
+        line = f"LHUC: {self.speakers} speakers by {self.utterances} hypotheses"
+        line += f" (left out: {missing})" if missing else ""
+        return f"{line}, their CTC loss per frame {before:.4f} before, {after:.4f} after"
+
+
 @dataclass
 class SetOutcome:
     """What a recognizer made of a test set, or of a part of it.
@@ -62,6 +99,7 @@ class SetOutcome:
       without_path: utterances of each search whose lattice stayed empty.
       lost: utterances that could not be decoded, with the reason.
       earlier: real-time factors of the searches whose results are those of an earlier call.
+      adaptations: of each search, where the model was adapted to what it had found before.
     """
 
     found: dict[Search, list[Result]] = field(default_factory=dict)
@@ -69,6 +107,7 @@ class SetOutcome:
     without_path: dict[Search, int] = field(default_factory=dict)
     lost: dict[str, str] = field(default_factory=dict)
     earlier: dict[Search, float] = field(default_factory=dict)
+    adaptations: dict[Search, Adaptation] = field(default_factory=dict)
 
     @classmethod
     def empty(cls, searches: Iterable[Search]) -> SetOutcome:
@@ -83,6 +122,15 @@ class SetOutcome:
             self.timing.search[key] += other.timing.search[key]
         self.timing.audio += other.timing.audio
         self.timing.network += other.timing.network
+        self.lost |= other.lost
+        for key, adaptation in other.adaptations.items():
+            self.adaptations[key] += adaptation
+
+    def take(self, key: Search, other: SetOutcome) -> None:
+        """Take one search's part of another pass over the same utterances; its time is the search's alone."""
+        self.found[key], self.without_path[key] = other.found[key], other.without_path[key]
+        self.timing.audio, self.timing.search[key] = other.timing.audio, other.timing.search[key]
+        self.adaptations |= other.adaptations
         self.lost |= other.lost
 
     def real_time_factor(self, key: Search) -> float:
@@ -165,7 +213,9 @@ def report(
 
 
 def print_details(decoded: Decoded, outcome: SetOutcome, search: Search) -> None:
-    """Confidence interval, real-time factor, and what the search could not decode."""
+    """The adaptation, confidence interval, real-time factor, and what the search could not decode."""
+    if search in outcome.adaptations:
+        print(f"  {outcome.adaptations[search]}")
     line = f"  RTF {outcome.real_time_factor(search):.4f}"
     if decoded.interval:
         low, high = decoded.interval

@@ -11,13 +11,20 @@ from torch import Tensor
 from lowbit_k2.asr.long_audio import decode_long
 from lowbit_k2.asr.recognizer import DecodeConfig, Recognizer, make_recognizers
 from lowbit_k2.asr.results import best_words
+from lowbit_k2.core.config import ConfigError
 from lowbit_k2.core.text import printable
 from lowbit_k2.data.features import extract_wav, make_extractor
 from lowbit_k2.errors import ReportedError, UserError, is_one_line_error, is_out_of_memory, print_error
 
 
 def run_transcription(config: DecodeConfig, files: Sequence[Path]) -> None:
-    """`transcribe_files` with the model that the settings name."""
+    """`transcribe_files` with the model that the settings name.
+
+    Raises:
+      UserError: settings that are of no use to single files.
+    """
+    if config.lhuc.epochs:
+        raise ConfigError("epochs", "adapts to the speakers of test sets: use 0 with audio files")
     transcribe_files(files, make_recognizers(config))
 
 

@@ -11,6 +11,7 @@ from lowbit_k2.asr.exporting import ExportConfig
 from lowbit_k2.asr.model_io import CheckpointChoice
 from lowbit_k2.asr.recognizer import DecodeConfig
 from lowbit_k2.core.chunks import ChunkConfig
+from lowbit_k2.core.lhuc import LhucConfig
 from lowbit_k2.decode.lattice import SearchConfig
 from lowbit_k2.recipe.flags import add_flags, add_plugin_argument, errors_name_flags, read_flags
 
@@ -21,7 +22,7 @@ def add_decoding_flags(parser: argparse.ArgumentParser, precisions: bool = True)
     """Flags that `read_decoding_flags` reads; names as icefall's where it has them.
 
     Args:
-      precisions: with `--packed` and `--precision`.
+      precisions: with `--packed` and `--precision`, and with what makes several results of one: LHUC.
     """
     model = parser.add_argument_group("model")
     add_plugin_argument(model)
@@ -37,6 +38,8 @@ def add_decoding_flags(parser: argparse.ArgumentParser, precisions: bool = True)
     search = parser.add_argument_group("search")
     add_flags(search, DecodeConfig, only=("decoding_method", "lang_dir", "lm_dir", "token_lm", "lm_scale"))
     add_flags(search, SearchConfig)
+    if precisions:
+        add_flags(parser.add_argument_group("speakers"), LhucConfig)
     data = parser.add_argument_group("data")
     add_flags(
         data,
@@ -73,6 +76,7 @@ def read_decoding_flags(args: argparse.Namespace) -> DecodeConfig:
         choice=choice,
         search=read_flags(SearchConfig, args),
         chunking=read_flags(ChunkConfig, args),
+        lhuc=read_flags(LhucConfig, args),
         **_present(args, precision=tuple, num_jobs=int, quiet=bool),
         plugins=tuple(args.plugin),
     )
@@ -107,5 +111,5 @@ def read_export_flags(args: argparse.Namespace) -> ExportConfig:
 def decoding_errors() -> Any:
     """Context in which errors about fields of decoding and export settings name their flags."""
     return errors_name_flags(
-        [(cls, "") for cls in (DecodeConfig, ChunkConfig, CheckpointChoice, SearchConfig, ExportConfig)]
+        [(cls, "") for cls in (DecodeConfig, ChunkConfig, CheckpointChoice, SearchConfig, LhucConfig, ExportConfig)]
     )
