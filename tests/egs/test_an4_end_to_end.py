@@ -302,6 +302,41 @@ def test_a_packed_file_transcribes_audio_and_tells_its_sizes(
     assert hypotheses(tmp_path / GREEDY / "recogs-test-packed-model.txt") == said
 
 
+def test_adaptation_to_the_test_sets_speakers(an4_data: Path, talkative_exp: Path, tmp_path: Path) -> None:
+    """A second pass by every search, and the same from the packed file; the first pass is as without it."""
+    exp = tmp_path / "exp"
+    shutil.copytree(talkative_exp, exp, ignore=shutil.ignore_patterns(GREEDY))
+    call(AN4 / "export.py", "--exp-dir", exp, "--precision", 1, "--output", tmp_path / "packed").good()
+    flags = ["--precision", 1, "--decoding-method", f"{GREEDY},1best" if has_k2() else GREEDY, "--max-duration", 8]
+    decode(an4_data, exp, *flags)
+    plain = {path: path.read_text() for path in exp.glob("*/recogs-*")}
+    lhuc = ["--lhuc-epochs", 2, "--lhuc-lr", 5]
+    screen = decode(an4_data, exp, *flags, *lhuc)
+    adapted = re.findall(r"LHUC: 3 speakers by (\d) hypotheses.* per frame (\S+) before, (\S+) after", screen)
+    assert len(adapted) == len(plain) and all(float(after) < float(before) for _, before, after in adapted)
+    assert screen.count("of an earlier call") == len(plain)
+    assert all(path.read_text() == text for path, text in plain.items())
+    for path in plain:
+        second = path.with_name(f"{path.stem}-lhuc.txt")
+        assert hypotheses(second).keys() == hypotheses(path).keys()
+        assert (path.parent / second.name.replace("recogs", "errs")).read_text().startswith("%WER")
+    assert any(hypotheses(path.with_name(f"{path.stem}-lhuc.txt")) != hypotheses(path) for path in plain)
+    decode(an4_data, exp, "--packed", tmp_path / "packed", *lhuc, "--max-duration", 8)
+    [from_packed], [from_model] = (exp.glob(f"{GREEDY}/recogs-test-{name}-lhuc.txt") for name in ("packed*", "*-1"))
+    assert from_packed.read_text() == from_model.read_text()
+
+
+@pytest.mark.parametrize("recipe", ["an4", "librispeech", "switchboard"])
+def test_lhuc_flags_that_make_no_sense(recipe: str, tmp_path: Path) -> None:
+    for flags, line in (
+        (["--lhuc-epochs", -1], "--lhuc-epochs must not be negative"),
+        (["--lhuc-epochs", 1, "--lhuc-lr", "nan"], "--lhuc-lr must be a finite number"),
+        (["--lhuc-epochs", 1, "--lhuc-lr", 0], "--lhuc-lr must be positive"),
+        (["--lhuc-epochs", 1, "--wav", "a.wav"], "--lhuc-epochs adapts to the speakers of test sets"),
+    ):
+        assert line in call(AN4.parent / recipe / "decode.py", "--exp-dir", tmp_path / "exp", *flags).error()
+
+
 # --- the table of results -------------------------------------------------------------------------------------
 
 
