@@ -1,7 +1,7 @@
 """Unsupervised adaptation to the speakers of a test set, and the pass that decodes it adapted: LHUC (models/lhuc.py).
 
-Each search's first-pass words are the targets: for every speaker, r descends on their CTC loss, an utterance at a
-time, while all weights stay as they are,
+Each search's first-pass words are the targets: for every speaker, r descends on their loss (CTC's, or -log p of all
+paths of the chain topology), an utterance at a time, while all weights stay as they are,
 
     r <- r - lr * d(loss / frames) / dr
 
@@ -17,7 +17,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import zip_longest
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -29,12 +29,16 @@ from lowbit_k2.asr.results import Adaptation, SetOutcome
 from lowbit_k2.core.config import ConfigError
 from lowbit_k2.core.lhuc import LhucConfig
 from lowbit_k2.core.models import CTC
+from lowbit_k2.core.topology import CTC as CTC_TOPOLOGY
 from lowbit_k2.data.batch import Batch
 from lowbit_k2.data.datamodule import AsrDataModule
 from lowbit_k2.data.filter import FilterConfig, reason_to_drop
 from lowbit_k2.data.manifests import cuts_by_speaker
+from lowbit_k2.data.tokenizer import Tokenizer
 from lowbit_k2.errors import UserError, is_out_of_memory
+from lowbit_k2.graphs.unit_graphs import FrameGraph, expand, transcript_graph
 from lowbit_k2.losses.ctc import ctc_loss
+from lowbit_k2.losses.forward_backward import GraphBatch, log_total
 from lowbit_k2.models.lhuc import SpeakerVectors, frozen_weights, hidden_layers, scaled_units
 
 if TYPE_CHECKING:
@@ -42,7 +46,7 @@ if TYPE_CHECKING:
     from lhotse.cut import Cut
 
 Advance = Callable[[int], object]  # is told of utterances that are done
-Targets = Mapping[str, Sequence[int]]  # token ids by utterance
+Targets = Mapping[str, Any]  # by utterance: token ids, or a graph where the model's topology is another than CTC's
 WORDING = {"empty-text": "empty", "over-max-cut-duration": "longer than a chunk"}  # of the filter's reasons
 
 
@@ -163,24 +167,26 @@ class Adapter:
         return float(loss.detach()), int(lens.sum())
 
 
-def hypothesis_loss(recognizer: Recognizer, batch: Batch, targets: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-    """CTC loss of N token sequences, summed (nats), and output frames (N,), both on the CPU.
+def hypothesis_loss(recognizer: Recognizer, batch: Batch, targets: Sequence[Any]) -> tuple[Tensor, Tensor]:
+    """-log p of N targets on all paths of the model's topology, summed (nats), and output frames (N,), on the CPU.
 
     On a GPU the gradient of torch's CTC loss adds up in no fixed order.
     """
-    device = recognizer.device
+    device, topology = recognizer.device, recognizer.loaded.model_config.topology
     output = recognizer.loaded.model.network_output(batch.inputs.to(device), batch.input_lens.to(device))
-    lens = output["lens"].cpu()
-    return ctc_loss(output["log_probs"].cpu(), lens, targets), lens
+    lens, log_probs = output["lens"].cpu(), output["log_probs"].cpu()
+    if topology == CTC_TOPOLOGY:
+        return ctc_loss(log_probs, lens, targets), lens
+    return -log_total(log_probs, lens, GraphBatch.of(targets)).sum(), lens
 
 
 def targets_of(
     recognizer: Recognizer, cuts: Collection[Cut], hypotheses: Mapping[str, Sequence[str]]
-) -> tuple[dict[str, list[int]], Counter[str]]:
-    """Units of the words of each utterance, of words with several pronunciations the first one.
+) -> tuple[dict[str, Any], Counter[str]]:
+    """What the words of each utterance are to the model: units, of words with several pronunciations the first one.
 
     Returns:
-      By utterance those that CTC can align, and the numbers of the others by reason; utterances without hypothesis,
+      By utterance those that can be aligned, and the numbers of the others by reason; utterances without hypothesis,
       which could not be decoded, are in neither.
     """
     loaded, seconds = recognizer.loaded, recognizer.chunking.chunk_seconds
@@ -190,7 +196,10 @@ def targets_of(
         max_seconds=seconds or float("inf"),
         unknown=loaded.tokenizer.unknown,
     )
-    targets: dict[str, list[int]] = {}
+    encode = loaded.tokenizer.encode
+    if loaded.model_config.topology != CTC_TOPOLOGY:
+        encode = partial(spoken_graph, loaded.tokenizer, loaded.model_config.topology)
+    targets: dict[str, Any] = {}
     left_out: Counter[str] = Counter()
     for cut in cuts:
         if cut.id not in hypotheses:
@@ -198,10 +207,15 @@ def targets_of(
         text = " ".join(hypotheses[cut.id])
         reason = reason_to_drop(cut, loaded.tokenizer.encode, config, text)
         if reason is None:
-            targets[cut.id] = loaded.tokenizer.encode(text)
+            targets[cut.id] = encode(text)
         else:
             left_out[WORDING.get(reason, reason)] += 1
     return targets, left_out
+
+
+def spoken_graph(tokenizer: Tokenizer, topology: str, text: str) -> FrameGraph:
+    """A transcript frame by frame, with all pronunciations of its words, and no weights but 1."""
+    return expand(transcript_graph([tokenizer.pronunciations(word) for word in text.split()], topology), topology)
 
 
 def rounds(speakers: Sequence[Sequence[Cut]], max_duration: float) -> Iterator[CutSet]:

@@ -69,7 +69,7 @@ class ConformerEncoder(nn.Module):
 
     def hidden_layers(self) -> list[HiddenLayer]:
         """What LHUC scales: the hidden units of both feed-forward modules of each block, behind the swish."""
-        return [(ff.swish, self.config.ffn_dim) for layer in self.layers for ff in (layer.ff1, layer.ff2)]
+        return [(ff.swish, ff.w1.out_features) for layer in self.layers for ff in (layer.ff1, layer.ff2)]
 
     def forward(self, inputs: Tensor, input_lens: Tensor) -> tuple[Tensor, Tensor]:
         """inputs (N, T, F), input_lens (N,) -> (encoder_out (N, T', C), encoder_out_lens (N,)); T' = output_lens(T)."""

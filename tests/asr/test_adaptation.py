@@ -12,7 +12,7 @@ from lhotse import CutSet
 from torch import nn
 
 from lowbit_k2.asr import decoding
-from lowbit_k2.asr.adaptation import Adapter, rounds, second_pass, targets_of
+from lowbit_k2.asr.adaptation import Adapter, hypothesis_loss, rounds, second_pass, targets_of
 from lowbit_k2.asr.finished import model_digest
 from lowbit_k2.asr.model_io import LoadedModel, build_model, describe_tokenizer, load_packed
 from lowbit_k2.asr.one_pass import decode_set
@@ -22,12 +22,14 @@ from lowbit_k2.core.chunks import ChunkConfig
 from lowbit_k2.core.encoders import ConformerConfig, EncoderConfig, TdnnfConfig
 from lowbit_k2.core.lhuc import LhucConfig
 from lowbit_k2.core.models import CtcConfig, ModelConfig, TransducerConfig
+from lowbit_k2.core.topology import CHAIN
 from lowbit_k2.data.datamodule import AsrDataModule, DataConfig
 from lowbit_k2.data.tokenizer import LexiconTokenizer, SentencePieceTokenizer
 from lowbit_k2.decode.method import Setup
 from lowbit_k2.decode.methods import CtcGreedySearch
 from lowbit_k2.errors import UserError
 from lowbit_k2.export import pack_model
+from lowbit_k2.losses.forward_backward import StateGraph, log_total
 from lowbit_k2.quant import Allocation, QuantConfig, use_precision
 from lowbit_k2.recipe.train_bpe import train_sentencepiece
 from lowbit_k2.train.checkpoint import Checkpoint, save_checkpoint
@@ -103,6 +105,21 @@ def test_the_loss_falls_and_only_the_vectors_change(encoder: EncoderConfig, bits
     assert all(p.grad is None for p in loaded.model.parameters()) and not loaded.model.training
     assert all(r.abs().amax(dim=1).min() > 0 for r in adapter.vectors.layers)  # of every speaker in every layer
     assert adapter.seconds > 0
+
+
+def test_the_chain_topology_is_adapted_on_all_its_paths(corpus: Corpus) -> None:
+    loaded = load(config=CtcConfig(TDNNF, TOKENIZER.vocab_size, topology=CHAIN))
+    recognizer = recognizer_of(loaded, 1)
+    adapter, found = adapted(recognizer, corpus, corpus.cuts)
+    assert (found.speakers, found.utterances, found.left_out) == (5, 9, {}) and 0 < found.after < found.before
+    targets, _ = targets_of(recognizer, corpus.cuts, spoken(corpus.cuts))
+    [batch] = list(data_of(corpus).test_batches(corpus.cuts.subset(first=1)))
+    with recognizer.precision():
+        loss, lens = hypothesis_loss(recognizer, batch, [targets[batch.ids[0]]])
+        log_probs = loaded.model.network_output(batch.inputs, batch.input_lens)["log_probs"]
+    graph = StateGraph.of(targets[batch.ids[0]])
+    assert loss.item() == pytest.approx(-log_total(log_probs, lens, graph).item(), rel=1e-6)
+    assert max(graph.labels.tolist()) < 2 * TOKENIZER.vocab_size
 
 
 def test_no_epochs_change_nothing(corpus: Corpus) -> None:
