@@ -31,7 +31,7 @@ from lowbit_k2.launch import use_project_interpreter
 use_project_interpreter()
 
 import torch
-from systems import COLUMNS, CTC, FOLD_ROWS, NUM_FOLDS, REFERENCE, ROWS, SYSTEMS, Row
+from systems import COLUMNS, CTC, FOLD_ROWS, NUM_FOLDS, REFERENCE, ROWS, SEARCH_FLAGS, SYSTEMS, Row
 from train import make_parser as make_training_parser
 from train import make_trainer
 
@@ -72,6 +72,9 @@ def train(rows: list[Row], exp_root: Path, further: list[str]) -> None:
         allocation = r.allocation(exp_root)
         if allocation is not None and not allocation.is_file():
             search_precisions(r, exp_root, allocation)
+        architecture = r.architecture(exp_root)
+        if architecture is not None and not architecture.is_file():
+            search_widths(r, architecture, further)
         train_one(r, exp_root, further)
 
 
@@ -84,6 +87,15 @@ def search_precisions(r: Row, exp_root: Path, allocation: Path) -> None:
         command += ["--measure", search.measure, "--checkpoint", str(folder / PRETRAINED)]
         command += ["--cuts", str(r.data / "fbank/an4_cuts_train.jsonl.gz"), "--lang-dir", str(r.lang_dir)]
     command += [*search.budget.split(), "--output", str(allocation)]
+    print(" ".join(command), flush=True)
+    subprocess.run(command, check=True)
+
+
+def search_widths(r: Row, architecture: Path, further: list[str]) -> None:
+    """The architecture of a searched row."""
+    command = [sys.executable, "-m", "lowbit_k2.recipe.search", "--corpus", "an4", "--seed", str(r.seed)]
+    command += ["--manifest-dir", str(r.data / "fbank"), "--lang-dir", str(r.lang_dir)]
+    command += ["--exp-dir", str(architecture.parents[1]), *SEARCH_FLAGS.split(), *further]
     print(" ".join(command), flush=True)
     subprocess.run(command, check=True)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from lowbit_k2.asr.evaluation import GREEDY, HLG
 from lowbit_k2.asr.model_io import PRETRAINED, CheckpointChoice
@@ -48,7 +49,7 @@ class System:
 
     Attributes:
       flags: of train.py; FLOAT is the averaged checkpoint of the float row of the same seed and fold, ALLOCATION the
-        precisions per tensor that were chosen on it.
+        precisions per tensor that were chosen on it, ARCHITECTURE the widths that SEARCH_FLAGS find.
       precisions: that are decoded and packed.
       lm_scale: of the graph, chosen on dev for this system.
       compared: precision that takes part in the cross-validation; "" for none.
@@ -56,6 +57,7 @@ class System:
       lang: its units.
       reference: the float system that FLOAT stands for, and that it is compared with.
       search: how ALLOCATION is found.
+      averaged: the mean over the last epochs is decoded, not the last update.
     """
 
     name: str
@@ -70,6 +72,7 @@ class System:
     lang: str = "lang_char"
     reference: str = REFERENCE
     search: Search | None = None
+    averaged: bool = True
 
     @property
     def base(self) -> str:
@@ -107,36 +110,50 @@ class Row:
         search, first = self.system.search, self.started_from()
         return exp_root / first.key / f"{search.name}.json" if search and first else None
 
+    def architecture(self, exp_root: Path) -> Path | None:
+        """Where the searched widths are, if the system has some."""
+        if "ARCHITECTURE" not in self.system.flags:
+            return None
+        return exp_root / f"search{f'-f{self.fold}' if self.fold else ''}-s{self.seed}/logits/architecture.json"
+
     def flags(self, exp_root: Path) -> list[str]:
         """Of train.py, but for --exp-dir."""
         first = self.started_from()
         text = self.system.flags.replace("FLOAT", str(exp_root / first.key / PRETRAINED) if first else "")
         text = text.replace("ALLOCATION", str(self.allocation(exp_root)))
+        text = text.replace("ARCHITECTURE", str(self.architecture(exp_root)))
         flags = ["--seed", str(self.seed), "--num-epochs", str(self.system.epochs), *text.split()]
         return [*flags, "--manifest-dir", str(self.data / "fbank"), "--lang-dir", str(self.lang_dir)]
 
     def choice(self, exp_root: Path) -> CheckpointChoice:
         """The checkpoints that are decoded."""
-        epochs = self.system.epochs
-        return CheckpointChoice(exp_root / self.key, epoch=epochs, avg=max(1, epochs // 4), use_averaged_model=True)
+        epochs, folder = self.system.epochs, exp_root / self.key
+        if not self.system.averaged:
+            return CheckpointChoice(folder, epoch=epochs)
+        return CheckpointChoice(folder, epoch=epochs, avg=max(1, epochs // 4), use_averaged_model=True)
 
 
 PLAIN, KL = f"--precisions 2,1 --lambda2 0 {AS_AUTHORS}", f"--precisions 2,1 {AS_AUTHORS}"
 KL_SP = f"--precisions 2,1,sp {AS_AUTHORS}"
 PHONES = "--model tdnnf-tiny --objective lfmmi"
+# the recipe's own settings, which lowbit_k2.recipe.search does not know
+SEARCH_FLAGS = f"{PHONES} {LINEAR} --num-epochs 20 --lr-factor 0.5 --warm-step 400 --max-duration 30 --dropout 0.05"
+SEARCH_FLAGS += " --spec-aug-max-freq-width 18 --spec-aug-max-time-fraction 0.15 --cache-features true --eta 0.1"
 AFTER_FLOAT = f"--init-from FLOAT --teacher FLOAT {LINEAR}"
 FROM_FLOAT = f"--precisions 1 {AFTER_FLOAT} {SLOW_ALPHAS}"
 FROM_FLOAT_SEARCHED = f"--quant-config mixed --precisions ALLOCATION {AFTER_FLOAT} {SLOW_ALPHAS}"
 
 
-def tdnnf(name: str, label: str, flags: str, precision: str, search: Search | None = None) -> System:
+OF_TDNNF = {"methods": LATTICE, "lm_scale": 1.0, "lang": "lang_phone", "reference": TDNNF}
+
+
+def tdnnf(name: str, label: str, flags: str, precision: str, **more: Any) -> System:
     """A TDNN-F that begins with the float one and is trained for a few epochs more at other precisions."""
     flags = f"{PHONES} --quant-config mixed --init-from FLOAT {LINEAR} {flags}"
-    settings = {"methods": LATTICE, "lm_scale": 1.0, "epochs": 6, "lang": "lang_phone", "reference": TDNNF}
-    return System(f"tdnnf-{name}", label, flags, (precision,), search=search, **settings)
+    return System(f"tdnnf-{name}", label, flags, (precision,), epochs=6, **OF_TDNNF, **more)
 
 
-BITS = ("8", "4", "2", "1")
+BITS, ADMM = ("8", "4", "2", "1"), "--admm-every 25 --admm-gamma 0.1"
 SYSTEMS = {
     system.name: system
     for system in (
@@ -163,15 +180,13 @@ SYSTEMS = {
             "float-twice", "float from float, which teaches", f"--precisions 32 {AFTER_FLOAT}", ("32",), compared="32"
         ),
         System("rnnt-float", "float", f"{TRANSDUCER} --precisions 32", ("32",), RNNT, 0.4, (1, 2)),
+        System(TDNNF, "float", f"{PHONES} --precisions 32 {LINEAR}", ("32",), **OF_TDNNF),
         System(
-            TDNNF,
-            "float",
-            f"{PHONES} --precisions 32 {LINEAR}",
+            "tdnnf-searched",
+            "float, bottlenecks by PipeGumbel",
+            f"{PHONES} --precisions 32 {LINEAR} --architecture ARCHITECTURE",
             ("32",),
-            LATTICE,
-            1.0,
-            lang="lang_phone",
-            reference=TDNNF,
+            **OF_TDNNF,
         ),
         *(tdnnf(f"bp{b}", f"{b} bits, steps held", f"--precisions {b} --alpha-lr-scale 0", b) for b in BITS),
         *(tdnnf(f"qat{b}", f"{b} bits", f"--precisions {b} {SLOW_ALPHAS}", b) for b in BITS),
@@ -181,11 +196,12 @@ SYSTEMS = {
                 f"{b} bits a weight, by {measure}",
                 f"--precisions ALLOCATION {SLOW_ALPHAS}",
                 f"{measure}-{b}bit",
-                Search(f"{measure}-{b}bit", measure, f"--average-bits {b}"),
+                search=Search(f"{measure}-{b}bit", measure, f"--average-bits {b}"),
             )
             for measure in ("kl", "hessian", "nas")
             for b in ("4", "2")
         ),
+        *(tdnnf(f"admm{b}", f"{b} bits, ADMM", f"--precisions {b} {ADMM}", b, averaged=False) for b in ("4", "2", "1")),
         System("rnnt-cotrain-plain", "co-trained, plain", f"{TRANSDUCER} {PLAIN}", ("2", "1"), RNNT, 0.4, (1, 2)),
     )
 }
