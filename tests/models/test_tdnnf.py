@@ -51,6 +51,7 @@ def test_the_settings_know_every_shape_and_survive_json() -> None:
     [
         ({"bottlenecks": (4, 5)}, "bottlenecks 4,5: give one, or 5"),
         ({"bottlenecks": (0,)}, "bottlenecks 0: give one"),
+        ({"bottlenecks": (13,)}, "bottlenecks 13: give one, or 5, from 1 to 12"),
         ({"strides": (2,)}, "strides 2: give up to 5, 0 or 1 and then multiples of 3"),
         ({"strides": (3, 1)}, "strides 3,1"),
         ({"strides": (1, -1)}, "strides 1,-1"),

@@ -116,12 +116,26 @@ def test_the_loss_is_the_tasks_and_the_penalty(tmp_path: Path) -> None:
     trainer.model.train()
     out = criterion(trainer.model, batch, 9)
     weights = criterion.draw(9)
-    penalty = 3.0 * float((weights * criterion.costs.millions()).sum())  # per frame
+    penalty = 3.0 * float((weights.detach() * criterion.costs.millions()).sum())  # per frame
     criterion.supernet.mix(weights)
     task = CtcCriterion()(trainer.model, batch)
     assert float(out.loss) == pytest.approx(float(task.loss) + penalty * task.num_frames, rel=1e-5)
     assert float(out.parts["task"]) == pytest.approx(float(task.loss)) and out.num_frames == task.num_frames
     assert torch.equal(weights, criterion.draw(9)) and not torch.equal(weights, criterion.draw(10))
+
+
+def test_warm_ups_of_the_task_are_over(tmp_path: Path) -> None:
+    trainer = searcher(TDNNF, tmp_path)
+    seen, inner = [], CtcCriterion()
+
+    def task(model, batch, update, shared=None):
+        seen.append(update)
+        return inner(model, batch)
+
+    criterion = trainer.criterion
+    criterion.criterion, criterion.updates_before = task, 700
+    criterion(trainer.model.train(), trainer.with_targets(toy_batches(1)[0]), 9)
+    assert seen == [709]
 
 
 def test_the_log_has_temperature_cost_and_entropy(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
