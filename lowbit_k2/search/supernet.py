@@ -22,13 +22,15 @@ part so: M M^T = a^2 I says the same of any of its rows.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lowbit_k2.losses.output import Criterion, PassOutput, TrainingBatch
+from lowbit_k2.models.masking import MaskedBatchNorm
 from lowbit_k2.quant import generator_seed
 from lowbit_k2.search.space import SearchSpace, searchable
 
@@ -88,6 +90,22 @@ def draw_choice(space: SearchSpace, seed: int, update: int) -> list[int]:
     return torch.randint(len(space.candidates), (space.num_layers,), generator=generator).tolist()
 
 
+@contextmanager
+def batch_statistics(model: nn.Module) -> Iterator[None]:
+    """BatchNorms of a model in eval mode go by the batch: their running statistics are those of all architectures."""
+    norms = [module for module in model.modules() if isinstance(module, MaskedBatchNorm)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.train()
+        norm.momentum = 0.0  # which leaves no trace
+    try:
+        yield
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.eval()
+            norm.momentum = momentum
+
+
 class SampledCriterion:
     """A criterion whose passes are those of the architecture drawn for the update; in eval mode, of the widest."""
 
@@ -98,6 +116,7 @@ class SampledCriterion:
         """See `lowbit_k2.losses.output.Criterion`."""
         if model.training:
             self.supernet.choose(draw_choice(self.supernet.space, self.seed, update))
-        else:
-            self.supernet.open()
-        return self.criterion(model, batch, update, shared)
+            return self.criterion(model, batch, update, shared)
+        self.supernet.open()
+        with batch_statistics(model):
+            return self.criterion(model, batch, update, shared)

@@ -134,5 +134,8 @@ def test_passes_are_those_of_the_draw_and_validation_is_of_the_widest() -> None:
         criterion(wide.train(), batch, update)
         seen.append(supernet.mask.sum(dim=1).tolist())
     assert seen[0] == list(space.widths(draw_choice(space, 3, 1))) == seen[2] != seen[1]
-    criterion(wide.eval(), batch, 2)
-    assert supernet.mask is None
+    before = {name: buffer.clone() for name, buffer in wide.named_buffers()}
+    validated = criterion(wide.eval(), batch, 2)
+    assert supernet.mask is None and not any(module.training for module in wide.modules())
+    assert all(torch.equal(buffer, before[name]) for name, buffer in wide.named_buffers())
+    torch.testing.assert_close(validated.loss, CtcCriterion()(wide.train(), batch).loss)  # statistics of the batch
