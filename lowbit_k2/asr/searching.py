@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +22,7 @@ from lowbit_k2.core.config import Config, ConfigError, option
 from lowbit_k2.core.grids import FLOAT_BITS
 from lowbit_k2.core.models import ModelConfig
 from lowbit_k2.data.augment import make_branch_masks, make_spec_augment
+from lowbit_k2.data.batch import Batch
 from lowbit_k2.data.datamodule import AsrDataModule
 from lowbit_k2.data.tokenizer import Tokenizer
 from lowbit_k2.errors import UserError
@@ -43,7 +43,7 @@ from lowbit_k2.train.epochs import remaining_epochs, save_epoch, train_epoch, va
 from lowbit_k2.train.metrics import describe
 from lowbit_k2.train.optim import dropout_schedule, floor_of_alphas, learning_rate, make_optimizer, rising_hardness
 from lowbit_k2.train.orthogonal import semi_orthogonal
-from lowbit_k2.train.trainer import Trainer
+from lowbit_k2.train.trainer import Trainer, check_same_run
 
 if TYPE_CHECKING:
     from lhotse import CutSet
@@ -51,6 +51,7 @@ if TYPE_CHECKING:
 SUPERNET, ALL = "supernet", "all"
 PHASES = (SUPERNET, "logits", ALL)
 RESULT = "architecture.json"
+LOGITS_SECTION = "logits"  # of the second phase's description
 
 
 @dataclass(frozen=True)
@@ -100,19 +101,20 @@ class Search:
     ) -> Trainer:
         """
         Args:
-          about: what a run that goes on must have alike.
+          about: sections of the checkpoints' description besides those that the phases have alike.
           own: arguments of Trainer that a phase decides.
         """
         config, quant = self.training, self.training.quant_config()
         layers = (model.config.num_layers, quant.layer_prefix)
         described = describe_run(config, model.config, quant, self.tokenizer, self.data.features)
+        alike = {"candidates": list(self.space.candidates), "logits_share": self.config.logits_share}
         return Trainer(
             model=model,
             criterion=criterion,
             co_training=CoTraining(config.co_training, *layers, config.loop.seed),
             normalizer=output_frames(model.config),
             exp_dir=folder,
-            description={**described, "search": {"candidates": list(self.space.candidates), **about}},
+            description={**described, "search": alike, **about},
             clip_grad_norm=config.optim.clip_grad_norm,
             ranks=self.run.ranks,
             **own,
@@ -122,14 +124,26 @@ class Search:
         config = self.training
         return make_criterion(config.objective, config.criterion, self.tokenizer, config.run.lang_dir)
 
-    @contextmanager
-    def begun(self, trainer: Trainer, cuts: CutSet) -> Iterator[None]:
-        """A phase is under way: its folder is locked, its newest checkpoint taken up."""
+    def train(
+        self,
+        trainer: Trainer,
+        cuts: CutSet,
+        finish: Callable[[dict[str, float]], None],
+        valid_batches: Callable[[], Iterator[Batch]] | None = None,
+    ) -> None:
+        """All epochs of a phase that are still to come; its folder is locked, its newest checkpoint taken up.
+
+        Args:
+          finish: what the end of an epoch is, given its means.
+          valid_batches: for validations within an epoch.
+        """
         config = replace(self.training, run=replace(self.training.run, exp_dir=trainer.exp_dir))
         run = Run(config, self.run.ranks, self.run.device, find_start(config.run))
         with run.held:
             run.begin(trainer, lambda: self.data.largest_batches(cuts))
-            yield
+            for epoch in remaining_epochs(trainer):
+                batches = self.data.train_batches(cuts, epoch, skip=trainer.progress.batch)
+                finish(train_epoch(trainer, batches, self.data.num_train_batches(cuts, epoch), valid_batches))
             trainer.board.close()
 
 
@@ -174,7 +188,7 @@ def train_supernet(search: Search, train_cuts: CutSet, valid_cuts: CutSet) -> No
         model,
         SampledCriterion(criterion, supernet, config.loop.seed),
         config.run.exp_dir / SUPERNET,
-        {"logits_share": search.config.logits_share},
+        {},
         optimizer=make_optimizer(model, config.optim),
         schedule=learning_rate(config.optim, model.config.d_model),
         config=config.loop,
@@ -184,12 +198,16 @@ def train_supernet(search: Search, train_cuts: CutSet, valid_cuts: CutSet) -> No
         augment=make_spec_augment(config.data.spec_augment),
         mask=make_branch_masks(config.data.spec_augment),
     )
-    with search.begun(trainer, train_cuts):
-        for epoch in remaining_epochs(trainer):
-            batches = search.data.train_batches(train_cuts, epoch, skip=trainer.progress.batch)
-            num_batches = search.data.num_train_batches(train_cuts, epoch)
-            train = train_epoch(trainer, batches, num_batches, lambda: search.data.valid_batches(valid_cuts))
-            save_epoch(trainer, train, validate(trainer, search.data.valid_batches(valid_cuts)))
+
+    def valid_batches() -> Iterator[Batch]:
+        return search.data.valid_batches(valid_cuts)
+
+    search.train(
+        trainer,
+        train_cuts,
+        lambda train: save_epoch(trainer, train, validate(trainer, valid_batches())),
+        valid_batches,
+    )
 
 
 def train_logits(search: Search, cuts: CutSet) -> Architecture:
@@ -199,7 +217,7 @@ def train_logits(search: Search, cuts: CutSet) -> Architecture:
       The most probable width of each layer.
 
     Raises:
-      UserError: the supernet's training has not come to its end.
+      UserError: the supernet's training has not come to its end, or had other settings.
     """
     training, config = search.training, search.config
     source = finished_supernet(training)
@@ -217,18 +235,16 @@ def train_logits(search: Search, cuts: CutSet) -> Architecture:
         model,
         criterion,
         training.run.exp_dir / search.files.logits_dir,
-        {**config.to_dict(), **origin, "candidates": list(search.space.candidates)},
+        {LOGITS_SECTION: {**replace(config, candidates=None).to_dict(), **origin}},  # those: in the common section
         optimizer=torch.optim.Adam([{"name": "logits", "params": [logits], "rate_scale": 1.0}]),
         schedule=lambda update, done: config.logits_lr,
         config=replace(training.loop, num_epochs=config.logits_epochs),
         before_update=[criterion.anneal()],
         encode=encoder_of(inner, search.tokenizer),
     )
-    with search.begun(trainer, cuts):
-        for epoch in remaining_epochs(trainer):
-            batches = search.data.train_batches(cuts, epoch, skip=trainer.progress.batch)
-            train = train_epoch(trainer, batches, search.data.num_train_batches(cuts, epoch))
-            save_logits(trainer, train)
+    alike = {name: value for name, value in trainer.description.items() if name != LOGITS_SECTION}
+    check_same_run(weights.meta, alike, source)
+    search.train(trainer, cuts, lambda train: save_logits(trainer, train))
     origin |= {"model": model.config.to_dict(), "utterances": sum(1 for _ in cuts), "updates": trainer.progress.update}
     return found_architecture(search.space, costs, getattr(model, LOGITS).detach(), config, origin)
 

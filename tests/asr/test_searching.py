@@ -119,11 +119,16 @@ def test_stopped_in_either_phase_it_comes_to_the_same(
 
 def test_another_price_on_the_same_supernet(finished: Path, corpus: Corpus, tmp_path: Path) -> None:
     exp = Path(shutil.copytree(finished, tmp_path / "exp"))
-    with pytest.raises(UserError, match=r"another search configuration \(search.eta 0.1 -> 1000000"):
+    with pytest.raises(UserError, match=r"another logits configuration \(logits.eta 0.1 -> 1000000"):
         search(corpus, exp, TDNNF, "--eta 1e6")
     cheap = "--phase logits --eta 1e6 --logits-dir cheap --logits-lr 1"
     search(corpus, exp, TDNNF, cheap, f"--output {tmp_path}/small.json")
     assert Architecture.load(tmp_path / "small.json").fields == {"bottlenecks": (2, 2, 2)}
+    for more in ("--logits-share 0.2", "--logits-share 0.4 --eta 1"):
+        with pytest.raises(
+            UserError, match=r"supernet/epoch-2.pt .*another search configuration \(search.logits_share"
+        ):
+            search(corpus, exp, TDNNF, "--phase logits --logits-dir other", more)
     with pytest.raises(UserError, match=r"another search configuration \(search.candidates"):
         search(corpus, exp, TDNNF.replace("2,4,8", "2,6,8"), "--phase supernet")
 
