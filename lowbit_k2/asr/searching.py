@@ -34,10 +34,10 @@ from lowbit_k2.quant import quantize_model
 from lowbit_k2.search.architecture import Architecture
 from lowbit_k2.search.config import BYTES, SearchConfig
 from lowbit_k2.search.costs import CostTable, cost_table
-from lowbit_k2.search.gumbel import LOGITS, GumbelCriterion, add_logits, hold_weights
+from lowbit_k2.search.gumbel import GumbelCriterion, add_logits, hold_weights
+from lowbit_k2.search.report import found_architecture
 from lowbit_k2.search.space import SearchSpace
 from lowbit_k2.search.supernet import SampledCriterion, Supernet
-from lowbit_k2.tables import text_table
 from lowbit_k2.train.checkpoint import load_checkpoint, load_model_state, numbered
 from lowbit_k2.train.epochs import remaining_epochs, save_epoch, train_epoch, validate
 from lowbit_k2.train.metrics import describe
@@ -168,17 +168,6 @@ def space_costs(training: TrainingConfig, config: SearchConfig, space: SearchSpa
     return cost_table(space, model, quant, config)
 
 
-def describe_space(space: SearchSpace, costs: CostTable) -> str:
-    """What each candidate costs in the first layer, and the model with it in all of them."""
-    rows = [
-        (str(width), f"{costs.layers[0][i]:,}", f"{costs.total([i] * space.num_layers):,}")
-        for i, width in enumerate(space.candidates)
-    ]
-    title = f"{space.field} of {space.num_layers} layers of a {space.kind}, {costs.measure}"
-    at = f" at {costs.bits} bits" if costs.bits else ""
-    return f"{title}{at}:\n{text_table((space.field, 'first layer', 'all alike'), rows)}"
-
-
 def train_supernet(search: Search, train_cuts: CutSet, valid_cuts: CutSet) -> None:
     """Phase (a): all weights, each update on an architecture drawn at random; validated as the widest."""
     config = search.training
@@ -246,7 +235,7 @@ def train_logits(search: Search, cuts: CutSet) -> Architecture:
     check_same_run(weights.meta, alike, source)
     search.train(trainer, cuts, lambda train: save_logits(trainer, train))
     origin |= {"model": model.config.to_dict(), "utterances": sum(1 for _ in cuts), "updates": trainer.progress.update}
-    return found_architecture(search.space, costs, getattr(model, LOGITS).detach(), config, origin)
+    return found_architecture(search.space, costs, logits.detach(), config, origin)
 
 
 def save_logits(trainer: Trainer, train: dict[str, float]) -> None:
@@ -280,32 +269,3 @@ def checksum(state: Mapping[str, torch.Tensor]) -> str:
         digest.update(name.encode())
         digest.update(tensor.contiguous().numpy().tobytes())
     return digest.hexdigest()
-
-
-def found_architecture(
-    space: SearchSpace, costs: CostTable, logits: torch.Tensor, config: SearchConfig, origin: Mapping[str, Any]
-) -> Architecture:
-    """The most probable candidate of each layer."""
-    probabilities, choice = logits.softmax(dim=-1), logits.argmax(dim=-1).tolist()
-    cost = {"measure": costs.measure, "value": costs.total(choice), "largest": costs.total(space.largest)}
-    return Architecture(
-        encoder=space.kind,
-        fields={space.field: space.widths(choice)},
-        candidates=space.candidates,
-        probabilities=tuple(tuple(round(p, 4) for p in row) for row in probabilities.tolist()),
-        cost=cost | ({"bits": costs.bits} if costs.bits else {}),
-        eta=config.eta,
-        searched_on=origin,
-    )
-
-
-def describe_architecture(found: Architecture) -> str:
-    """A line per layer, and the costs."""
-    [(field, widths)] = found.fields.items()
-    rows = [
-        (str(layer), str(width), *(f"{p:.2f}" for p in row))
-        for layer, (width, row) in enumerate(zip(widths, found.probabilities, strict=True))
-    ]
-    table = text_table(("layer", field, *(f"p({width})" for width in found.candidates)), rows)
-    value, largest = found.cost["value"], found.cost["largest"]
-    return f"{table}\n{found.cost['measure']}: {value:,} of the supernet's {largest:,}"

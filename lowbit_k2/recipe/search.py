@@ -21,8 +21,6 @@ from lowbit_k2.asr.searching import (
     SUPERNET,
     Search,
     SearchRunConfig,
-    describe_architecture,
-    describe_space,
     search_space,
     space_costs,
     train_logits,
@@ -38,6 +36,7 @@ from lowbit_k2.losses.co_training import STOCHASTIC, split_names
 from lowbit_k2.recipe.flags import add_flags, read_flags
 from lowbit_k2.recipe.training_flags import read_training_flags, training_errors, training_parser
 from lowbit_k2.search.config import SearchConfig
+from lowbit_k2.search.report import describe_architecture, describe_space
 from lowbit_k2.search.split import split_cuts
 
 FOREIGN = ("start_epoch", "start_batch", "init_from", "freeze")  # fields of RunConfig that mean nothing here

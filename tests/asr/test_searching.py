@@ -150,6 +150,13 @@ def test_a_conformer(corpus: Corpus, tmp_path: Path, more: str) -> None:
     assert found.cost.get("bits", 0) == (4 if "bytes" in more else 0)
 
 
+@pytest.mark.k2
+def test_the_encoder_of_a_transducer(corpus: Corpus, tmp_path: Path) -> None:
+    sizes = "--decoder-dim 8 --joiner-dim 8 --objective ctc-rnnt --num-epochs 1 --logits-epochs 1"
+    search(corpus, tmp_path, CONFORMER, sizes)
+    assert len(Architecture.load(tmp_path / "logits/architecture.json").fields["ffn_dim"]) == 2
+
+
 @pytest.mark.parametrize(
     ("more", "words"),
     [

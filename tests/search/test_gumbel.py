@@ -119,8 +119,8 @@ def test_the_loss_is_the_tasks_and_the_penalty(tmp_path: Path) -> None:
     penalty = 3.0 * float((weights.detach() * criterion.costs.millions()).sum())  # per frame
     criterion.supernet.mix(weights)
     task = CtcCriterion()(trainer.model, batch)
-    assert float(out.loss) == pytest.approx(float(task.loss) + penalty * task.num_frames, rel=1e-5)
-    assert float(out.parts["task"]) == pytest.approx(float(task.loss)) and out.num_frames == task.num_frames
+    assert out.loss.item() == pytest.approx(task.loss.item() + penalty * task.num_frames, rel=1e-5)
+    assert float(out.parts["task"]) == pytest.approx(task.loss.item()) and out.num_frames == task.num_frames
     assert torch.equal(weights, criterion.draw(9)) and not torch.equal(weights, criterion.draw(10))
 
 
