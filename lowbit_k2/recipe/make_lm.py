@@ -12,11 +12,11 @@ from __future__ import annotations
 import argparse
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from pathlib import Path
 
 from lowbit_k2.core.topology import CHAIN, CTC, SILENCE, TOPOLOGIES
-from lowbit_k2.data.tokenizer import load_tokenizer
+from lowbit_k2.data.tokenizer import UNKNOWN, load_tokenizer
 from lowbit_k2.errors import UserError, run_main
 from lowbit_k2.graphs.lexicon import read_symbols
 from lowbit_k2.graphs.ngram import estimate, write_arpa
@@ -25,6 +25,7 @@ from lowbit_k2.recipe.prepare_lang import RESERVED
 from lowbit_k2.recipe.train_bpe import SPECIALS
 from lowbit_k2.textfile import read_lines
 
+NAMED = 5  # units in a warning
 MANY_UNKNOWN = 0.1  # share of a text's words from which on their absence is a warning
 
 
@@ -92,9 +93,22 @@ def make_token_lm(
     sentences = [[pieces[i] for i in spoken(line)] for line in lines]
     silent = {pieces[SILENCE]} if topology == CHAIN else set()
     vocabulary = [piece for piece in pieces if piece in silent or piece not in SPECIALS]
+    report_unused(vocabulary, {unit for sentence in sentences for unit in sentence}, transcript)
     model = estimate(sentences, order, vocabulary, None, min_counts)
     write_arpa(model, arpa)
     return [len(table) for table in model.probabilities]
+
+
+def report_unused(vocabulary: Sequence[str], used: Set[str], transcript: Path) -> None:
+    """Print which units a text lacks: a model that is trained on it never hears them."""
+    unused = [unit for unit in vocabulary if unit not in used and unit != UNKNOWN]
+    if unused:
+        shown = ", ".join(unused[:NAMED]) + (", ..." if len(unused) > NAMED else "")
+        print(
+            f"warning: {len(unused)} of {len(vocabulary)} units do not occur in {transcript} ({shown}): "
+            "no model learns them from it",
+            flush=True,
+        )
 
 
 def get_parser() -> argparse.ArgumentParser:

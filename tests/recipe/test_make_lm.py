@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from lowbit_k2.errors import UserError
-from lowbit_k2.recipe.make_lm import make_lm
+from lowbit_k2.recipe.make_lm import make_lm, make_token_lm
 
 
 @pytest.fixture
@@ -52,3 +52,26 @@ def test_words_that_words_txt_lacks(inputs: tuple[Path, Path, Path], capsys: pyt
     transcript.write_text("a b\nb\n")
     with pytest.raises(UserError, match="no word of .*train.txt is in .*words.txt, the commonest is b"):
         make_lm(transcript, 2, words, arpa)
+
+
+def test_units_with_and_without_silence(inputs: tuple[Path, Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    """A phone that no transcript has is named; silence is a unit of the chain topology alone."""
+    transcript, _, arpa = inputs
+    lang = arpa.parent / "lang"
+    lang.mkdir()
+    (lang / "tokens.txt").write_text("<blk> 0\nX 1\nY 2\nZ 3\n#0 4\n")
+    (lang / "lexicon.txt").write_text("A X\nB Y\nC Z\n")
+    transcript.write_text("A B\nB A A\n" * 20)
+    make_token_lm(transcript, 2, lang, arpa)
+    said = capsys.readouterr().out
+    assert said == f"warning: 1 of 3 units do not occur in {transcript} (Z): no model learns them from it\n"
+    plain = ngrams(arpa)
+    assert {"Z", "X Y", "<s> X"} <= plain and not any("<blk>" in ngram for ngram in plain)
+    make_token_lm(transcript, 2, lang, arpa, topology="chain")
+    with_silence = ngrams(arpa)
+    assert {"<blk>", "<s> <blk>", "<blk> </s>", "X <blk>", "<blk> X", "X Y", "<s> X"} <= with_silence
+    assert "<blk> <blk>" not in with_silence
+    transcript.write_text("A OTHER\n")
+    for topology in ("ctc", "chain"):
+        with pytest.raises(UserError, match="OTHER is not in the lexicon: add its pronunciation"):
+            make_token_lm(transcript, 2, lang, arpa, topology=topology)
