@@ -13,7 +13,6 @@ from torch import Tensor
 from lowbit_k2.asr.long_audio import network_pieces
 from lowbit_k2.asr.recognizer import Recognizer
 from lowbit_k2.core.text import printable
-from lowbit_k2.core.topology import CTC
 from lowbit_k2.data.features import extract_wav, make_extractor
 from lowbit_k2.data.text import squeeze
 from lowbit_k2.decode.alignment import AlignedToken, Pronunciations, align_tokens
@@ -100,11 +99,10 @@ def align(recognizer: Recognizer, features: Tensor, text: str, name: str, level:
       UserError: no CTC posteriors, characters or words that the units cannot spell, or audio too short for the text.
     """
     config = recognizer.loaded.model_config
-    if config.topology != CTC:
-        raise UserError(f"alignment reads CTC posteriors, the model's are of the topology {config.topology}")
     seconds = config.encoder.frames_per_output * recognizer.features.frame_shift
     words = squeeze(text).split()
-    tokens = align_tokens(posteriors(recognizer, features), [pronunciations(recognizer, word) for word in words])
+    spoken = [pronunciations(recognizer, word) for word in words]
+    tokens = align_tokens(posteriors(recognizer, features), spoken, config.topology)
     pieces = recognizer.loaded.tokenizer.pieces()
     groups = [[token] for token in tokens]
     if level == "word":

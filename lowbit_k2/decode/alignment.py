@@ -1,8 +1,9 @@
-"""Force alignment: when each token of a known transcript is said, by the best path through CTC posteriors.
+"""Force alignment: when each token of a known transcript is said, by the best path through frame posteriors.
 
-A path goes through the transcript's tokens in order, with blanks between them where it likes and where two equal tokens
-meet (Graves et al. 2006). Where a word has several pronunciations the path takes the best of them. The graph is a line
-of words, so that the Viterbi algorithm on it is a page and needs no k2.
+A path goes through the transcript's tokens in order; with the ctc topology blanks stand between them where it likes and
+where two equal tokens meet (Graves et al. 2006), with chain silence may stand between words and at both ends. Where a
+word has several pronunciations the path takes the best of them. The graph is a line of words, so that the Viterbi
+algorithm on it is a page and needs no k2.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lowbit_k2.core.topology import CTC, SILENCE, entry_class
 from lowbit_k2.errors import UserError
 
 Pronunciations = Sequence[Sequence[int]]  # of a word: token ids, at least one each
@@ -24,7 +26,7 @@ class AlignedToken:
 
     Attributes:
       word, token: index of the word in the transcript, and id of the token.
-      start, end: frames start .. end - 1 of the network's output; blanks belong to no token.
+      start, end: frames start .. end - 1 of the network's output; blanks and silence belong to no token.
       log_prob: sum over these frames.
     """
 
@@ -36,36 +38,59 @@ class AlignedToken:
 
 
 class _Graph:
-    """States with their labels and predecessors; -1 stands for the time before the first frame."""
+    """States and their predecessors; -1 stands for the time before the first frame.
 
-    def __init__(self, words: Sequence[Pronunciations], blank: int) -> None:
-        self.labels, self.words, self.before = [blank], [-1], [[-1, 0]]
-        self.blank, ends = blank, [-1, 0]  # where the next word may come from
+    Attributes:
+      labels: class of the network of each state.
+      spans: index in `tokens` of each state, -1 for those of blanks and silence.
+      tokens: (word, token) of each place of a token in a pronunciation.
+      last: states that a path may end in.
+    """
+
+    def __init__(self, words: Sequence[Pronunciations], topology: str) -> None:
+        self.topology = topology
+        self.labels: list[int] = []
+        self.spans: list[int] = []
+        self.before: list[list[int]] = []
+        self.tokens: list[tuple[int, int]] = []
+        ends = [-1, *self._gap([-1])]  # where the next word may come from
         for number, pronunciations in enumerate(words):
-            new_ends = [self._add_tokens(number, tokens, ends) for tokens in pronunciations]
-            gap = self._add(blank, -1, new_ends)
-            ends = [*new_ends, gap]
+            new_ends = [state for tokens in pronunciations for state in self._add_word(number, tokens, ends)]
+            ends = [*new_ends, *self._gap(new_ends)]
         self.last = ends
 
-    def _add(self, label: int, word: int, before: Sequence[int]) -> int:
-        """A state that may also follow itself."""
+    def _add(self, label: int, span: int, before: Sequence[int], repeats: bool) -> int:
         state = len(self.labels)
         self.labels.append(label)
-        self.words.append(word)
-        self.before.append([*before, state])
+        self.spans.append(span)
+        self.before.append([*before, state] if repeats else list(before))
         return state
 
-    def _add_tokens(self, word: int, tokens: Sequence[int], ends: Sequence[int]) -> int:
-        before = ends
+    def _add_unit(self, unit: int, span: int, before: Sequence[int]) -> list[int]:
+        """The states of a unit, in each of which it may end."""
+        entry = entry_class(self.topology, unit)
+        if self.topology == CTC:
+            return [self._add(entry, span, before, repeats=True)]
+        first = self._add(entry, span, before, repeats=False)
+        return [first, self._add(entry + 1, span, [first], repeats=True)]
+
+    def _gap(self, before: Sequence[int]) -> list[int]:
+        """Blanks, or silence."""
+        return self._add_unit(SILENCE, -1, before)
+
+    def _add_word(self, word: int, tokens: Sequence[int], ends: Sequence[int]) -> list[int]:
+        before = list(ends)
         for place, token in enumerate(tokens):
-            # equal tokens need a blank between them
-            allowed = [state for state in before if state < 0 or self.labels[state] != token]
-            state = self._add(token, word, allowed)
-            before = [state, self._add(self.blank, -1, [state])] if place + 1 < len(tokens) else [state]
-        return before[0]
+            self.tokens.append((word, token))
+            if self.topology == CTC:  # equal tokens need a blank between them
+                before = [state for state in before if state < 0 or self.labels[state] != token]
+            own = self._add_unit(token, len(self.tokens) - 1, before)
+            inside = self.topology == CTC and place + 1 < len(tokens)
+            before = [*own, *self._gap(own)] if inside else own
+        return before
 
 
-def align_tokens(log_probs: Tensor, words: Sequence[Pronunciations], blank: int = 0) -> list[AlignedToken]:
+def align_tokens(log_probs: Tensor, words: Sequence[Pronunciations], topology: str = CTC) -> list[AlignedToken]:
     """The best path of a transcript.
 
     Args:
@@ -78,7 +103,7 @@ def align_tokens(log_probs: Tensor, words: Sequence[Pronunciations], blank: int 
     assert log_probs.dim() == 2, log_probs.shape
     if not words:
         raise UserError("there are no words to align")
-    graph, scores = _Graph(words, blank), log_probs.double().cpu()
+    graph, scores = _Graph(words, topology), log_probs.double().cpu()
     width = max(map(len, graph.before))
     nowhere = len(graph.labels)  # a state that is never reached
     place = {-1: nowhere + 1}  # and one that is reached before the first frame only
@@ -102,13 +127,14 @@ def align_tokens(log_probs: Tensor, words: Sequence[Pronunciations], blank: int 
 
 
 def _spans(path: Sequence[int], graph: _Graph, emitted: Tensor) -> list[AlignedToken]:
-    """Stretches of frames in one state, blanks left out."""
+    """Stretches of frames in one token, blanks and silence left out."""
     found, start = [], 0
     for t in range(1, len(path) + 1):
-        if t == len(path) or path[t] != path[start]:
-            state = path[start]
-            if graph.words[state] >= 0:
-                score = float(emitted[start:t, state].sum())
-                found.append(AlignedToken(graph.words[state], graph.labels[state], start, t, score))
+        # a token may not follow itself at the same place: where the span is the same, so is the token
+        if t == len(path) or graph.spans[path[t]] != graph.spans[path[start]]:
+            span = graph.spans[path[start]]
+            if span >= 0:
+                score = float(sum(emitted[u, path[u]] for u in range(start, t)))
+                found.append(AlignedToken(*graph.tokens[span], start, t, score))
             start = t
     return found

@@ -21,7 +21,7 @@ def recognizer(log_probs: torch.Tensor | None) -> SimpleNamespace:
     """As much of one as alignment sees: an output frame is four frames of 10 ms."""
     batch = None if log_probs is None else log_probs[None]  # (1, T, V)
     output = NetworkOutput(torch.tensor([0 if log_probs is None else len(log_probs)]), log_probs=batch)
-    config = SimpleNamespace(encoder=SimpleNamespace(frames_per_output=4))
+    config = SimpleNamespace(encoder=SimpleNamespace(frames_per_output=4), topology="ctc")
     return SimpleNamespace(
         loaded=SimpleNamespace(model_config=config, tokenizer=TOKENIZER),
         features=FeatureConfig(),

@@ -7,6 +7,7 @@ from itertools import product
 import pytest
 import torch
 
+from lowbit_k2.core.topology import CHAIN
 from lowbit_k2.decode.alignment import AlignedToken, align_tokens
 from lowbit_k2.errors import UserError
 from lowbit_k2.k2_compat import require_k2
@@ -85,3 +86,44 @@ def test_times_are_those_of_the_frames() -> None:
     assert [(t.word, t.token, t.start, t.end) for t in found] == [(0, 2, 2, 4), (1, 1, 5, 6), (1, 1, 7, 9)]
     with pytest.raises(UserError, match="no words"):
         align_tokens(log_probs, [])
+
+
+def chain_units(path: tuple[int, ...]) -> tuple[int, ...] | None:
+    """Units of a path over the classes 2u (entry) and 2u + 1 (loop); None where a loop does not follow its unit."""
+    units: list[int] = []
+    for t, label in enumerate(path):
+        if label % 2 == 0:
+            units.append(label // 2)
+        elif t == 0 or path[t - 1] // 2 != label // 2:
+            return None
+    return tuple(units)
+
+
+@pytest.mark.parametrize("words", [[[[1]]], [[[1, 1]]], [[[1, 2]], [[2]]], [[[1], [2, 1]], [[2]]]], ids=str)
+@pytest.mark.parametrize("frames", [2, 5])
+def test_no_path_of_the_chain_topology_is_better(words: list, frames: int) -> None:
+    ways: set[tuple[int, ...]] = {(), (0,)}
+    for pronunciations in words:
+        said = {(*way, *pronunciation) for way in ways for pronunciation in pronunciations}
+        ways = said | {(*way, 0) for way in said}
+    for seed in range(3):
+        log_probs = random_log_probs(seed, frames, 6)
+        scores = {
+            path: sum(float(log_probs[t, label]) for t, label in enumerate(path))
+            for path in product(range(6), repeat=frames)
+            if chain_units(path) in ways
+        }
+        if not scores:
+            with pytest.raises(UserError, match=f"{frames} frames cannot hold the transcript"):
+                align_tokens(log_probs, words, CHAIN)
+            continue
+        found, best = align_tokens(log_probs, words, CHAIN), max(scores, key=scores.get)
+        spoken = [token for token in chain_units(best) if token]
+        assert [token.token for token in found] == spoken
+        for token in found:
+            assert best[token.start] == 2 * token.token
+            assert set(best[token.start + 1 : token.end]) <= {2 * token.token + 1}
+            own = sum(float(log_probs[t, best[t]]) for t in range(token.start, token.end))
+            assert token.log_prob == pytest.approx(own)
+        heard = {t for token in found for t in range(token.start, token.end)}
+        assert all(best[t] < 2 for t in range(frames) if t not in heard)
