@@ -3,7 +3,11 @@
 Each search's first-pass words are the targets: for every speaker, r descends on their loss (CTC's, or -log p of all
 paths of the chain topology), an utterance at a time, while all weights stay as they are,
 
-    r <- r - lr * d(loss / frames) / dr
+    r <- r - lr * g / rms(g),    g = d loss / dr,    rms over all layers of the speaker's vectors
+
+The length of g is set aside, because it says more of the model than of the speaker: what lr = 0.005 does takes plain
+steps of some 5 times the gradient per frame for an AN4 TDNN-F trained by LF-MMI, 12 for a float Conformer and 100 for a
+1-bit one.
 
 A batch holds no two utterances of a speaker. So what a speaker's vectors become does not depend on who else is in the
 test set, on the size of batches or on the number of processes; nothing is drawn by chance.
@@ -47,6 +51,7 @@ if TYPE_CHECKING:
 
 Advance = Callable[[int], object]  # is told of utterances that are done
 Targets = Mapping[str, Any]  # by utterance: token ids, or a graph where the model's topology is another than CTC's
+SMALLEST_RMS = 1e-12  # of a gradient: where there is none, there is no step
 WORDING = {"empty-text": "empty", "over-max-cut-duration": "longer than a chunk"}  # of the filter's reasons
 
 
@@ -162,8 +167,9 @@ class Adapter:
         with torch.set_grad_enabled(lr > 0.0), scaled_units(self.recognizer.loaded.model, chosen):
             loss, lens = hypothesis_loss(self.recognizer, batch, [self.targets[name] for name in batch.ids])
         if lr > 0.0:
-            rates = (lr / lens.to(self.recognizer.device))[:, None]  # (N, 1)
-            self.vectors.descend(batch.ids, [rates * grad for grad in torch.autograd.grad(loss, chosen)])
+            gradients = torch.autograd.grad(loss, chosen)
+            rms = torch.cat(gradients, dim=1).square().mean(dim=1, keepdim=True).sqrt()  # (N, 1)
+            self.vectors.descend(batch.ids, [lr * g / rms.clamp(min=SMALLEST_RMS) for g in gradients])
         return float(loss.detach()), int(lens.sum())
 
 

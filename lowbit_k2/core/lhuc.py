@@ -9,9 +9,11 @@ from lowbit_k2.core.config import Config, option
 
 @dataclass(frozen=True)
 class LhucConfig(Config):
-    """Gradient descent on a speaker's vectors; 0.8 per frame is the rate of Swietojanski and Renals (2014)."""
+    """Descent on each speaker's vectors: how often and how far."""
 
     epochs: int = option(
         0, "LHUC: passes over each speaker's hypotheses, before a second search; 0: none", flag="lhuc-epochs", low=0
     )
-    lr: float = option(0.8, "LHUC: learning rate, on the loss per frame", flag="lhuc-lr", above=0)
+    lr: float = option(
+        0.005, "LHUC: how far a step moves a speaker's vectors, as root mean square", flag="lhuc-lr", above=0
+    )

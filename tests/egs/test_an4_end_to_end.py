@@ -310,7 +310,7 @@ def test_adaptation_to_the_test_sets_speakers(an4_data: Path, talkative_exp: Pat
     flags = ["--precision", 1, "--decoding-method", f"{GREEDY},1best" if has_k2() else GREEDY, "--max-duration", 8]
     decode(an4_data, exp, *flags)
     plain = {path: path.read_text() for path in exp.glob("*/recogs-*")}
-    lhuc = ["--lhuc-epochs", 2, "--lhuc-lr", 5]
+    lhuc = ["--lhuc-epochs", 2, "--lhuc-lr", 0.1]
     screen = decode(an4_data, exp, *flags, *lhuc)
     adapted = re.findall(r"LHUC: 3 speakers by (\d) hypotheses.* per frame (\S+) before, (\S+) after", screen)
     assert len(adapted) == len(plain) and all(float(after) < float(before) for _, before, after in adapted)
