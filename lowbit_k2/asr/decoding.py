@@ -3,7 +3,7 @@
 Results go to `<exp-dir>/<method>/{recogs,errs,wer-summary}-<test set>-...txt`, as in icefall, and a line per result
     [test, 1best, lm_scale_1, epoch-30-avg-5-precision-1] %WER 5.43% [42 / 773, 9 ins, 10 del, 23 sub ]
 is printed with its 95% confidence interval, both as soon as a test set is done at one precision. What is finished is
-not decoded again (`finished.py`). With `lhuc_epochs` every test set is then decoded again, adapted to its speakers
+not decoded again (`finished.py`). With `lhuc.epochs` every test set is then decoded again, adapted to its speakers
 (`adaptation.py`), into files of their own.
 """
 

@@ -189,6 +189,21 @@ def test_parts_have_all_cuts_once_and_about_the_same_hours() -> None:
     assert len(shard({"a": cuts.subset(first=2)}, 3, 4)["a"]) == 0
 
 
+def test_parts_of_whole_speakers() -> None:
+    from lhotse import CutSet
+    from lhotse.testing.dummies import dummy_cut, dummy_supervision
+
+    cuts = [dummy_cut(n, duration=1.0 + n % 3, supervisions=[dummy_supervision(n)]) for n in range(20)]
+    for n, cut in enumerate(cuts):
+        cut.supervisions[0].speaker = f"s{n % 6}" if n < 18 else None  # the last two stand alone
+    parts = [shard({"a": CutSet.from_cuts(cuts)}, part, 3, whole_speakers=True)["a"] for part in range(3)]
+    assert sorted(cut.id for part in parts for cut in part) == sorted(cut.id for cut in cuts)
+    owners = [{cut.supervisions[0].speaker or cut.id for cut in part} for part in parts]
+    assert sum(map(len, owners)) == len(set.union(*owners)) == 8
+    hours = [sum(cut.duration for cut in part) for part in parts]
+    assert max(hours) - min(hours) <= 9  # a speaker's
+
+
 def test_an_error_in_one_of_the_processes(exp_dir: Path, wavs: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     flags = ["--on-the-fly-feats", "true", "--num-jobs", "2", "--precision"]
     with pytest.raises(UserError, match="never trained at 4 bits"):
