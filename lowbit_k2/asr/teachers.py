@@ -49,6 +49,7 @@ def check_fits(loaded: LoadedModel, model: ModelConfig, tokenizer: Tokenizer, da
         "units": (loaded.tokenizer.pieces(), tokenizer.pieces()),
         "features": (loaded.features, data.features.to_dict()),
         "objective": (type(loaded.model_config), type(model)),
+        "topology": (loaded.model_config.topology, model.topology),
         "frames per output": (loaded.model_config.encoder.frames_per_output, model.encoder.frames_per_output),
     }
     for name, (teacher, student) in fields.items():

@@ -139,6 +139,8 @@ def test_a_teacher_that_does_not_fit(an4_exp: Path, an4_training: list[Flag], an
     base = [AN4 / "train.py", *an4_training, "--exp-dir", tmp_path / "new", "--teacher", an4_exp / "pretrained.pt"]
     phones = ["--lang-dir", an4_data / "lang_phone"]
     assert "--teacher was trained with other units" in call(*base, *phones).error()
+    chain = ["--objective", "lfmmi", "--lfmmi-topology", "chain"]
+    assert "--teacher was trained with other topology" in call(*base, *chain).error()
     if has_k2():
         assert "--teacher was trained with other objective" in call(*base, "--objective", "ctc-rnnt").error()
     assert not (tmp_path / "new").exists()
