@@ -135,7 +135,7 @@ class Row:
 
 PLAIN, KL = f"--precisions 2,1 --lambda2 0 {AS_AUTHORS}", f"--precisions 2,1 {AS_AUTHORS}"
 KL_SP = f"--precisions 2,1,sp {AS_AUTHORS}"
-PHONES = "--model tdnnf-tiny --objective lfmmi"
+PHONES = "--model tdnnf-tiny --objective lfmmi --lfmmi-topology chain --xent-regularize 0.1"
 # the recipe's own settings, which lowbit_k2.recipe.search does not know
 SEARCH_FLAGS = f"{PHONES} {LINEAR} --num-epochs 20 --lr-factor 0.5 --warm-step 400 --max-duration 30 --dropout 0.05"
 SEARCH_FLAGS += " --spec-aug-max-freq-width 18 --spec-aug-max-time-fraction 0.15 --cache-features true --eta 0.1"
@@ -144,13 +144,13 @@ FROM_FLOAT = f"--precisions 1 {AFTER_FLOAT} {SLOW_ALPHAS}"
 FROM_FLOAT_SEARCHED = f"--quant-config mixed --precisions ALLOCATION {AFTER_FLOAT} {SLOW_ALPHAS}"
 
 
-OF_TDNNF = {"methods": LATTICE, "lm_scale": 1.0, "lang": "lang_phone", "reference": TDNNF}
+OF_TDNNF = {"methods": LATTICE, "lm_scale": 0.8, "lang": "lang_phone", "reference": TDNNF}
 
 
 def tdnnf(name: str, label: str, flags: str, precision: str, **more: Any) -> System:
     """A TDNN-F that begins with the float one and is trained for a few epochs more at other precisions."""
     flags = f"{PHONES} --quant-config mixed --init-from FLOAT {LINEAR} {flags}"
-    return System(f"tdnnf-{name}", label, flags, (precision,), epochs=6, **OF_TDNNF, **more)
+    return System(f"tdnnf-{name}", label, flags, (precision,), epochs=4, **OF_TDNNF, **more)
 
 
 BITS, ADMM = ("8", "4", "2", "1"), "--admm-every 25 --admm-gamma 0.1"
