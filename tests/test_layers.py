@@ -44,7 +44,7 @@ ARROWS: dict[str, set[str]] = {
     "data": {"graphs.lexicon"},  # phone tokenizers read a lexicon; no k2 in that
     "graphs": set(),
     "decode": {"graphs"},
-    "allocation": {"quant", "losses"},
+    "allocation": {"quant", "losses", "search"},
     "search": {"quant", "models", "losses"},
     "synthesis": set(),  # speech for the demonstration recipes; nothing of the library needs it
     "scoring": set(),

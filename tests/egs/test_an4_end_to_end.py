@@ -307,7 +307,9 @@ def test_a_packed_file_transcribes_audio_and_tells_its_sizes(
 def test_adaptation_to_the_test_sets_speakers(an4_data: Path, talkative_exp: Path, tmp_path: Path) -> None:
     """A second pass by every search, and the same from the packed file; the first pass is as without it."""
     exp = tmp_path / "exp"
-    shutil.copytree(talkative_exp, exp, ignore=shutil.ignore_patterns(GREEDY))
+    exp.mkdir()
+    for checkpoint in talkative_exp.glob("*.pt"):
+        shutil.copy(checkpoint, exp)
     call(AN4 / "export.py", "--exp-dir", exp, "--precision", 1, "--output", tmp_path / "packed").good()
     flags = ["--precision", 1, "--decoding-method", f"{GREEDY},1best" if has_k2() else GREEDY, "--max-duration", 8]
     decode(an4_data, exp, *flags)
