@@ -39,7 +39,7 @@ from lowbit_k2.losses.objectives import criterion_from
 from lowbit_k2.losses.output import Criterion
 from lowbit_k2.progress import progress_bar
 from lowbit_k2.quant import Allocation, use_precision
-from lowbit_k2.recipe.allocate import every_matrix, labelled_batches, quantizable
+from lowbit_k2.recipe.allocate import every_matrix, labelled_batches, quantizable, uniform_size
 from lowbit_k2.recipe.flags import add_flags, errors_name_flags, make_parser, read_flags
 from lowbit_k2.tables import text_table
 
@@ -101,7 +101,8 @@ def main() -> None:
     parser.add_argument("--num-batches", type=int, default=20)
     parser.add_argument("--points", type=int, default=12, help="of each front")
     parser.add_argument("--random", type=int, default=20, help="allocations by chance at each of the sizes")
-    parser.add_argument("--ratios", type=float, nargs="+", default=[10.0, 17.0], help="sizes that are compared")
+    parser.add_argument("--ratios", type=float, nargs="*", default=[], help="sizes that are compared")
+    parser.add_argument("--average-bits", type=float, nargs="*", default=[4.0, 2.0], help="and those of so many bits")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--plot", type=Path, help="a PNG file")
     add_flags(parser.add_argument_group("checkpoint"), CheckpointChoice)
@@ -127,8 +128,9 @@ def main() -> None:
     uniform = [evaluate(first, dict.fromkeys(first.loss, bits)) for bits in first.bits]
     points["uniform"] = [(c.size, loss_of(c.allocation())) for c in uniform]
     rows, points["by chance"] = [], []
-    for ratio in args.ratios:
-        budget = int(first.float_size / ratio)
+    budgets = {f"{ratio:g}x": int(first.float_size / ratio) for ratio in args.ratios}
+    budgets |= {f"{bits:g} bits": uniform_size(first, bits) for bits in args.average_bits}
+    for label, budget in budgets.items():
         found = {name: choose(table, budget) for name, table in tables.items()}
         losses = {name: loss_of(c.allocation()) for name, c in found.items()}
         chance = [(c.size, loss_of(c.allocation())) for c in drawn(first, budget, args.random, args.seed)]
@@ -141,7 +143,7 @@ def main() -> None:
         shown = [f"{losses[name]:.4f}" for name in tables]
         rows.append(
             [
-                f"{ratio:g}x",
+                label,
                 f"{budget:,}",
                 *shown,
                 f"{best[0]:.4f} ({best[1]} bits)",
@@ -150,7 +152,7 @@ def main() -> None:
             ]
         )
     print(f"loss per frame on {args.cuts.name}, float {floor:.4f}")
-    print(text_table(["ratio", "bytes", *tables, "best uniform that fits", "best by chance", "median"], rows))
+    print(text_table(["size", "bytes", *tables, "best uniform that fits", "best by chance", "median"], rows))
     if args.plot:
         plot(args.plot, points, floor)
         print(args.plot)
