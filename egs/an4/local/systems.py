@@ -149,7 +149,7 @@ OF_TDNNF = {"methods": LATTICE, "lm_scale": 0.8, "lang": "lang_phone", "referenc
 
 def tdnnf(name: str, label: str, flags: str, precision: str, **more: Any) -> System:
     """A TDNN-F that begins with the float one and is trained for a few epochs more at other precisions."""
-    flags = f"{PHONES} --quant-config mixed --init-from FLOAT {LINEAR} {flags}"
+    flags = f"{PHONES} --lfmmi-warm-step 0 --quant-config mixed --init-from FLOAT {LINEAR} {flags}"
     return System(f"tdnnf-{name}", label, flags, (precision,), epochs=4, **OF_TDNNF, **more)
 
 
