@@ -78,7 +78,8 @@ def evaluate(
 
     for precision in precisions:
         decoded = run(replace(decode, precision=(precision,)))
-        packed = exp_dir / "packed" / f"{precision_label(precision)}bit.safetensors"
+        label = precision_label(precision)  # 1.5, or the name of an allocation
+        packed = exp_dir / "packed" / f"{label}{'bit' if label[0].isdigit() else ''}.safetensors"
         sizes = run_export(ExportConfig(decode.choice, precision, packed), load_train_cuts=lambda: None)
         check_same_words(packed, decoded, run(replace(decode, packed=packed, precision=())))
         results.append(
