@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from lowbit_k2.asr.decoding import run_decode
 from lowbit_k2.asr.exporting import ExportConfig, run_export
-from lowbit_k2.asr.model_io import precision_label
+from lowbit_k2.asr.model_io import precision_in_names
 from lowbit_k2.asr.recognizer import DecodeConfig
 from lowbit_k2.asr.results import Decoded
 from lowbit_k2.core.config import ConfigError
@@ -61,7 +61,7 @@ def evaluate(
 
     Args:
       decode: which checkpoints are averaged, and how they are decoded; results and packed files
-        (`packed/<precision>bit.safetensors`) go into their folder.
+        (`packed/1bit.safetensors`) go into their folder.
       precisions: as `Allocation.parse` takes them, `32` for a float model.
 
     Raises:
@@ -78,8 +78,7 @@ def evaluate(
 
     for precision in precisions:
         decoded = run(replace(decode, precision=(precision,)))
-        label = precision_label(precision)  # 1.5, or the name of an allocation
-        packed = exp_dir / "packed" / f"{label}{'bit' if label[0].isdigit() else ''}.safetensors"
+        packed = exp_dir / "packed" / f"{precision_in_names(precision)}.safetensors"
         sizes = run_export(ExportConfig(decode.choice, precision, packed), load_train_cuts=lambda: None)
         check_same_words(packed, decoded, run(replace(decode, packed=packed, precision=())))
         results.append(

@@ -17,7 +17,7 @@ from lowbit_k2.asr.model_io import (
     LoadedModel,
     load_trained,
     parse_allocation,
-    precision_label,
+    precision_in_names,
 )
 from lowbit_k2.core.config import Config, ConfigError, option
 from lowbit_k2.core.features import FeatureConfig
@@ -46,7 +46,7 @@ class ExportConfig(Config):
 
     choice: CheckpointChoice = option(CheckpointChoice, flag="")
     precision: str = option("1", "1, 2, 1.5, 1.5r, 32, one per layer as 1,1,2,2, or a file with an allocation")
-    output: Path | None = option(None, "the packed file; default: EXP_DIR/pretrained-PRECISIONbit.safetensors")
+    output: Path | None = option(None, "the packed file; default: EXP_DIR/pretrained-1bit.safetensors or the like")
     save_pretrained: bool = option(
         False, f"also EXP_DIR/{PRETRAINED}: the averaged latent weights, which --checkpoint takes"
     )
@@ -58,7 +58,7 @@ class ExportConfig(Config):
     @property
     def output_path(self) -> Path:
         """Where the packed file goes."""
-        return self.output or self.choice.exp_dir / f"pretrained-{precision_label(self.precision)}bit.safetensors"
+        return self.output or self.choice.exp_dir / f"pretrained-{precision_in_names(self.precision)}.safetensors"
 
 
 def run_export(config: ExportConfig, load_train_cuts: Callable[[], CutSet]) -> SizeTable:

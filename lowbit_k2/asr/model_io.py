@@ -210,6 +210,12 @@ def is_allocation_file(text: str) -> bool:
     return "/" in text or text.endswith(".json")
 
 
+def precision_in_names(text: str) -> str:
+    """`--precision` as names of packed files have it: 1.5bit, 1_2bit, or an allocation's own name."""
+    label = precision_label(text)
+    return f"{label}bit" if label[0].isdigit() else label
+
+
 def precision_label(text: str) -> str:
     """`--precision` as it stands in names of files."""
     return Path(text).stem if is_allocation_file(text) else text.replace(",", "_")
