@@ -1,7 +1,7 @@
 """Unsupervised adaptation to the speakers of a test set, and the pass that decodes it adapted: LHUC (models/lhuc.py).
 
-Each search's first-pass words are the targets: for every speaker, r descends on their loss (CTC's, or -log p of all
-paths of the chain topology), an utterance at a time, while all weights stay as they are,
+Each search's first-pass words are the targets: for every speaker, r descends on their loss (CTC's, or that of LF-MMI
+where it trained the model), an utterance at a time, while all weights stay as they are,
 
     r <- r - lr * g / rms(g),    g = d loss / dr,    rms over all layers of the speaker's vectors
 
@@ -21,6 +21,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import zip_longest
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -38,11 +39,9 @@ from lowbit_k2.data.batch import Batch
 from lowbit_k2.data.datamodule import AsrDataModule
 from lowbit_k2.data.filter import FilterConfig, reason_to_drop
 from lowbit_k2.data.manifests import cuts_by_speaker
-from lowbit_k2.data.tokenizer import Tokenizer
 from lowbit_k2.errors import UserError, is_out_of_memory
-from lowbit_k2.graphs.unit_graphs import FrameGraph, expand, transcript_graph
 from lowbit_k2.losses.ctc import ctc_loss
-from lowbit_k2.losses.forward_backward import GraphBatch, log_total
+from lowbit_k2.losses.lfmmi import LfMmiConfig, LfMmiCriterion
 from lowbit_k2.models.lhuc import SpeakerVectors, frozen_weights, hidden_layers, scaled_units
 
 if TYPE_CHECKING:
@@ -51,14 +50,15 @@ if TYPE_CHECKING:
 
 Advance = Callable[[int], object]  # is told of utterances that are done
 Targets = Mapping[str, Any]  # by utterance: token ids, or a graph where the model's topology is another than CTC's
+LFMMI = "lfmmi"  # name of the objective in a checkpoint's settings
 SMALLEST_RMS = 1e-12  # of a gradient: where there is none, there is no step
 WORDING = {"empty-text": "empty", "over-max-cut-duration": "longer than a chunk"}  # of the filter's reasons
 
 
-def check_adaptable(loaded: LoadedModel) -> None:
+def check_adaptable(loaded: LoadedModel, lang_dir: Path | None) -> None:
     """
     Raises:
-      UserError: a model without CTC, or an encoder that does not say where its hidden units are.
+      UserError: a model without CTC, an encoder that does not say where its hidden units are, or no n-gram for LF-MMI.
     """
     config = loaded.model_config
     if CTC not in config.networks:
@@ -67,6 +67,7 @@ def check_adaptable(loaded: LoadedModel) -> None:
         )
     if not hidden_layers(loaded.model):
         raise ConfigError("epochs", f"finds no hidden_layers in the encoder of this {config.kind} model: use 0")
+    HypothesisLoss.for_model(loaded, lang_dir)
 
 
 def num_passes(config: LhucConfig) -> int:
@@ -99,7 +100,7 @@ def second_pass(
     outcome = SetOutcome.empty(recognizer.searches)
     for key, method in recognizer.searches.items():
         hypotheses = {utterance: words for utterance, _, words in first.found[key]}
-        adapter = Adapter.of(recognizer, cuts, hypotheses, config.lr)
+        adapter = Adapter.of(recognizer, cuts, hypotheses, config.lr, method.setup.lang_dir)
         found = adapter.adapt(data, cuts, config.epochs, advance)
         adapted = replace(recognizer, searches={key: method}, vectors=adapter.vectors)
         new = decode_set(adapted, data.test_batches(cuts, lost), recognizer.features.frame_shift, advance)
@@ -116,6 +117,7 @@ class Adapter:
     Attributes:
       targets: of the utterances that are adapted on.
       left_out: numbers of the others, by reason.
+      loss: that is descended on.
       seconds: spent in the network.
     """
 
@@ -124,14 +126,27 @@ class Adapter:
     targets: Targets
     left_out: Counter[str]
     lr: float
+    loss: HypothesisLoss
     seconds: float = 0.0
 
     @classmethod
-    def of(cls, recognizer: Recognizer, cuts: CutSet, hypotheses: Mapping[str, Sequence[str]], lr: float) -> Adapter:
-        """At r = 0; every speaker of the cuts has vectors, with hypotheses or without."""
+    def of(
+        cls,
+        recognizer: Recognizer,
+        cuts: CutSet,
+        hypotheses: Mapping[str, Sequence[str]],
+        lr: float,
+        lang_dir: Path | None = None,
+    ) -> Adapter:
+        """At r = 0; every speaker of the cuts has vectors, with hypotheses or without.
+
+        Raises:
+          UserError: as `HypothesisLoss.for_model`.
+        """
+        loss = HypothesisLoss.for_model(recognizer.loaded, lang_dir)
         rows = {cut.id: row for row, own in enumerate(cuts_by_speaker(cuts)) for cut in own}
         vectors = SpeakerVectors(recognizer.loaded.model, rows, recognizer.device)
-        return cls(recognizer, vectors, *targets_of(recognizer, cuts, hypotheses), lr)
+        return cls(recognizer, vectors, *targets_of(recognizer, cuts, hypotheses, loss.encode), lr, loss)
 
     def adapt(self, data: AsrDataModule, cuts: CutSet, epochs: int, advance: Advance = lambda n: None) -> Adaptation:
         """Descend for some epochs; what the hypotheses' loss was, and what it is."""
@@ -165,7 +180,7 @@ class Adapter:
         """Loss of a batch and its frames; with lr > 0 one step on it."""
         chosen = [r.requires_grad_(lr > 0.0) for r in self.vectors.of(batch.ids)]  # (N, C) of each layer
         with torch.set_grad_enabled(lr > 0.0), scaled_units(self.recognizer.loaded.model, chosen):
-            loss, lens = hypothesis_loss(self.recognizer, batch, [self.targets[name] for name in batch.ids])
+            loss, lens = self.loss(self.recognizer, batch, [self.targets[name] for name in batch.ids])
         if lr > 0.0:
             gradients = torch.autograd.grad(loss, chosen)
             rms = torch.cat(gradients, dim=1).square().mean(dim=1, keepdim=True).sqrt()  # (N, 1)
@@ -173,23 +188,62 @@ class Adapter:
         return float(loss.detach()), int(lens.sum())
 
 
-def hypothesis_loss(recognizer: Recognizer, batch: Batch, targets: Sequence[Any]) -> tuple[Tensor, Tensor]:
-    """-log p of N targets on all paths of the model's topology, summed (nats), and output frames (N,), on the CPU.
+@dataclass(frozen=True)
+class HypothesisLoss:
+    """What is descended on: CTC's loss, or that of LF-MMI where the model was trained by it.
 
-    On a GPU the gradient of torch's CTC loss adds up in no fixed order.
+    Attributes:
+      encode: text -> target.
+      of: log_probs (N, T, V), lens (N,), N targets -> scalar, summed (nats).
     """
-    device, topology = recognizer.device, recognizer.loaded.model_config.topology
-    output = recognizer.loaded.model.network_output(batch.inputs.to(device), batch.input_lens.to(device))
-    lens, log_probs = output["lens"].cpu(), output["log_probs"].cpu()
-    if topology == CTC_TOPOLOGY:
-        return ctc_loss(log_probs, lens, targets), lens
-    return -log_total(log_probs, lens, GraphBatch.of(targets)).sum(), lens
+
+    encode: Callable[[str], Any]
+    of: Callable[[Tensor, Tensor, Sequence[Any]], Tensor]
+
+    @classmethod
+    def for_model(cls, loaded: LoadedModel, lang_dir: Path | None) -> HypothesisLoss:
+        """
+        Args:
+          lang_dir: where LF-MMI finds its n-gram of units.
+
+        Raises:
+          UserError: it is not there.
+        """
+        topology, settings = loaded.model_config.topology, (loaded.meta or {}).get("settings", {})
+        if LFMMI not in settings and topology == CTC_TOPOLOGY:
+            return cls(loaded.tokenizer.encode, ctc_loss)
+        # a packed file does not know what trained it: the chain topology is LF-MMI's alone
+        config = LfMmiConfig.from_dict(settings[LFMMI]) if LFMMI in settings else LfMmiConfig(topology=topology)
+        criterion = LfMmiCriterion(config)
+        criterion.load_units(loaded.tokenizer, lang_dir)
+
+        def loss(log_probs: Tensor, lens: Tensor, targets: Sequence[Any]) -> Tensor:
+            numerators, denominators, _ = criterion.totals(log_probs, lens, targets)
+            return (denominators - numerators).sum()
+
+        return cls(criterion.encode, loss)
+
+    def __call__(self, recognizer: Recognizer, batch: Batch, targets: Sequence[Any]) -> tuple[Tensor, Tensor]:
+        """The loss of N targets, and output frames (N,), both on the CPU.
+
+        On a GPU the gradient of torch's CTC loss adds up in no fixed order.
+        """
+        device = recognizer.device
+        output = recognizer.loaded.model.network_output(batch.inputs.to(device), batch.input_lens.to(device))
+        lens = output["lens"].cpu()
+        return self.of(output["log_probs"].cpu(), lens, targets), lens
 
 
 def targets_of(
-    recognizer: Recognizer, cuts: Collection[Cut], hypotheses: Mapping[str, Sequence[str]]
+    recognizer: Recognizer,
+    cuts: Collection[Cut],
+    hypotheses: Mapping[str, Sequence[str]],
+    encode: Callable[[str], Any] | None = None,
 ) -> tuple[dict[str, Any], Counter[str]]:
-    """What the words of each utterance are to the model: units, of words with several pronunciations the first one.
+    """What the words of each utterance are to the model.
+
+    Args:
+      encode: text -> target; the tokenizer's by default: units, of words with several pronunciations the first one.
 
     Returns:
       By utterance those that can be aligned, and the numbers of the others by reason; utterances without hypothesis,
@@ -202,9 +256,6 @@ def targets_of(
         max_seconds=seconds or float("inf"),
         unknown=loaded.tokenizer.unknown,
     )
-    encode = loaded.tokenizer.encode
-    if loaded.model_config.topology != CTC_TOPOLOGY:
-        encode = partial(spoken_graph, loaded.tokenizer, loaded.model_config.topology)
     targets: dict[str, Any] = {}
     left_out: Counter[str] = Counter()
     for cut in cuts:
@@ -213,15 +264,10 @@ def targets_of(
         text = " ".join(hypotheses[cut.id])
         reason = reason_to_drop(cut, loaded.tokenizer.encode, config, text)
         if reason is None:
-            targets[cut.id] = encode(text)
+            targets[cut.id] = (encode or loaded.tokenizer.encode)(text)
         else:
             left_out[WORDING.get(reason, reason)] += 1
     return targets, left_out
-
-
-def spoken_graph(tokenizer: Tokenizer, topology: str, text: str) -> FrameGraph:
-    """A transcript frame by frame, with all pronunciations of its words, and no weights but 1."""
-    return expand(transcript_graph([tokenizer.pronunciations(word) for word in text.split()], topology), topology)
 
 
 def rounds(speakers: Sequence[Sequence[Cut]], max_duration: float) -> Iterator[CutSet]:

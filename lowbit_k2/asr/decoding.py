@@ -81,7 +81,7 @@ def run_decode(config: DecodeConfig, load_test_sets: Callable[[], Mapping[str, C
     check_num_jobs(config.num_jobs)
     models = load_models(config)
     if config.lhuc.epochs:
-        check_adaptable(models.loaded)
+        check_adaptable(models.loaded, config.lang_dir)
     check_features(config, FeatureConfig.from_dict(models.loaded.features))
     made_from = origins(config, models)
     test_sets = load_test_sets()

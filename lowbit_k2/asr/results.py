@@ -87,7 +87,7 @@ class Adaptation:
         missing = ", ".join(f"{number} {reason}" for reason, number in sorted(self.left_out.items()))
         line = f"LHUC: {self.speakers} speakers by {self.utterances} hypotheses"
         line += f" (left out: {missing})" if missing else ""
-        return f"{line}, their CTC loss per frame {before:.4f} before, {after:.4f} after"
+        return f"{line}, their loss per frame {before:.4f} before, {after:.4f} after"
 
 
 @dataclass

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
 from lowbit_k2.core.config import Config, option
 from lowbit_k2.core.topology import CHAIN, CTC, SILENCE, TOPOLOGIES
@@ -131,13 +132,9 @@ class LfMmiCriterion:
 
     def __call__(self, model: CtcModel, batch: TrainingBatch, update: int = 0, shared: None = None) -> PassOutput:
         """inputs (N, T, F), input_lens (N,), N graphs; utterances too short for their transcripts do not count."""
-        assert self.denominator is not None, "load_units first"
         heads = model.heads(batch.inputs, batch.input_lens)
         log_probs, lens = heads.logits.log_softmax(dim=-1), heads.lens  # (N, T', V)
-        self.denominator = self.denominator.to(log_probs.device)
-        with torch.autocast(log_probs.device.type, enabled=False):
-            numerators, posteriors = total_and_posteriors(log_probs, lens, self.packed(batch.targets))
-            denominators = log_total(log_probs, lens, self.denominator)  # (N,)
+        numerators, denominators, posteriors = self.totals(log_probs, lens, batch.targets)
         possible = torch.isfinite(numerators.detach())
         # infinity times 0 is no number: what cannot be is taken out before it is weighed
         spoken = torch.where(possible, numerators, torch.zeros_like(numerators)).sum()
@@ -155,6 +152,20 @@ class LfMmiCriterion:
             loss = loss + parts["output_l2"]
         detached = {name: part.detach() for name, part in parts.items()}
         return PassOutput(loss, int(lens.sum()), {"ctc": Posterior.of_frames(log_probs, lens)}, detached)
+
+    def totals(self, log_probs: Tensor, lens: Tensor, graphs: Sequence[FrameGraph]) -> tuple[Tensor, Tensor, Tensor]:
+        """log Z_num and log Z_den of each utterance, (N,) float64, and the numerators' posteriors (N, T, V).
+
+        Args:
+          log_probs: (N, T, V), lens: (N,).
+          graphs: N of them, by `encode`; log Z_num is -inf where one has no path that is short enough.
+        """
+        assert self.denominator is not None, "load_units first"
+        self.denominator = self.denominator.to(log_probs.device)
+        with torch.autocast(log_probs.device.type, enabled=False):
+            numerators, posteriors = total_and_posteriors(log_probs, lens, self.packed(graphs))
+            denominators = log_total(log_probs, lens, self.denominator)
+        return numerators, denominators, posteriors
 
     def packed(self, graphs: Sequence[FrameGraph]) -> GraphBatch:
         """The graphs of a batch, numbered through; once for all branches of an update."""

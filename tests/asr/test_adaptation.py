@@ -12,7 +12,7 @@ from lhotse import CutSet
 from torch import nn
 
 from lowbit_k2.asr import decoding
-from lowbit_k2.asr.adaptation import Adapter, hypothesis_loss, rounds, second_pass, targets_of
+from lowbit_k2.asr.adaptation import Adapter, check_adaptable, rounds, second_pass, targets_of
 from lowbit_k2.asr.finished import model_digest
 from lowbit_k2.asr.model_io import LoadedModel, build_model, describe_tokenizer, load_packed
 from lowbit_k2.asr.one_pass import decode_set
@@ -30,9 +30,10 @@ from lowbit_k2.decode.methods import CtcGreedySearch
 from lowbit_k2.errors import UserError
 from lowbit_k2.export import pack_model
 from lowbit_k2.losses.ctc import ctc_loss
-from lowbit_k2.losses.forward_backward import StateGraph, log_total
+from lowbit_k2.losses.lfmmi import LfMmiConfig, LfMmiCriterion
 from lowbit_k2.models.lhuc import hidden_layers, scaled_units
 from lowbit_k2.quant import Allocation, QuantConfig, use_precision
+from lowbit_k2.recipe.make_lm import make_token_lm
 from lowbit_k2.recipe.train_bpe import train_sentencepiece
 from lowbit_k2.train.checkpoint import Checkpoint, save_checkpoint
 from tests.asr.running import decode, export
@@ -109,19 +110,27 @@ def test_the_loss_falls_and_only_the_vectors_change(encoder: EncoderConfig, bits
     assert adapter.seconds > 0
 
 
-def test_the_chain_topology_is_adapted_on_all_its_paths(corpus: Corpus) -> None:
+def test_a_model_of_lfmmi_is_adapted_by_its_own_loss(corpus: Corpus, tmp_path: Path) -> None:
+    (tmp_path / "bpe.model").write_bytes(TOKENIZER.to_bytes())
+    (tmp_path / "text").write_text("YES NO\nGO\nNO GO YES\n")
     loaded = load(config=CtcConfig(TDNNF, TOKENIZER.vocab_size, topology=CHAIN))
     recognizer = recognizer_of(loaded, 1)
-    adapter, found = adapted(recognizer, corpus, corpus.cuts)
+    with pytest.raises(UserError, match="give the --lang-dir that has it"):
+        Adapter.of(recognizer, corpus.cuts, spoken(corpus.cuts), 0.8)
+    with pytest.raises(UserError, match="units_2gram_chain.arpa does not exist"):
+        check_adaptable(loaded, tmp_path)
+    make_token_lm(tmp_path / "text", 2, tmp_path, tmp_path / "units_2gram_chain.arpa", topology=CHAIN)
+    check_adaptable(loaded, tmp_path)
+    adapter = Adapter.of(recognizer, corpus.cuts, spoken(corpus.cuts), 0.05, tmp_path)
+    found = adapter.adapt(data_of(corpus), corpus.cuts, 3)
     assert (found.speakers, found.utterances, found.left_out) == (5, 9, {}) and 0 < found.after < found.before
-    targets, _ = targets_of(recognizer, corpus.cuts, spoken(corpus.cuts))
     [batch] = list(data_of(corpus).test_batches(corpus.cuts.subset(first=1)))
+    target, criterion = adapter.targets[batch.ids[0]], LfMmiCriterion(LfMmiConfig(topology=CHAIN, warm_step=0))
+    criterion.load_units(TOKENIZER, tmp_path)
     with recognizer.precision():
-        loss, lens = hypothesis_loss(recognizer, batch, [targets[batch.ids[0]]])
-        log_probs = loaded.model.network_output(batch.inputs, batch.input_lens)["log_probs"]
-    graph = StateGraph.of(targets[batch.ids[0]])
-    assert loss.item() == pytest.approx(-log_total(log_probs, lens, graph).item(), rel=1e-6)
-    assert max(graph.labels.tolist()) < 2 * TOKENIZER.vocab_size
+        loss, _ = adapter.loss(recognizer, batch, [target])
+        expected = criterion(loaded.model, replace(batch, targets=[target]), 1).loss
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
 def test_no_epochs_change_nothing(corpus: Corpus) -> None:
@@ -231,7 +240,7 @@ def test_parts_of_a_set_add_up() -> None:
     assert whole == Adaptation(3, 6, {"empty": 3, "too-short": 1}, 10.0, 5.0, 20)
     assert str(whole) == (
         "LHUC: 3 speakers by 6 hypotheses (left out: 3 empty, 1 too-short), "
-        "their CTC loss per frame 0.5000 before, 0.2500 after"
+        "their loss per frame 0.5000 before, 0.2500 after"
     )
     assert "0.0000 before" in str(Adaptation(0, 0, {}, 0.0, 0.0, 0))
 
