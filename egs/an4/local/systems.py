@@ -153,6 +153,10 @@ def tdnnf(name: str, label: str, flags: str, precision: str, **more: Any) -> Sys
     return System(f"tdnnf-{name}", label, flags, (precision,), epochs=4, **OF_TDNNF, **more)
 
 
+def in_words(bits: str) -> str:
+    return f"{bits} bit{'s' * (bits != '1')}"
+
+
 BITS, ADMM = ("8", "4", "2", "1"), "--admm-every 25 --admm-gamma 0.1"
 SYSTEMS = {
     system.name: system
@@ -188,8 +192,8 @@ SYSTEMS = {
             ("32",),
             **OF_TDNNF,
         ),
-        *(tdnnf(f"bp{b}", f"{b} bits, steps held", f"--precisions {b} --alpha-lr-scale 0", b) for b in BITS),
-        *(tdnnf(f"qat{b}", f"{b} bits", f"--precisions {b} {SLOW_ALPHAS}", b) for b in BITS),
+        *(tdnnf(f"bp{b}", f"{in_words(b)}, steps held", f"--precisions {b} --alpha-lr-scale 0", b) for b in BITS),
+        *(tdnnf(f"qat{b}", in_words(b), f"--precisions {b} {SLOW_ALPHAS}", b) for b in BITS),
         *(
             tdnnf(
                 f"{measure}{b}",
@@ -201,7 +205,10 @@ SYSTEMS = {
             for measure in ("kl", "hessian", "nas")
             for b in ("4", "2")
         ),
-        *(tdnnf(f"admm{b}", f"{b} bits, ADMM", f"--precisions {b} {ADMM}", b, averaged=False) for b in ("4", "2", "1")),
+        *(
+            tdnnf(f"admm{b}", f"{in_words(b)}, ADMM", f"--precisions {b} {ADMM}", b, averaged=False)
+            for b in ("4", "2", "1")
+        ),
         System("rnnt-cotrain-plain", "co-trained, plain", f"{TRANSDUCER} {PLAIN}", ("2", "1"), RNNT, 0.4, (1, 2)),
     )
 }
