@@ -1,20 +1,20 @@
-"""Greedy search over frames, which needs torch only."""
+"""The best path of frames without a language model, which needs torch only."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
+import torch
 from torch import Tensor
 
-from lowbit_k2.core.topology import CHAIN, CTC
+from lowbit_k2.core.topology import CTC
 from lowbit_k2.decode.hypothesis import Hypothesis
 
 
 def ctc_greedy_search(log_probs: Tensor, lens: Tensor, topology: str = CTC) -> list[Hypothesis]:
-    """Best class of each frame, and the units of these (Graves et al. 2006, "best path decoding").
+    """The units of the best path through the topology, without any language model.
 
-    With the ctc topology repeats are merged and then blanks removed. With chain, a unit begins in its entry class, and
-    where the unit changes without one; silence is removed.
+    With ctc that is the best class of each frame, repeats merged and then blanks removed ("best path decoding", Graves
+    et al. 2006). With chain, where a unit's loop follows its entry alone, it is found by the Viterbi algorithm, and
+    silence is removed; LF-MMI, which trains with an n-gram of units, leaves much to it that is missing here.
 
     Args:
       log_probs: (N, T, V) log-probabilities of the classes.
@@ -24,24 +24,35 @@ def ctc_greedy_search(log_probs: Tensor, lens: Tensor, topology: str = CTC) -> l
       N hypotheses with the score of their best alignment, the best one of all.
     """
     assert log_probs.dim() == 3 and len(lens) == len(log_probs), (log_probs.shape, lens.shape)
-    units_of = COLLAPSE[topology]
+    if topology != CTC:
+        return [_best_chain_path(own[:length].cpu()) for own, length in zip(log_probs, lens.tolist(), strict=True)]
     scores, best = log_probs.max(dim=-1)  # (N, T) each
     return [
-        Hypothesis(units_of(classes[:length]), float(own[:length].double().sum()))
-        for own, classes, length in zip(scores.cpu(), best.tolist(), lens.tolist(), strict=True)
+        Hypothesis(_collapse(tokens[:length]), float(own[:length].double().sum()))
+        for own, tokens, length in zip(scores.cpu(), best.tolist(), lens.tolist(), strict=True)
     ]
 
 
-def _collapse_ctc(frames: list[int]) -> tuple[int, ...]:
+def _collapse(frames: list[int]) -> tuple[int, ...]:
     """Merge repeats, then drop blanks."""
     changes = [token for t, token in enumerate(frames) if t == 0 or token != frames[t - 1]]
     return tuple(token for token in changes if token != 0)
 
 
-def _collapse_chain(frames: list[int]) -> tuple[int, ...]:
-    """Entries, and changes of the unit; silence dropped."""
-    begins = [c // 2 for t, c in enumerate(frames) if c % 2 == 0 or t == 0 or c // 2 != frames[t - 1] // 2]
-    return tuple(unit for unit in begins if unit != 0)
-
-
-COLLAPSE: dict[str, Callable[[list[int]], tuple[int, ...]]] = {CTC: _collapse_ctc, CHAIN: _collapse_chain}
+def _best_chain_path(log_probs: Tensor) -> Hypothesis:
+    """log_probs (T, 2 U); state 2u is the entry of unit u, 2u + 1 its loop."""
+    if not len(log_probs):
+        return Hypothesis((), 0.0)
+    emitted = log_probs.double().unflatten(1, (-1, 2))  # (T, U, 2)
+    entry, loop = emitted[0, :, 0], torch.full_like(emitted[0, :, 0], -torch.inf)
+    before: list[tuple[int, list[bool]]] = []  # what entries come from; whether loops come from loops
+    for row in emitted[1:]:
+        score, state = torch.stack([entry, loop], dim=1).flatten().max(dim=0)
+        before.append((int(state), (loop > entry).tolist()))
+        entry, loop = score + row[:, 0], torch.maximum(entry, loop) + row[:, 1]
+    total, last = torch.stack([entry, loop], dim=1).flatten().max(dim=0)
+    path = [int(last)]
+    for state, stays in reversed(before):
+        unit, in_loop = divmod(path[-1], 2)
+        path.append(2 * unit + stays[unit] if in_loop else state)
+    return Hypothesis(tuple(c // 2 for c in reversed(path) if c % 2 == 0 and c > 0), float(total))

@@ -113,13 +113,21 @@ def test_a_graph_of_the_other_topology_is_refused(lang: tuple[Path, BackoffModel
             toy.make_method("1best", lang_dir=tmp_path, topology=topology)
 
 
-def test_greedy_search_on_every_path_of_a_small_grid() -> None:
-    paths = list(product(range(CLASSES), repeat=3))
-    scores = torch.nn.functional.one_hot(torch.tensor(paths), CLASSES).float()  # (216, 3, 6)
-    found = ctc_greedy_search(scores, torch.full((len(paths),), 3), CHAIN)
-    for path, best in zip(paths, found, strict=True):
-        units = units_of(path)
-        if units is not None:
-            assert best.labels == tuple(unit for unit in units if unit != SILENT)
-    [best] = ctc_greedy_search(scores[:1] * 0 + torch.eye(CLASSES)[[3, 3, 5]], torch.tensor([3]), CHAIN)
-    assert best.labels == (1, 2), "units that begin with their loop count, too"
+@pytest.mark.parametrize("frames", [1, 2, 4])
+def test_greedy_search_against_every_path(frames: int) -> None:
+    log_probs = toy.random_log_probs(frames, 12, 4, CLASSES)
+    for x, best in zip(log_probs, ctc_greedy_search(log_probs, torch.full((12,), frames), CHAIN), strict=True):
+        score, units = max((score, units) for units, score in best_alignments(x[:frames]).items())
+        assert best.labels == tuple(unit for unit in units if unit != SILENT)
+        assert best.total == pytest.approx(score, abs=1e-5)
+    [nothing] = ctc_greedy_search(log_probs[:1], torch.tensor([0]), CHAIN)
+    assert nothing.labels == () and nothing.total == 0.0
+
+
+@pytest.mark.k2
+def test_greedy_search_is_k2s_best_path() -> None:
+    log_probs, lens = toy.random_log_probs(9, 6, 60, CLASSES), torch.tensor([60, 59, 31, 7, 2, 1])
+    method = toy.make_method("ctc-decoding", spells_words=True, topology=CHAIN, search=WIDE)
+    found = ctc_greedy_search(log_probs, lens, CHAIN)
+    for own, [theirs] in zip(found, method.nbest(NetworkOutput(lens, log_probs)), strict=True):
+        assert own.labels == theirs.labels and own.total == pytest.approx(theirs.total, abs=1e-3)
