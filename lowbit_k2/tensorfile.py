@@ -7,10 +7,11 @@ checksums. Here the archive's records, its checksums, and every instruction of i
 
 from __future__ import annotations
 
+import hashlib
 import pickletools
 import re
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -140,3 +141,12 @@ def tensors_in(content: Any) -> Iterator[Tensor]:
             pending += value.values()
         elif isinstance(value, (list, tuple)):
             pending += value
+
+
+def tensors_checksum(tensors: Iterable[tuple[str, Tensor]], before: bytes = b"") -> str:
+    """SHA-256 of `before`, and of names and values in the order given."""
+    found = hashlib.sha256(before)
+    for name, tensor in tensors:
+        found.update(name.encode())
+        found.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return found.hexdigest()

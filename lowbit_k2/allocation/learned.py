@@ -20,7 +20,7 @@ from lowbit_k2.core.config import Config, option
 from lowbit_k2.core.grids import FLOAT_BITS
 from lowbit_k2.losses.output import Criterion, PassOutput, TrainingBatch
 from lowbit_k2.quant.switching import quantizer_owners, use_precision
-from lowbit_k2.search.gumbel import gumbel_noise, gumbel_softmax
+from lowbit_k2.search.gumbel import gumbel_noise, gumbel_softmax, temperature_at
 
 try:
     from torch.func import functional_call
@@ -55,9 +55,7 @@ def learned_preference(
     optimizer = torch.optim.Adam([logits], lr=config.rate)
     generator = torch.Generator().manual_seed(seed)
     for update in range(config.updates):
-        temperature = config.start_temperature * (config.final_temperature / config.start_temperature) ** (
-            update / config.updates
-        )
+        temperature = temperature_at(config, update / config.updates)
         weights = gumbel_softmax(logits, gumbel_noise(tuple(logits.shape), generator), temperature)
         out = mixture.mixed(weights, batches[update % len(batches)])
         loss = out.loss / out.num_frames + config.beta * mixture.average_bits(weights)

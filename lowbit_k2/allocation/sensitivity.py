@@ -13,7 +13,6 @@ Each is a table of numbers, the larger the worse; groups and bytes are the same 
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -32,6 +31,7 @@ from lowbit_k2.losses.output import Criterion, TrainingBatch
 from lowbit_k2.quant.allocation import Allocation
 from lowbit_k2.quant.report import QuantReport
 from lowbit_k2.quant.switching import quantizer_owners, use_precision
+from lowbit_k2.tensorfile import tensors_checksum
 
 FORMAT = "lowbit_k2 sensitivity 1"
 GROUPINGS = ("tensor", "layer")
@@ -93,11 +93,7 @@ class Sensitivity:
 
 def model_checksum(model: nn.Module) -> str:
     """Of the latent weights of the tensors that have quantizers."""
-    digest = hashlib.sha256()
-    for quantizer, owner in quantizer_owners(model).items():
-        digest.update(quantizer.name.encode())
-        digest.update(owner.original.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
+    return tensors_checksum((quantizer.name, owner.original) for quantizer, owner in quantizer_owners(model).items())
 
 
 def groups_of(model: nn.Module, by: str = "tensor", layer_prefix: str = "encoder.layers") -> dict[str, tuple[str, ...]]:

@@ -7,7 +7,6 @@ else is decoded again.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -23,6 +22,7 @@ from lowbit_k2.errors import UserError
 from lowbit_k2.fileio import read_json, sha256, write_json
 from lowbit_k2.scoring.recogs import read_hypotheses
 from lowbit_k2.scoring.wer import Result
+from lowbit_k2.tensorfile import tensors_checksum
 
 if TYPE_CHECKING:
     from lhotse.cut import Cut
@@ -34,11 +34,7 @@ def model_digest(loaded: LoadedModel) -> str:
     """Checksum of the weights (averaged already), the configuration, the tokens and the feature settings."""
     quant = None if loaded.quant_config is None else loaded.quant_config.to_dict()
     config = [loaded.model_config.to_dict(), quant, describe_tokenizer(loaded.tokenizer), loaded.features]
-    found = hashlib.sha256(digest(config).encode())
-    for name, tensor in sorted(loaded.model.state_dict().items()):
-        found.update(name.encode())
-        found.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return found.hexdigest()
+    return tensors_checksum(sorted(loaded.model.state_dict().items()), digest(config).encode())
 
 
 def origins(config: DecodeConfig, models: Models) -> dict[str, dict[Search, Origin]]:

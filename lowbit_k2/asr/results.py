@@ -60,7 +60,7 @@ class Adaptation:
 
     Attributes:
       left_out: numbers of utterances that were not adapted on, by reason.
-      before, after: CTC loss of the hypotheses, summed over the utterances (nats).
+      before, after: loss of the hypotheses, summed over the utterances (nats).
       frames: of the network's output.
     """
 

@@ -7,7 +7,6 @@ from fresh weights, is an ordinary training: `train.py --architecture FILE`.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -38,6 +37,7 @@ from lowbit_k2.search.gumbel import GumbelCriterion, add_logits, hold_weights
 from lowbit_k2.search.report import found_architecture
 from lowbit_k2.search.space import SearchSpace
 from lowbit_k2.search.supernet import SampledCriterion, Supernet
+from lowbit_k2.tensorfile import tensors_checksum
 from lowbit_k2.train.checkpoint import load_checkpoint, load_model_state, numbered
 from lowbit_k2.train.epochs import remaining_epochs, save_epoch, train_epoch, validate
 from lowbit_k2.train.metrics import describe
@@ -219,7 +219,8 @@ def train_logits(search: Search, cuts: CutSet) -> Architecture:
     criterion = GumbelCriterion(
         inner, supernet, logits, costs, config, training.loop.seed, updates_before=weights.meta["update"]
     )
-    origin = {"objective": training.objective, "supernet": checksum(weights.model), "supernet_file": source.name}
+    supernet_sum = tensors_checksum(sorted(weights.model.items()))
+    origin = {"objective": training.objective, "supernet": supernet_sum, "supernet_file": source.name}
     trainer = search.trainer(
         model,
         criterion,
@@ -260,12 +261,3 @@ def finished_supernet(training: TrainingConfig) -> Path:
             "--num-epochs"
         )
     return folder / f"epoch-{wanted}.pt"
-
-
-def checksum(state: Mapping[str, torch.Tensor]) -> str:
-    """Of all tensors and their names."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(state.items()):
-        digest.update(name.encode())
-        digest.update(tensor.contiguous().numpy().tobytes())
-    return digest.hexdigest()

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -38,7 +38,14 @@ def gumbel_softmax(logits: Tensor, noise: Tensor, temperature: float) -> Tensor:
     return ((logits + noise) / temperature).softmax(dim=-1)
 
 
-def temperature_at(config: SearchConfig, done: float) -> float:
+class Annealed(Protocol):
+    """Settings with two temperatures."""
+
+    start_temperature: float
+    final_temperature: float
+
+
+def temperature_at(config: Annealed, done: float) -> float:
     """T at a share `done` of the training, 0 to 1: start (final / start)^done."""
     return config.start_temperature * (config.final_temperature / config.start_temperature) ** done
 
