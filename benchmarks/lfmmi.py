@@ -19,6 +19,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from lowbit_k2.launch import use_project_interpreter
@@ -29,13 +30,15 @@ import torch
 from torch import Tensor
 
 from lowbit_k2.core.models import CtcConfig
+from lowbit_k2.core.topology import CTC
 from lowbit_k2.data.batch import Batch
 from lowbit_k2.errors import run_main
 from lowbit_k2.graphs.unit_graphs import FrameGraph, expand, ngram_graph, unit_ngram
 from lowbit_k2.k2_compat import has_k2, require_k2
 from lowbit_k2.losses.forward_backward import log_total
-from lowbit_k2.losses.lfmmi import TOPOLOGY, LfMmiConfig, LfMmiCriterion
+from lowbit_k2.losses.lfmmi import LfMmiConfig, LfMmiCriterion
 from lowbit_k2.models import make_model
+from lowbit_k2.models.ctc import Heads
 from lowbit_k2.tables import text_table
 from lowbit_k2.train.optim import OptimConfig, clip_gradients, make_optimizer, set_rate
 from lowbit_k2.train.orthogonal import semi_orthogonal
@@ -93,8 +96,8 @@ def main() -> None:
     phones = Phones(args.phones)
     texts = [phones.text(30, seed) for seed in range(300)]
     spoken = [[phones.pronunciations(word) for word in text.split()] for text in texts]
-    bigram = unit_ngram(spoken, args.phones, 2, TOPOLOGY)
-    graph = expand(ngram_graph(bigram, 20_000), TOPOLOGY)
+    bigram = unit_ngram(spoken, args.phones, 2, CTC)
+    graph = expand(ngram_graph(bigram, 20_000), CTC)
     criterion = LfMmiCriterion(LfMmiConfig())
     criterion.begin(bigram, phones)
 
@@ -130,7 +133,7 @@ def main() -> None:
         count += 1
         optimizer.zero_grad(set_to_none=True)
         leaf = outputs.detach().clone().requires_grad_()
-        network = model if not loss_alone else (lambda inputs, input_lens: (leaf, output_lens))
+        network = model if not loss_alone else SimpleNamespace(heads=lambda inputs, lens: Heads(leaf, output_lens))
         start = time.perf_counter()
         criterion(network, batch, 10_000).loss.backward()
         if not loss_alone:

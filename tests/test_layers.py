@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import importlib
+import importlib.util
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -239,3 +240,18 @@ def test_files_and_functions_stay_readable(path: Path) -> None:
     functions = [n for n in ast.walk(ast.parse(text)) if isinstance(n, (ast.FunctionDef, ast.AsyncFunctionDef))]
     long = [f.name for f in functions if f.end_lineno - f.lineno + 1 > MAX_FUNCTION_LINES]
     assert long == []
+
+
+@pytest.mark.parametrize(
+    "path", [*sorted(ROOT.glob("benchmarks/*.py")), *EGS], ids=lambda path: str(path.relative_to(ROOT))
+)
+def test_what_scripts_import_is_there(path: Path) -> None:
+    """No other test runs the benchmarks, which take minutes."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("lowbit_k2"):
+            module = importlib.import_module(node.module)
+            for alias in node.names:
+                submodule = (
+                    importlib.util.find_spec(f"{node.module}.{alias.name}") if hasattr(module, "__path__") else None
+                )
+                assert hasattr(module, alias.name) or submodule, f"{node.module} has no {alias.name}"
