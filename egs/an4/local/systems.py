@@ -144,7 +144,7 @@ FROM_FLOAT = f"--precisions 1 {AFTER_FLOAT} {SLOW_ALPHAS}"
 FROM_FLOAT_SEARCHED = f"--quant-config mixed --precisions ALLOCATION {AFTER_FLOAT} {SLOW_ALPHAS}"
 
 
-OF_TDNNF = {"methods": LATTICE, "lm_scale": 0.8, "lang": "lang_phone", "reference": TDNNF}
+OF_TDNNF = {"methods": LATTICE, "lm_scale": 0.8, "lang": "lang_phone", "reference": TDNNF, "seeds": (1, 2)}
 
 
 def tdnnf(name: str, label: str, flags: str, precision: str, **more: Any) -> System:
