@@ -10,7 +10,9 @@ MODERN_VERSION := 3.11
 MODERN_VENV := .venv-modern
 # For example PYTEST_FLAGS="-k quant -x".
 PYTEST_FLAGS ?=
-PYTEST := python -m pytest --durations=15 $(PYTEST_FLAGS)
+# Tests of a file stay together, for what they share; each takes one thread.
+WORKERS ?= 2
+PYTEST := python -m pytest --numprocesses $(WORKERS) --dist loadfile --durations=15 $(PYTEST_FLAGS)
 INSTALLED_FROM := requirements.txt requirements-k2.txt pyproject.toml .ci/install .ci/find-python
 
 .PHONY: demo test lint venv kaldifeat modern-venv modern-test clean
