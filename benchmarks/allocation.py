@@ -26,19 +26,15 @@ from lowbit_k2.launch import use_project_interpreter
 
 use_project_interpreter()
 
-import torch
-from torch import nn
-
 from lowbit_k2.allocation.choose import Choice, choose, evaluate, front
-from lowbit_k2.allocation.sensitivity import LAST_UPDATE, Sensitivity, model_checksum
+from lowbit_k2.allocation.descent import loss_at
+from lowbit_k2.allocation.sensitivity import Sensitivity, model_checksum
 from lowbit_k2.asr.model_io import CheckpointChoice, load_trained
 from lowbit_k2.core.grids import FLOAT_BITS
-from lowbit_k2.data.batch import Batch
 from lowbit_k2.errors import UserError, run_main
 from lowbit_k2.losses.objectives import criterion_from
-from lowbit_k2.losses.output import Criterion
 from lowbit_k2.progress import progress_bar
-from lowbit_k2.quant import Allocation, use_precision
+from lowbit_k2.quant import Allocation
 from lowbit_k2.recipe.allocate import every_matrix, labelled_batches, quantizable, uniform_size
 from lowbit_k2.recipe.flags import add_flags, errors_name_flags, make_parser, read_flags
 from lowbit_k2.tables import text_table
@@ -61,17 +57,6 @@ def drawn(table: Sensitivity, size: int, number: int, seed: int) -> Iterator[Cho
             place = table.bits.index(bits[group]) + (1 if found.size > size else -1)
             if 0 <= place < len(table.bits):
                 bits[group] = table.bits[place]
-
-
-@torch.no_grad()
-def loss_at(model: nn.Module, criterion: Criterion, batches: list[Batch], allocation: Allocation) -> float:
-    """Per frame."""
-    total = frames = 0.0
-    with use_precision(model, allocation):
-        for batch in batches:
-            out = criterion(model, batch, LAST_UPDATE)
-            total, frames = total + out.loss.item(), frames + out.num_frames
-    return total / frames
 
 
 def plot(path: Path, points: dict[str, list[tuple[int, float]]], floor: float) -> None:
@@ -104,6 +89,7 @@ def main() -> None:
     parser.add_argument("--ratios", type=float, nargs="*", default=[], help="sizes that are compared")
     parser.add_argument("--average-bits", type=float, nargs="*", default=[4.0, 2.0], help="and those of so many bits")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--allocations", type=Path, nargs="*", default=[], help="single ones, as --descend finds them")
     parser.add_argument("--plot", type=Path, help="a PNG file")
     add_flags(parser.add_argument_group("checkpoint"), CheckpointChoice)
     args = parser.parse_args()
@@ -151,8 +137,20 @@ def main() -> None:
                 f"{worse[len(worse) // 2]:.4f}",
             ]
         )
+    singles = {path.stem: Allocation.load(path) for path in args.allocations}
+    for name, allocation in singles.items():
+        own = allocation.bits_of(name for names in first.members.values() for name in names)
+        size = evaluate(first, {group: own[names[0]] for group, names in first.members.items()}).size
+        points[name] = [(size, loss_of(allocation))]
     print(f"loss per frame on {args.cuts.name}, float {floor:.4f}")
     print(text_table(["size", "bytes", *tables, "best uniform that fits", "best by chance", "median"], rows))
+    if singles:
+        print(
+            text_table(
+                ["allocation", "bytes", "loss"],
+                [[n, f"{points[n][0][0]:,}", f"{points[n][0][1]:.4f}"] for n in singles],
+            )
+        )
     if args.plot:
         plot(args.plot, points, floor)
         print(args.plot)

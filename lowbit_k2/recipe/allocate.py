@@ -12,8 +12,9 @@ The table is measured once, on one mini-batch of cuts with transcripts (--num-ba
 
   ./train.py --quant-config mixed --precisions exp/float/kl-20x.json --init-from exp/float/pretrained.pt
 
---quantized FILE.pt writes the float model itself at these precisions, without any training: decode.py and export.py
-take it by --checkpoint.
+--descend N goes on from there by the loss of the whole model on --cuts at N allocations more, and needs the checkpoint
+again. --quantized FILE.pt writes the float model itself at these precisions, without any training: decode.py and
+export.py take it by --checkpoint.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ import numpy as np
 from torch import nn
 
 from lowbit_k2.allocation.choose import Choice, choose, evaluate, front
+from lowbit_k2.allocation.descent import descend, loss_at
 from lowbit_k2.allocation.learned import LearnedConfig, learned_preference
 from lowbit_k2.allocation.sensitivity import (
     GROUPINGS,
@@ -99,12 +101,17 @@ def labelled_batches(
     return found
 
 
+def on_speech(args: argparse.Namespace, loaded: LoadedModel) -> tuple[Criterion, list[Batch]]:
+    """What a checkpoint was trained by, and the speech that it is measured on."""
+    criterion = criterion_from(loaded.meta["settings"], loaded.tokenizer, args.lang_dir)
+    return criterion, labelled_batches(loaded, criterion, args.cuts, args.max_duration, args.num_batches)
+
+
 def measure(args: argparse.Namespace) -> Sensitivity:
     """The table of a checkpoint."""
     loaded, _ = load_trained(read_flags(CheckpointChoice, args))
     model, report = quantizable(loaded, every_matrix(args.bits))
-    criterion = criterion_from(loaded.meta["settings"], loaded.tokenizer, args.lang_dir)
-    batches = labelled_batches(loaded, criterion, args.cuts, args.max_duration, args.num_batches)
+    criterion, batches = on_speech(args, loaded)
     members = groups_of(model, args.group_by)
     learning = read_flags(LearnedConfig, args)
     steps = {
@@ -129,8 +136,8 @@ def measure(args: argparse.Namespace) -> Sensitivity:
     return Sensitivity(args.measure, model_checksum(model), members, loss, *sizes, note)
 
 
-def save_quantized(args: argparse.Namespace, table: Sensitivity, allocation: Allocation) -> None:
-    """The float model with quantizers whose scales are nearest to its weights, as a checkpoint at one allocation.
+def model_of(args: argparse.Namespace, table: Sensitivity) -> tuple[LoadedModel, nn.Module]:
+    """The float model that a table was measured on, and it with quantizers whose scales are nearest to its weights.
 
     Raises:
       UserError: the table is not that of the checkpoint.
@@ -139,6 +146,22 @@ def save_quantized(args: argparse.Namespace, table: Sensitivity, allocation: All
     model, _ = quantizable(loaded, every_matrix(table.bits))
     if table.model != model_checksum(model):
         raise UserError(f"{args.table} was measured on another model: give that one's checkpoint, or measure anew")
+    return loaded, model
+
+
+def go_down(args: argparse.Namespace, table: Sensitivity, budget: int, tied: Sequence[Sequence[str]]) -> Choice:
+    """The best of the allocations that --descend tries."""
+    loaded, model = model_of(args, table)
+    criterion, batches = on_speech(args, loaded)
+    loss_of = partial(loss_at, model, criterion, batches)
+    with progress_bar(total=args.descend, desc="descent") as bar:
+        found = descend(table, budget, loss_of, args.descend, tied, args.forbid, step=bar.update)
+    return found
+
+
+def save_quantized(args: argparse.Namespace, table: Sensitivity, allocation: Allocation) -> None:
+    """The float model at one allocation, as a checkpoint."""
+    loaded, model = model_of(args, table)
     write_quantized(args.quantized, model, loaded, allocation)
     print(f"{args.quantized}: quantized without training, for --checkpoint")
 
@@ -219,6 +242,7 @@ def get_parser() -> argparse.ArgumentParser:
     budget.add_argument("--bytes", type=int, help="budget: packed tensors, without header and tokens")
     budget.add_argument("--ratio", type=float, help="budget: the float32 tensors over it")
     budget.add_argument("--average-bits", type=float, help="budget: what that many bits everywhere would take")
+    parser.add_argument("--descend", type=int, default=0, metavar="N", help="allocations tried by the model's own loss")
     parser.add_argument("--tie", action="append", default=[], metavar="PATTERN,PATTERN", help="groups that share bits")
     parser.add_argument("--forbid", action="append", default=[], type=pairs, metavar="PATTERN=BITS")
     parser.add_argument("--output", type=Path, help="the allocation, a .json file")
@@ -229,19 +253,20 @@ def get_parser() -> argparse.ArgumentParser:
 
 def check(args: argparse.Namespace) -> None:
     """Raise UserError for flags that contradict each other."""
-    if args.measure and args.cuts is None:
-        raise UserError("--measure needs --cuts: one mini-batch with transcripts is enough")
+    if args.num_batches < 1 or args.probes < 1 or args.descend < 0:
+        raise UserError("--num-batches and --probes take numbers from 1 on, --descend from 0")
+    for name in ("measure", "descend"):
+        if getattr(args, name) and args.cuts is None:
+            raise UserError(f"--{name} needs --cuts: one mini-batch with transcripts is enough")
     for name in ("ratio", "average_bits", "bytes"):
         value = getattr(args, name)
         if value is not None and not 0 < value < 1e12:
             raise UserError(f"--{name.replace('_', '-')} must be positive, it is {value}")
     if args.output is not None and args.output.suffix != ".json":
         raise UserError(f"--output {args.output}: give a name that ends in .json")
-    wanted = "--output" if args.output else "--quantized" if args.quantized else ""
+    wanted = next((f"--{name}" for name in ("output", "quantized", "descend") if getattr(args, name)), "")
     if wanted and (args.bytes, args.ratio, args.average_bits) == (None, None, None):
         raise UserError(f"{wanted} needs a budget: --bytes, --ratio or --average-bits")
-    if args.num_batches < 1 or args.probes < 1:
-        raise UserError("--num-batches and --probes take numbers from 1 on")
 
 
 def main() -> None:
@@ -260,6 +285,9 @@ def main() -> None:
         if budget is not None:
             found = choose(table, budget, tied, args.forbid)
             choices.append((f"chosen under {budget:,}", found))
+            if args.descend:
+                found = go_down(args, table, budget, tied)
+                choices.append((f"after {args.descend} trials", found))
             if args.output:
                 found.allocation(args.output.stem).save(args.output)
             if args.quantized:

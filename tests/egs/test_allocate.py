@@ -72,6 +72,14 @@ def test_from_a_table_to_words(
     assert "%WER" in call(AN4 / "decode.py", "--packed", packed, *where).good().out
 
 
+def test_descent_by_the_loss_of_the_model(table: Path, float_exp: Path, an4_data: Path, tmp_path: Path) -> None:
+    flags = ["--table", table, "--average-bits", 2, "--descend", 12, "--output", tmp_path / "two.json"]
+    flags += ["--exp-dir", float_exp, "--cuts", an4_data / "fbank/an4_cuts_train.jsonl.gz", "--max-duration", 10]
+    out = call(ALLOCATE, *flags).good().out
+    sizes = {line.split("  ")[0]: int(line.replace(",", "").split()[-8]) for line in out.splitlines()[-6:]}
+    assert sizes["after 12 trials"] <= sizes["all at 2"] and Allocation.load(tmp_path / "two.json").bits
+
+
 def test_quantized_without_training(table: Path, float_exp: Path, an4_data: Path, tmp_path: Path) -> None:
     flags = ["--table", table, "--average-bits", 7, "--quantized", tmp_path / "seven.pt"]
     call(ALLOCATE, *flags, "--exp-dir", float_exp).good()
@@ -112,6 +120,9 @@ def test_trained_at_an_allocation_alone(table: Path, an4_training: list[Flag], a
         ),
         ("--table TABLE --average-bits 9 --output TMP/x.json", "--average-bits 9: give a number from 1 to 8"),
         ("--table TMP/x.json --measure kl", "--measure needs --cuts"),
+        ("--table TABLE --average-bits 2 --descend 5", "--descend needs --cuts"),
+        ("--table TABLE --descend 5 --cuts TMP/no.jsonl.gz", "--descend needs a budget"),
+        ("--table TABLE --average-bits 2 --descend -5", "--descend from 0"),
         ("--table TMP/x.json --measure kl --cuts TMP/no.jsonl.gz --exp-dir EXP", "TMP/no.jsonl.gz"),
     ],
 )
