@@ -83,9 +83,10 @@ def search_precisions(r: Row, exp_root: Path, allocation: Path) -> None:
     search, folder = r.system.search, exp_root / r.started_from().key
     table = folder / f"{search.measure}.json"
     command = [sys.executable, "-m", "lowbit_k2.recipe.allocate", "--table", str(table)]
+    command += ["--checkpoint", str(folder / PRETRAINED), "--lang-dir", str(r.lang_dir)]
+    command += ["--cuts", str(r.data / "fbank/an4_cuts_train.jsonl.gz")]
     if not table.is_file():
-        command += ["--measure", search.measure, "--checkpoint", str(folder / PRETRAINED)]
-        command += ["--cuts", str(r.data / "fbank/an4_cuts_train.jsonl.gz"), "--lang-dir", str(r.lang_dir)]
+        command += ["--measure", search.measure]
     command += [*search.budget.split(), "--output", str(allocation)]
     print(" ".join(command), flush=True)
     subprocess.run(command, check=True)

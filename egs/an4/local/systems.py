@@ -205,6 +205,13 @@ SYSTEMS = {
             for measure in ("kl", "hessian", "nas")
             for b in ("4", "2")
         ),
+        tdnnf(
+            "descent2",
+            "2 bits a weight, by descent",
+            f"--precisions ALLOCATION {SLOW_ALPHAS}",
+            "descent-2bit",
+            search=Search("descent-2bit", "kl", "--average-bits 2 --descend 1000 --num-batches 4"),
+        ),
         *(
             tdnnf(f"admm{b}", f"{in_words(b)}, ADMM", f"--precisions {b} {ADMM}", b, averaged=False)
             for b in ("4", "2", "1")
