@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from tabulate import tabulate
 
 from lowbit_k2.core.text import printable
+from lowbit_k2.errors import UserError
 
 
 def text_table(headers: Sequence[object], rows: Sequence[Sequence[object]], left: Sequence[int] = (0,)) -> str:
@@ -21,3 +22,17 @@ def markdown_table(headers: Sequence[object], rows: Sequence[Sequence[object]]) 
     """A table for a Markdown page."""
     lines = [headers, ["---"] * len(headers), *rows]  # not padded: a page's history then shows the rows that changed
     return "\n".join("| " + " | ".join(printable(str(cell)) for cell in line) + " |" for line in lines)
+
+
+def fill_sections(page: str, sections: Mapping[str, str]) -> str:
+    """A page with other text between the comments `<!-- NAME -->` and `<!-- end of NAME -->` of each section.
+
+    Raises:
+      UserError: a section that the page does not have, or has twice.
+    """
+    for name, text in sections.items():
+        first, last = f"<!-- {name} -->\n", f"<!-- end of {name} -->\n"
+        if page.count(first) != 1 or page.count(last) != 1 or page.index(first) > page.index(last):
+            raise UserError(f"the page needs one section between {first.strip()} and {last.strip()}")
+        page = page[: page.index(first) + len(first)] + text.strip() + "\n" + page[page.index(last) :]
+    return page

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from lowbit_k2.tables import markdown_table, text_table
+import pytest
+
+from lowbit_k2.errors import UserError
+from lowbit_k2.tables import fill_sections, markdown_table, text_table
 
 
 def test_text_is_aligned() -> None:
@@ -22,3 +25,13 @@ def test_markdown_is_not_padded() -> None:
 def test_control_characters_are_shown() -> None:
     for table in (text_table(("x",), [("\x1b[31m\n",)]), markdown_table(("x",), [("\x1b[31m\n",)])):
         assert "\x1b" not in table and r"\x1b[31m" in table
+
+
+def test_sections_are_filled_and_the_rest_stays() -> None:
+    page = "# A\n<!-- a -->\nold\n\nold\n<!-- end of a -->\ntext\n<!-- b -->\n<!-- end of b -->\n"
+    found = fill_sections(page, {"a": "new", "b": "1\n2\n"})
+    assert found == "# A\n<!-- a -->\nnew\n<!-- end of a -->\ntext\n<!-- b -->\n1\n2\n<!-- end of b -->\n"
+    assert fill_sections(found, {"a": "new"}) == found
+    for wrong in (page + page, page.replace("<!-- end of a -->", ""), "<!-- end of a -->\n<!-- a -->\n"):
+        with pytest.raises(UserError, match="one section between <!-- a --> and <!-- end of a -->"):
+            fill_sections(wrong, {"a": "new"})

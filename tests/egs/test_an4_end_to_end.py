@@ -356,8 +356,11 @@ def test_the_flags_of_all_rows_are_known(monkeypatch: pytest.MonkeyPatch) -> Non
         precisions = parser.parse_args(row.flags(Path("exp"))).precisions
         assert {p for p in row.system.precisions if p.isdigit()} <= set(precisions) - {"sp"}
         assert not row.fold or row.system.compared in row.system.precisions
-    assert call(AN4 / "local/rows.py", "table").good().out.startswith("| system | bits | seed |")
-    assert "choose of" in call(AN4 / "local/rows.py", "table", "--only", "nobody").error()
+    assert "choose of" in call(AN4 / "local/rows.py", "results", "--only", "nobody").error()
+
+
+def test_the_tables_of_the_results_have_not_drifted() -> None:
+    call(AN4 / "local/rows.py", "results", "--check", "true").good()
 
 
 def test_verdicts_of_the_folds_that_are_done(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

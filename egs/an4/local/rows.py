@@ -5,10 +5,10 @@
 ./local/rows.py train --exp-root exp/rows --only float-s1
 ./local/rows.py evaluate --exp-root exp/rows                   # trained rows: test set, sizes -> results/*.json
 ./local/rows.py time --rounds 20                               # seconds per update, interleaved -> timing.json
-./local/rows.py table                                          # results/*.json as Markdown
+./local/rows.py results                                        # results/*.json and recogs -> the tables of RESULTS.md
+./local/rows.py results --check true                           # are they those?
 ./local/rows.py prepare --an4-dir an4                          # data of the cross-validation: data/fold-1 ... fold-5
 ./local/rows.py train --folds true                             # its rows; evaluate --folds true
-./local/rows.py verdicts                                       # against float, by speaker, over the folds that are done
 
 Every row has the same model, optimiser and augmentation (train.py's defaults); it differs by the flags below.
 """
@@ -31,7 +31,7 @@ from lowbit_k2.launch import use_project_interpreter
 use_project_interpreter()
 
 import torch
-from systems import COLUMNS, CTC, FOLD_ROWS, NUM_FOLDS, REFERENCE, ROWS, SEARCH_FLAGS, SYSTEMS, Row
+from systems import COLUMNS, CTC, FOLD_ROWS, LATTICE, NUM_FOLDS, REFERENCE, RNNT, ROWS, SEARCH_FLAGS, SYSTEMS, Row
 from train import make_parser as make_training_parser
 from train import make_trainer
 
@@ -50,12 +50,13 @@ from lowbit_k2.recipe.flags import make_parser, str2bool
 from lowbit_k2.recipe.training_flags import read_training_flags
 from lowbit_k2.scoring.recogs import read_recogs
 from lowbit_k2.scoring.significance import compare, matched, matched_pairs
-from lowbit_k2.tables import markdown_table
+from lowbit_k2.tables import fill_sections, markdown_table
 from lowbit_k2.train.checkpoint import load_checkpoint, numbered
 from lowbit_k2.train.distributed import DistributedContext
 from lowbit_k2.train.update import update
 
 RESULTS, RECOGS, TIMING = RECIPE / "results", RECIPE / "results/recogs", RECIPE / "timing.json"
+SECTIONS = {CTC: "ctc", RNNT: "transducer", LATTICE: "tdnnf"}  # of RESULTS.md
 MARGIN = 0.05  # relative; below it two systems count as equivalent
 
 
@@ -236,18 +237,26 @@ def time_rows(rows: list[Row], exp_root: Path, rounds: int, further: list[str]) 
     }
 
 
-def table() -> str:
-    """All results in the order of ROWS, by the searches that decode them.
+def write_results(page: Path, check: bool) -> None:
+    """Put the results into the tables of a page, in the order of ROWS, by the searches that decode them.
 
     time is that of an update over float's, p that of MAPSSWE against the float row that a row is compared with.
+
+    Raises:
+      UserError: `check`, and the page has others.
     """
     ratios = read_json(TIMING)["ratio"] if TIMING.is_file() else {}
-    tables = []
-    for methods in dict.fromkeys(system.methods for system in SYSTEMS.values()):
+    sections = {"verdicts": verdicts()}
+    for methods, name in SECTIONS.items():
         found = [r for r in ROWS if r.system.methods == methods and (RESULTS / f"{r.key}.json").is_file()]
-        if found:
-            tables.append(format_results(found, methods, ratios))
-    return "\n\n".join(tables)
+        sections[name] = format_results(found, methods, ratios)
+    text = page.read_text()
+    filled = fill_sections(text, sections)
+    if filled == text:
+        return
+    if check:
+        raise UserError(f"{page} has other tables than {RESULTS}: run ./local/rows.py results")
+    page.write_text(filled)
 
 
 def format_results(rows: list[Row], methods: tuple[str, ...], ratios: dict[str, float]) -> str:
@@ -283,11 +292,12 @@ def p_value(r: Row, precision: str, method: str) -> str:
 
 def main() -> None:
     parser = make_parser(__doc__)
-    parser.add_argument("command", choices=("prepare", "train", "evaluate", "time", "table", "verdicts"))
+    parser.add_argument("command", choices=("prepare", "train", "evaluate", "time", "results"))
     parser.add_argument("--exp-root", type=Path, default=RECIPE / "exp/rows")
     parser.add_argument("--only", help="names of rows, by commas, e.g. float-s1,naive1-s1,float-f2-s1")
     parser.add_argument("--folds", type=str2bool, default=False, help="the rows of the cross-validation")
     parser.add_argument("--rounds", type=int, default=20, help="batches for `time`")
+    parser.add_argument("--check", type=str2bool, default=False, help="for `results`: write nothing, say if it would")
     args, further = parser.parse_known_args()
     rows, every = FOLD_ROWS if args.folds else ROWS, [*ROWS, *FOLD_ROWS]
     if args.only:
@@ -306,7 +316,7 @@ def main() -> None:
         write_json(TIMING, time_rows(rows, args.exp_root, args.rounds, further))
         print(TIMING.read_text())
     else:
-        print(table() if args.command == "table" else verdicts())
+        write_results(RECIPE / "RESULTS.md", args.check)
 
 
 if __name__ == "__main__":
