@@ -7,7 +7,7 @@
         loss(model(batch)).backward()
 
 Reading order: projection (codes), scales (s), fake_quant (gradients), rules, config and presets, quantizer, linear,
-codebook, inputs, walker, allocation, switching, report, export, parameters, statistics, schedule, admm.
+codebook, inputs, rnn, walker, allocation, switching, report, export, parameters, statistics, schedule, admm.
 `docs/own-model.md` takes a model of your own from float to packed file, `docs/adding-a-quantizer.md` says where a new
 quantizer goes.
 """
@@ -24,6 +24,7 @@ from lowbit_k2.quant.parameters import alpha_parameters, clamp_alphas, parameter
 from lowbit_k2.quant.presets import PRESETS
 from lowbit_k2.quant.quantizer import QUANTIZERS, WeightQuantizer, register_quantizer
 from lowbit_k2.quant.report import QuantReport, ReportRow
+from lowbit_k2.quant.rnn import GRU, LSTM, RNN, replace_rnns
 from lowbit_k2.quant.rules import DEFAULT_RULES
 from lowbit_k2.quant.scales import STATISTICS, register_statistic
 from lowbit_k2.quant.schedule import draw_sp, generator_seed, sp_probabilities
@@ -33,9 +34,12 @@ from lowbit_k2.quant.walker import quantize_model
 
 __all__ = [
     "DEFAULT_RULES",
+    "GRU",
+    "LSTM",
     "PRECISIONS",
     "PRESETS",
     "QUANTIZERS",
+    "RNN",
     "STATISTICS",
     "Allocation",
     "CodebookQuantizer",
@@ -62,6 +66,7 @@ __all__ = [
     "quantize_model",
     "quantizer_parameters",
     "rederive_scales",
+    "replace_rnns",
     "register_quantizer",
     "register_statistic",
     "round_to_half",
