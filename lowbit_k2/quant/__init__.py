@@ -7,7 +7,8 @@
         loss(model(batch)).backward()
 
 Reading order: projection (codes), scales (s), fake_quant (gradients), rules, config and presets, quantizer, linear,
-codebook, inputs, rnn, walker, allocation, switching, report, export, parameters, statistics, schedule, admm.
+codebook, soft_assignment, general, inputs, rnn, walker, allocation, switching, report, export, parameters,
+statistics, schedule, admm, cosine.
 `docs/own-model.md` takes a model of your own from float to packed file, `docs/adding-a-quantizer.md` says where a new
 quantizer goes.
 """
@@ -18,6 +19,7 @@ from lowbit_k2.quant.codebook import CodebookQuantizer
 from lowbit_k2.quant.config import QuantConfig, TensorScheme
 from lowbit_k2.quant.export import ExportTensor, export_tensors, plain_name, plain_state_dict, rederive_scales
 from lowbit_k2.quant.fake_quant import fake_quantize, round_to_half
+from lowbit_k2.quant.general import GeneralQuantization, GeneralQuantizer
 from lowbit_k2.quant.inputs import attach_input_quantizers
 from lowbit_k2.quant.linear import LinearQuantizer
 from lowbit_k2.quant.parameters import alpha_parameters, clamp_alphas, parameter_groups, quantizer_parameters
@@ -44,6 +46,8 @@ __all__ = [
     "Allocation",
     "CodebookQuantizer",
     "ExportTensor",
+    "GeneralQuantization",
+    "GeneralQuantizer",
     "LinearQuantizer",
     "QuantConfig",
     "QuantReport",

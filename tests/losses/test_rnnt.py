@@ -269,7 +269,7 @@ def test_co_training_equals_the_formula_in_one_graph(kind: str) -> None:
         device=torch.device("cpu"),
         config=SimpleNamespace(amp="float32"),
         teacher=None,
-        admm=None,
+        drawn=None,
     )
     metrics = run_branches(trainer, BATCH, 4, frames)
     outs, shared = [], None
