@@ -144,15 +144,17 @@ def section_of(path: Path) -> bytes:
 @settings(max_examples=150, deadline=None)
 @given(data=st.data())
 def test_forged_streams_give_a_line_or_the_weights(small: Path, data: st.DataObject) -> None:
-    """With the right checksum over them: whatever is read has the shape that the index says."""
+    """With the right file checksum: zlib has its own over the weights, and streams that differ may say the same."""
     stream = bytearray(section_of(small))
     for _ in range(data.draw(st.integers(1, 4))):
         stream[data.draw(st.integers(0, len(stream) - 1))] = data.draw(st.integers(0, 255))
     path = forge(small, small.with_name("forged"), codes=bytes(stream))
-    if bytes(stream) == section_of(small):
-        assert read_packed(path).tensors[0].codes.shape == (9, 40)
+    try:
+        codes = read_packed(path).tensors[0].codes
+    except PackedFileError:
+        check_refused(path)  # in one line
     else:
-        check_refused(path)  # zlib's own checksum
+        assert (codes == read_packed(small).tensors[0].codes).all()
 
 
 CHANGES = [
