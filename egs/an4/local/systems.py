@@ -16,6 +16,7 @@ CO_TRAINED = ("2", "1.5", "1.5r", "1")
 CTC, LATTICE = (GREEDY, HLG), (HLG,)
 RNNT = ("greedy_search", "modified_beam_search", "fast_beam_search", "fast_beam_search_LG")
 AS_AUTHORS = "--alpha-init one"
+LOSSLESS16 = 496_400  # bytes of the packed tensors of `tiny` at 1 bit by that preset: train.py --dry-run true
 REFERENCE, TDNNF = "float-linear", "tdnnf-float"  # what the others are compared with, and what FLOAT stands for
 LINEAR, SLOW_ALPHAS = "--lr-schedule linear", "--alpha-lr-scale 0.1"
 TRANSDUCER = "--objective ctc-rnnt --rnnt-warm-step 1000"  # a CTC head, for two hours of speech
@@ -179,6 +180,15 @@ SYSTEMS = {
             ("kl20",),
             compared="kl20",
             search=Search("kl20", "kl", "--ratio 20.5"),  # of the tensors: with header, tokens and settings over 20
+        ),
+        System("hand16", "1 bit by `lossless16`, 8 epochs from float, which teaches", FROM_FLOAT, ("1",), epochs=8),
+        System(
+            "searched16",
+            "its bytes by descent, 8 epochs from float, which teaches",
+            FROM_FLOAT_SEARCHED,
+            ("descent16",),
+            epochs=8,
+            search=Search("descent16", "kl", f"--bytes {LOSSLESS16} --descend 300 --num-batches 4"),
         ),
         System(
             "float-twice", "float from float, which teaches", f"--precisions 32 {AFTER_FLOAT}", ("32",), compared="32"
