@@ -202,6 +202,7 @@ SYSTEMS = {
             ("32",),
             **OF_TDNNF,
         ),
+        tdnnf("more", "float, for as many epochs more", "--precisions 32", "32"),
         *(tdnnf(f"bp{b}", f"{in_words(b)}, steps held", f"--precisions {b} --alpha-lr-scale 0", b) for b in BITS),
         *(tdnnf(f"qat{b}", in_words(b), f"--precisions {b} {SLOW_ALPHAS}", b) for b in BITS),
         *(
