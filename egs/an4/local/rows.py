@@ -285,7 +285,7 @@ def format_results(rows: list[Row], methods: tuple[str, ...], ratios: dict[str, 
         time_ratio = f"{ratios[r.system.name]:.2f}" if r.system.name in ratios else "-"
         for values in result["evaluations"]:
             e = Evaluation(**values)
-            cells = [result["label"], e.precision, str(r.seed)]
+            cells = [r.system.label, e.precision, str(r.seed)]
             for method in methods:
                 s = e.stats(method)
                 cells += [f"{100 * s.rate:.2f}", e.interval_text(method), f"{s.ins}/{s.dels}/{s.sub}"]

@@ -189,7 +189,7 @@ SYSTEMS = {
         System("cotrain-kl", "co-trained, (b) + KL", KL, CO_TRAINED),
         System("cotrain-kl-warm", "(b) with a KL that rises", f"{KL} --kl-warm-step 1000", CO_TRAINED),
         System("cotrain-kl-sp-paper", "(c) with `paper`", f"{KL_SP} --quant-config paper", CO_TRAINED),
-        System(REFERENCE, "float", f"--precisions 32 {LINEAR}", ("32",), lm_scale=0.2, compared="32"),
+        System(REFERENCE, "float, rate to zero", f"--precisions 32 {LINEAR}", ("32",), lm_scale=0.2, compared="32"),
         System("naive1-l2", "naive 1-bit", f"--precisions 1 {LINEAR} {SLOW_ALPHAS}", ("1",), compared="1"),
         System("from-float", "1 bit from float, which teaches", FROM_FLOAT, ("1",), compared="1"),
         System(
