@@ -1,0 +1,141 @@
+"""Packed weights times float32 activations."""
+
+from __future__ import annotations
+
+import weakref
+
+import numpy as np
+
+from lowbit_k2.core.grids import matrix_shape
+from lowbit_k2.errors import UserError
+from lowbit_k2.packed import PackedFileError, PackedTensor
+from lowbit_k2.runtime.native import GRANULARITY, MODES, Tensor, library
+from lowbit_k2.runtime.reference import reference_matmul
+
+DEFAULT_MODE = "a16"
+
+
+class PackedMatrix:
+    """A tensor of a packed file, ready to be multiplied: dimension 0 are outputs, the others together inputs.
+
+    The library keeps the weights in 1, 2, 4 or 8 bits each (ternary 2, 3 bits 4, 5 to 7 bits 8), in a layout of its
+    own; without the library the tensor is unpacked anew at each call, a few rows at a time.
+
+    Attributes:
+      shape: (outputs, inputs).
+      nbytes: of memory, steps included.
+    """
+
+    def __init__(self, tensor: PackedTensor) -> None:
+        """Raises:
+        PackedFileError: a tensor of floats, or bytes that no writer makes.
+        """
+        if tensor.is_float:
+            raise PackedFileError(f"tensor {tensor.name} holds {tensor.encoding}: only codes are multiplied packed")
+        self.shape = matrix_shape(tensor.shape)
+        self.name = tensor.name
+        self._library = library()
+        if self._library is None:
+            tensor.codes  # noqa: B018  raises where bytes are damaged
+            self._tensor, self.nbytes = tensor, tensor.nbytes
+            return
+        self._handle = self._library.lbk_matrix_new(_describe(tensor))
+        if not self._handle:
+            raise PackedFileError(f"tensor {tensor.name}: {self._library.lbk_error().decode(errors='replace')}")
+        self.nbytes = self._library.lbk_matrix_bytes(self._handle)
+        weakref.finalize(self, self._library.lbk_matrix_free, self._handle)
+
+    def matmul(
+        self, x: np.ndarray, mode: str = DEFAULT_MODE, bias: np.ndarray | None = None, threads: int = 1
+    ) -> np.ndarray:
+        """x (..., inputs) times the weights: (..., outputs), float32.
+
+        Args:
+          x: numbers of any float type, computed with in float32.
+          mode: "exact": x as it is; "a16", "a8": each row of x rounded to integers of 16 or 8 bits, with a step of its
+            own. Tensors with a table are multiplied exactly in every mode. If the model quantizes the inputs of this
+            tensor (`input_bits`), x is rounded as there; "a8" then adds no error up to 8 bits, "a16" none up to 15.
+          bias: (outputs,), added.
+          threads: that work at most; small products take fewer.
+        Raises:
+          UserError: an unknown mode, or shapes that do not fit.
+        """
+        _check_call(self, x, mode, bias, threads)
+        rows = np.ascontiguousarray(x, dtype=np.float32).reshape(-1, self.shape[1])  # (M, K)
+        bias = None if bias is None else np.ascontiguousarray(bias, dtype=np.float32)
+        if self._library is None:
+            y = reference_matmul(self._tensor, rows, mode, bias)
+        else:
+            y = np.empty((len(rows), self.shape[0]), np.float32)  # (M, N)
+            self._multiply(rows, y, mode, bias, threads)
+        return y.reshape(*x.shape[:-1], self.shape[0])  # (..., N)
+
+    def _multiply(self, x: np.ndarray, y: np.ndarray, mode: str, bias: np.ndarray | None, threads: int) -> None:
+        outputs, inputs = self.shape
+        failed = self._library.lbk_matmul(
+            self._handle,
+            x.ctypes.data,
+            len(x),
+            inputs,
+            None if bias is None else bias.ctypes.data,
+            y.ctypes.data,
+            outputs,
+            MODES[mode],
+            threads,
+        )
+        if failed:
+            raise MemoryError(f"{self.name}: {self._library.lbk_error().decode(errors='replace')}")
+
+
+_matrices: weakref.WeakKeyDictionary[PackedTensor, PackedMatrix] = weakref.WeakKeyDictionary()
+
+
+def matmul(
+    tensor: PackedTensor | PackedMatrix,
+    x: np.ndarray,
+    mode: str = DEFAULT_MODE,
+    bias: np.ndarray | None = None,
+    threads: int = 1,
+) -> np.ndarray:
+    """`PackedMatrix(tensor).matmul(x, mode, bias, threads)`; the matrix is kept as long as the tensor lives."""
+    if isinstance(tensor, PackedTensor):
+        matrix = _matrices.get(tensor)
+        if matrix is None:
+            matrix = _matrices[tensor] = PackedMatrix(tensor)
+        tensor = matrix
+    return tensor.matmul(x, mode, bias, threads)
+
+
+def _check_call(matrix: PackedMatrix, x: np.ndarray, mode: str, bias: np.ndarray | None, threads: int) -> None:
+    outputs, inputs = matrix.shape
+    if mode not in MODES:
+        raise UserError(f"mode {mode!r} is unknown: take one of {', '.join(MODES)}")
+    if not isinstance(x, np.ndarray) or x.dtype.kind != "f" or not x.ndim or x.shape[-1] != inputs:
+        found = f"{x.dtype} of shape {x.shape}" if isinstance(x, np.ndarray) else type(x).__name__
+        raise UserError(f"{matrix.name} takes floats of shape (..., {inputs}), not {found}")
+    if bias is not None and bias.shape != (outputs,):
+        raise UserError(f"{matrix.name} takes a bias of shape ({outputs},), not {bias.shape}")
+    if type(threads) is not int or threads < 1:
+        raise UserError(f"threads {threads!r}: give a number from 1")
+
+
+def _describe(tensor: PackedTensor) -> Tensor:
+    """lbk_tensor; it points into the tensor's arrays, which live as long as the structure does."""
+    rows, cols = matrix_shape(tensor.shape)
+    data = np.ascontiguousarray(tensor.data)
+    steps = np.ascontiguousarray(tensor.step, dtype=np.float32)
+    table = None if tensor.table is None else np.ascontiguousarray(tensor.table, dtype=np.float32)
+    description = Tensor(
+        encoding=tensor.encoding.encode(),
+        rows=rows,
+        cols=cols,
+        data=data.ctypes.data,
+        granularity=GRANULARITY[tensor.granularity],
+        steps=steps.ctypes.data,
+        table=None if table is None else table.ctypes.data,
+        table_size=0 if table is None else len(table),
+        zero_point=tensor.zero_point,
+        input_bits=tensor.input_bits,
+    )
+    description.arrays = (data, steps, table)
+    return description
