@@ -11,6 +11,15 @@ inline __m256i load256(const uint8_t *from) { return _mm256_loadu_si256(reinterp
 
 inline void store256(void *to, __m256i value) { _mm256_storeu_si256(static_cast<__m256i *>(to), value); }
 
+// A sum that has to exist now. Otherwise gcc 12 gathers the additions of a long piece of code at its end, and keeps all
+// products on the stack until then.
+#define LBK_SETTLE(sum) __asm__("" : "+x"(sum))
+
+template <int R>
+LBK_INLINE inline void clear(__m256i (&sums)[R][2]) {
+  times<R>([&](auto r) LBK_INLINE { sums[r][0] = sums[r][1] = _mm256_setzero_si256(); });
+}
+
 // Four bytes in every lane.
 inline __m256i spread(const uint8_t *from) {
   int32_t value;
@@ -68,98 +77,113 @@ struct Avx2 {
         }
   }
 
-  // A step is four inputs of 16 outputs.
+  // A step is four inputs of 16 outputs. Sums of int16 hold for 128 steps of 2 * 127 * 1, for 64 of 2 * 127 * 2 (codes
+  // 0 to 2), for 8 of 2 * 127 * 15. A tile is walked through two steps at a time, as lines of 4 bits are.
   template <int BITS, bool WIDE, bool TILED, int R>
   static void dot(const uint8_t *weights, int64_t blocks, const uint8_t *x, size_t stride, int32_t (*acc)[kLanes]) {
-    if constexpr (WIDE) dot_wide<BITS, TILED, R>(weights, blocks * 2 * BITS, x, stride, acc);
-    else dot_narrow<BITS, TILED, R>(weights, blocks * 2 * BITS, x, stride, acc);
+    constexpr int kBits = TILED ? 4 : BITS;
+    constexpr int64_t kSteps = BITS == 1 ? 128 : BITS == 2 ? 64 : 8;
+    if constexpr (WIDE) dot_wide<kBits, TILED, R>(weights, blocks * 2 * kBits, x, stride, acc);
+    else dot_narrow<kBits, TILED, R>(weights, blocks * 2 * kBits, kSteps * kBits / 8, x, stride, acc);
   }
 
   template <int BITS, bool TILED, int R>
-  static void dot_narrow(const uint8_t *weights, int64_t lines, const uint8_t *x, size_t stride,
-                         int32_t (*acc)[kLanes]) {
+  __attribute__((noinline)) static void dot_narrow(const uint8_t *weights, int64_t lines, int64_t at_once,
+                                                   const uint8_t *x, size_t stride, int32_t (*acc)[kLanes]) {
     constexpr int kSteps = 8 / BITS;
-    // Lines whose sums fit int16: 128 steps of 2 * 127 * 1, 64 of 2 * 127 * 2 (codes 0 to 2), 8 of 2 * 127 * 15.
-    constexpr int64_t kLinesAtOnce = BITS == 4 ? 4 : 16;
-    __m256i sums[R][2] = {};
-    for (int64_t begin = 0; begin < lines; begin += kLinesAtOnce) {
-      __m256i part[R][2] = {};
-      for (int64_t line = begin; line < least(begin + kLinesAtOnce, lines); ++line) {
+    __m256i sums[R][2];
+    clear(sums);
+    for (int64_t begin = 0; begin < lines; begin += at_once) {
+      __m256i part[R][2];
+      clear(part);
+      for (int64_t line = begin; line < least(begin + at_once, lines); ++line) {
         __m256i words[2];
-        if constexpr (!TILED) words[0] = load256(weights), words[1] = load256(weights + 32), weights += 64;
-#pragma GCC unroll 8
-        for (int j = 0; j < kSteps; ++j) {
-          __m256i w[2];
-          for (int half = 0; half < 2; ++half)
-            w[half] = TILED ? load256(weights + 64 * j + 32 * half) : bytes<BITS>(words[half], j);
-          for (int r = 0; r < R; ++r) {
+        if constexpr (!TILED) words[0] = load256(weights), words[1] = load256(weights + 32);
+        times<kSteps>([&](auto j) LBK_INLINE {
+          const __m256i low = TILED ? load256(weights + 64 * j) : bytes<BITS>(words[0], j);
+          const __m256i high = TILED ? load256(weights + 64 * j + 32) : bytes<BITS>(words[1], j);
+          times<R>([&](auto r) LBK_INLINE {
             const __m256i codes = spread(x + r * stride + 4 * j);
-            for (int half = 0; half < 2; ++half)
-              part[r][half] = _mm256_add_epi16(part[r][half], _mm256_maddubs_epi16(w[half], codes));
-          }
-        }
-        if constexpr (TILED) weights += 64 * kSteps;
+            part[r][0] = _mm256_add_epi16(part[r][0], _mm256_maddubs_epi16(low, codes));
+            part[r][1] = _mm256_add_epi16(part[r][1], _mm256_maddubs_epi16(high, codes));
+            LBK_SETTLE(part[r][0]);
+            LBK_SETTLE(part[r][1]);
+          });
+        });
+        weights += TILED ? 64 * kSteps : 64;
         x += 4 * kSteps;
       }
-      for (int r = 0; r < R; ++r)
-        for (int half = 0; half < 2; ++half)
-          sums[r][half] =
-              _mm256_add_epi32(sums[r][half], _mm256_madd_epi16(part[r][half], _mm256_set1_epi16(1)));
+      const __m256i ones = _mm256_set1_epi16(1);
+      times<R>([&](auto r) LBK_INLINE { times<2>([&](auto half) LBK_INLINE {
+        sums[r][half] = _mm256_add_epi32(sums[r][half], _mm256_madd_epi16(part[r][half], ones));
+      }); });
     }
-    memcpy(acc, sums, sizeof sums);
+    write(sums, acc);
   }
 
   template <int BITS, bool TILED, int R>
-  static void dot_wide(const uint8_t *weights, int64_t lines, const uint8_t *x, size_t stride, int32_t (*acc)[kLanes]) {
+  __attribute__((noinline)) static void dot_wide(const uint8_t *weights, int64_t lines, const uint8_t *x,
+                                                 size_t stride, int32_t (*acc)[kLanes]) {
     constexpr int kSteps = 8 / BITS;
-    __m256i sums[R][2] = {};
+    __m256i sums[R][2];
+    clear(sums);
     for (int64_t line = 0; line < lines; ++line) {
       __m256i words[2];
-      if constexpr (!TILED) words[0] = load256(weights), words[1] = load256(weights + 32), weights += 64;
-#pragma GCC unroll 8
-      for (int j = 0; j < kSteps; ++j)
-        for (int odd = 0; odd < 2; ++odd) {
-          __m256i w[2];
-          for (int half = 0; half < 2; ++half)
-            w[half] =
-                TILED ? load256(weights + 128 * j + 64 * half + 32 * odd) : shorts<BITS>(words[half], j, odd);
-          for (int r = 0; r < R; ++r) {
-            const __m256i codes = spread(x + r * stride + 8 * j + 4 * odd);
-            for (int half = 0; half < 2; ++half)
-              sums[r][half] = _mm256_add_epi32(sums[r][half], _mm256_madd_epi16(w[half], codes));
-          }
-        }
-      if constexpr (TILED) weights += 128 * kSteps;
+      if constexpr (!TILED) words[0] = load256(weights), words[1] = load256(weights + 32);
+      times<2 * kSteps>([&](auto i) LBK_INLINE {
+        constexpr int j = decltype(i)::value / 2, odd = decltype(i)::value % 2;
+        const __m256i low = TILED ? load256(weights + 128 * j + 32 * odd) : shorts<BITS>(words[0], j, odd);
+        const __m256i high = TILED ? load256(weights + 128 * j + 64 + 32 * odd) : shorts<BITS>(words[1], j, odd);
+        times<R>([&](auto r) LBK_INLINE {
+          const __m256i codes = spread(x + r * stride + 4 * i);
+          sums[r][0] = _mm256_add_epi32(sums[r][0], _mm256_madd_epi16(low, codes));
+          sums[r][1] = _mm256_add_epi32(sums[r][1], _mm256_madd_epi16(high, codes));
+          LBK_SETTLE(sums[r][0]);
+          LBK_SETTLE(sums[r][1]);
+        });
+      });
+      weights += TILED ? 128 * kSteps : 64;
       x += 8 * kSteps;
     }
-    memcpy(acc, sums, sizeof sums);
+    write(sums, acc);
+  }
+
+  template <int R>
+  LBK_INLINE static void write(const __m256i (&sums)[R][2], int32_t (*acc)[kLanes]) {
+    times<R>([&](auto r) LBK_INLINE {
+      store256(acc[r], sums[r][0]);
+      store256(acc[r] + 8, sums[r][1]);
+    });
   }
 
   // vpermilps takes two bits of each lane, whatever lies above them, as a place in a table of four.
   template <int R>
-  static void dot_tables(const uint8_t *line, int64_t lines, const uint8_t *tables, size_t stride,
-                         float (*out)[kLanes]) {
+  __attribute__((noinline)) static void dot_tables(const uint8_t *line, int64_t lines, const uint8_t *tables,
+                                                   size_t stride, float (*out)[kLanes]) {
     constexpr int kChains = R <= 2 ? 2 : 1;  // additions take three cycles
-    __m256 sums[kChains][R][2] = {};
+    __m256 sums[kChains][R][2];
+    times<kChains>([&](auto chain) LBK_INLINE { times<R>([&](auto r) LBK_INLINE {
+      sums[chain][r][0] = sums[chain][r][1] = _mm256_setzero_ps();
+    }); });
     for (int64_t i = 0; i < lines; ++i, line += 64, tables += 256) {
       const __m256i words[2] = {load256(line), load256(line + 32)};
-#pragma GCC unroll 16
-      for (int pair = 0; pair < 16; ++pair)
-        for (int half = 0; half < 2; ++half) {
-          const __m256i places = _mm256_srli_epi32(words[half], 2 * pair);
-          for (int r = 0; r < R; ++r) {
-            const __m256 table = _mm256_broadcast_ps(reinterpret_cast<const __m128 *>(tables + r * stride + 16 * pair));
-            __m256 &sum = sums[pair % kChains][r][half];
-            sum = _mm256_add_ps(sum, _mm256_permutevar_ps(table, places));
-          }
-        }
+      times<16>([&](auto pair) LBK_INLINE {
+        constexpr int chain = decltype(pair)::value % kChains;
+        const __m256i low = _mm256_srli_epi32(words[0], 2 * pair), high = _mm256_srli_epi32(words[1], 2 * pair);
+        times<R>([&](auto r) LBK_INLINE {
+          const auto *from = reinterpret_cast<const __m128 *>(tables + r * stride + 16 * pair);
+          const __m256 table = _mm256_broadcast_ps(from);
+          sums[chain][r][0] = _mm256_add_ps(sums[chain][r][0], _mm256_permutevar_ps(table, low));
+          sums[chain][r][1] = _mm256_add_ps(sums[chain][r][1], _mm256_permutevar_ps(table, high));
+          LBK_SETTLE(sums[chain][r][0]);
+          LBK_SETTLE(sums[chain][r][1]);
+        });
+      });
     }
-    for (int r = 0; r < R; ++r)
-      for (int half = 0; half < 2; ++half) {
-        __m256 sum = sums[0][r][half];
-        if constexpr (kChains == 2) sum = _mm256_add_ps(sum, sums[1][r][half]);
-        _mm256_storeu_ps(out[r] + 8 * half, sum);
-      }
+    times<R>([&](auto r) LBK_INLINE { times<2>([&](auto half) LBK_INLINE {
+      if constexpr (kChains == 2) sums[0][r][half] = _mm256_add_ps(sums[0][r][half], sums[1][r][half]);
+      _mm256_storeu_ps(out[r] + 8 * half, sums[0][r][half]);
+    }); });
   }
 };
 

@@ -21,15 +21,27 @@ inline void load(const float *from, Floats *to) { memcpy(to, from, sizeof *to); 
 
 inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
-template <int R>
-struct Rows {
-  static constexpr int count = R;
+template <int N>
+struct Number {
+  static constexpr int value = N;
+  constexpr operator int() const { return N; }
 };
 
-// f(Rows<R>, row) over groups of R rows, and of fewer at the end.
+// f(0), .. f(N-1), written out: arrays of sums that are indexed by these numbers live in registers. With loops, which
+// gcc 12 unrolls too late for that, they live on the stack, and the products take twice the time.
+#define LBK_INLINE __attribute__((always_inline))
+template <int N, class F>
+LBK_INLINE inline void times(const F &f) {
+  if constexpr (N > 0) {
+    times<N - 1>(f);
+    f(Number<N - 1>{});
+  }
+}
+
+// f(Number<R>, row) over groups of R rows, and of fewer at the end.
 template <int R, class F>
 inline void each_group(int64_t row, int64_t rows, const F &f) {
-  for (; row + R <= rows; row += R) f(Rows<R>{}, row);
+  for (; row + R <= rows; row += R) f(Number<R>{}, row);
   if constexpr (R > 1) {
     if (row < rows) each_group<R - 1>(row, rows, f);
   }
@@ -146,10 +158,10 @@ inline void store(const Call &c, int64_t row, int64_t panel, bool first, const f
 
 // ---- integers
 
-// out += (mult u - base - zero_point) . x of `blocks` blocks, times their steps. Sums may have left int32 on the way,
+// out = or += (mult u - base - zero_point) . x of `blocks` blocks, times their steps. Sums may have left int32 on the way,
 // where only their difference fits: hence uint32.
 inline void add_scaled(const Call &c, int64_t row, int64_t panel, int64_t block, int64_t blocks, const int32_t *acc,
-                       float *out) {
+                       bool add, float *out) {
   const lbk_matrix &w = *c.w;
   const float *steps = steps_of(w, panel, block);
   const int32_t *sums = c.sums + row * w.blocks + block;
@@ -159,7 +171,7 @@ inline void add_scaled(const Call &c, int64_t row, int64_t panel, int64_t block,
   const float zero = static_cast<float>(w.zero_point) * static_cast<float>(sum);
   for (int i = 0; i < kLanes; ++i) {
     const int32_t product = static_cast<int32_t>(static_cast<uint32_t>(acc[i]) * mult - correction);
-    out[i] += (static_cast<float>(product) - zero) * steps[i];
+    out[i] = (static_cast<float>(product) - zero) * steps[i] + (add ? out[i] : 0.f);
   }
 }
 
@@ -177,8 +189,8 @@ void multiply_integers(const Call &c, int64_t begin, int64_t end) {
       const uint8_t *lines = w.lines + (panel * w.blocks + block) * kLineBytes;
       if (tiled) Isa::template unpack<BITS, WIDE>(lines, blocks, tile);
       each_group<Isa::kRows>(0, c.rows, [&](auto group, int64_t row) {
-        constexpr int R = decltype(group)::count;
-        float out[R][kLanes] = {};
+        constexpr int R = decltype(group)::value;
+        float out[R][kLanes];
         for (int64_t b = 0; b < blocks; b += span) {
           alignas(64) int32_t acc[R][kLanes];
           const uint8_t *x = c.prepared + row * c.row_bytes + (block + b) * kXBytes;
@@ -186,7 +198,7 @@ void multiply_integers(const Call &c, int64_t begin, int64_t end) {
             Isa::template dot<BITS, WIDE, true, R>(tile + b * kTileBytes, span, x, c.row_bytes, acc);
           else if constexpr (Isa::kDirectRows > 0)
             Isa::template dot<BITS, WIDE, false, R>(lines + b * kLineBytes, span, x, c.row_bytes, acc);
-          for (int r = 0; r < R; ++r) add_scaled(c, row + r, panel, block + b, span, acc[r], out[r]);
+          for (int r = 0; r < R; ++r) add_scaled(c, row + r, panel, block + b, span, acc[r], b > 0, out[r]);
         }
         for (int r = 0; r < R; ++r) {
           for (int i = 0; i < kLanes; ++i) out[r][i] *= c.x_steps[row + r];
@@ -198,51 +210,67 @@ void multiply_integers(const Call &c, int64_t begin, int64_t end) {
 
 // ---- floats
 
-// Inputs of `blocks` blocks as rows of 16 floats.
+// Inputs of `blocks` blocks as rows of 16 floats; without a table and steps of blocks.
 template <int BITS>
-void unpack_floats(const lbk_matrix &w, const uint8_t *lines, int64_t panel, int64_t block, int64_t blocks, float *tile) {
-  constexpr int kPerLine = 32 / BITS;
+void unpack_floats(const lbk_matrix &w, const uint8_t *lines, int64_t blocks, float *tile) {
   constexpr uint32_t kMask = (1u << BITS) - 1;
   const float mult = w.mult, offset = w.base + w.zero_point;
-  for (int64_t line = 0; line < blocks * 2 * BITS; ++line, lines += 64) {
-    Words words[2];
-    memcpy(words, lines, 64);
-    const float *steps = w.granularity == LBK_BLOCK64 ? steps_of(w, panel, block + line / (2 * BITS)) : nullptr;
-    for (int place = 0; place < kPerLine; ++place, tile += kLanes) {
-      const int shift = 8 * (place % 4) + place / 4 * BITS;
-      for (int half = 0; half < 2; ++half) {
-        const Words numbers = words[half] >> shift & kMask;
-        Floats values;
-        if (w.table_size) {
-          for (int i = 0; i < 8; ++i) values[i] = w.table[numbers[i]];
-        } else {
-          values = __builtin_convertvector(reinterpret_cast<const Ints &>(numbers), Floats) * mult - offset;
-        }
-        if (steps) {
-          Floats scale;
-          load(steps + 8 * half, &scale);
-          values *= scale;
-        }
-        memcpy(tile + 8 * half, &values, sizeof values);
+  for (int64_t line = 0; line < blocks * 2 * BITS; ++line, lines += 64)
+    for (int half = 0; half < 2; ++half) {
+      Words words;
+      memcpy(&words, lines + 32 * half, sizeof words);
+#pragma GCC unroll 32
+      for (int place = 0; place < 32 / BITS; ++place) {
+        const Words numbers = words >> (8 * (place % 4) + place / 4 * BITS) & kMask;
+        const Floats values = __builtin_convertvector(reinterpret_cast<const Ints &>(numbers), Floats) * mult - offset;
+        memcpy(tile + (line * (32 / BITS) + place) * kLanes + 8 * half, &values, sizeof values);
       }
     }
+}
+
+// The same by a table.
+template <int BITS>
+void unpack_table(const lbk_matrix &w, const uint8_t *lines, int64_t blocks, float *tile) {
+  for (int64_t line = 0; line < blocks * 2 * BITS; ++line, lines += 64)
+    for (int j = 0; j < 8 / BITS; ++j)
+      for (int c = 0; c < 4; ++c, tile += kLanes)
+        for (int lane = 0; lane < kLanes; ++lane) tile[lane] = w.table[lines[4 * lane + c] >> j * BITS & ((1 << BITS) - 1)];
+}
+
+inline void scale_tile(const lbk_matrix &w, int64_t panel, int64_t block, int64_t blocks, float *tile) {
+  for (int64_t b = 0; b < blocks; ++b) {
+    const float *steps = steps_of(w, panel, block + b);
+    for (int k = 0; k < kBlock; ++k, tile += kLanes)
+      for (int lane = 0; lane < kLanes; ++lane) tile[lane] *= steps[lane];
   }
 }
 
+// Sums of few rows go in several chains, since an addition waits for the one before.
 template <int R>
-inline void dot_floats(const float *tile, int64_t count, const float *x, int64_t stride, float (*out)[kLanes]) {
-  Floats acc[R][2] = {};
-  for (int64_t k = 0; k < count; ++k) {
+__attribute__((noinline)) void dot_floats(const float *tile, int64_t count, const float *x, int64_t stride,
+                                          float (*out)[kLanes]) {
+  constexpr int kChains = R == 1 ? 4 : R <= 3 ? 2 : 1;
+  Floats acc[kChains][R][2];
+  times<kChains>([&](auto chain) LBK_INLINE { times<R>([&](auto r) LBK_INLINE {
+    acc[chain][r][0] = acc[chain][r][1] = Floats{};
+  }); });
+  const auto add = [&](int64_t k, auto chain) LBK_INLINE {
     Floats w0, w1;
     load(tile + kLanes * k, &w0);
     load(tile + kLanes * k + 8, &w1);
-    for (int r = 0; r < R; ++r) {
+    times<R>([&](auto r) LBK_INLINE {
       const float value = x[r * stride + k];
-      acc[r][0] += w0 * value;
-      acc[r][1] += w1 * value;
-    }
-  }
-  memcpy(out, acc, sizeof acc);
+      acc[chain][r][0] += w0 * value;
+      acc[chain][r][1] += w1 * value;
+    });
+  };
+  int64_t k = 0;
+  for (; k + kChains <= count; k += kChains) times<kChains>([&](auto chain) LBK_INLINE { add(k + chain, chain); });
+  for (; k < count; ++k) add(k, Number<0>{});
+  times<R>([&](auto r) LBK_INLINE { times<2>([&](auto half) LBK_INLINE {
+    times<kChains - 1>([&](auto chain) LBK_INLINE { acc[0][r][half] += acc[chain + 1][r][half]; });
+    memcpy(out[r] + 8 * half, &acc[0][r][half], sizeof acc[0][r][half]);
+  }); });
 }
 
 inline void scale_and_store(const Call &c, int64_t row, int64_t panel, int64_t block, float *out) {
@@ -263,9 +291,12 @@ void multiply_floats(const Call &c, int64_t begin, int64_t end) {
     for (int64_t block = 0; block < w.blocks; block += kFloatChunk) {
       const int64_t blocks = least(kFloatChunk, w.blocks - block);
       const int64_t first = block * kBlock, count = least(blocks * kBlock, w.cols - first);
-      unpack_floats<BITS>(w, w.lines + (panel * w.blocks + block) * 128 * BITS, panel, block, blocks, tile);
+      const uint8_t *lines = w.lines + (panel * w.blocks + block) * 128 * BITS;
+      if (w.table_size) unpack_table<BITS>(w, lines, blocks, tile);
+      else unpack_floats<BITS>(w, lines, blocks, tile);
+      if (w.granularity == LBK_BLOCK64) scale_tile(w, panel, block, blocks, tile);
       each_group<Isa::kFloatRows>(0, c.rows, [&](auto group, int64_t row) {
-        constexpr int R = decltype(group)::count;
+        constexpr int R = decltype(group)::value;
         float out[R][kLanes];
         dot_floats<R>(tile, count, x + row * stride + first, stride, out);
         for (int r = 0; r < R; ++r) scale_and_store(c, row + r, panel, block, out[r]);
@@ -280,7 +311,7 @@ void multiply_tables(const Call &c, int64_t begin, int64_t end) {
   const int64_t of_block = 2 * w.bits, lines = w.blocks * of_block;
   for (int64_t panel = begin; panel < end; ++panel)
     each_group<Isa::kTableRows>(0, c.rows, [&](auto group, int64_t row) {
-      constexpr int R = decltype(group)::count;
+      constexpr int R = decltype(group)::value;
       const int64_t span = w.granularity == LBK_BLOCK64 ? 1 : kChunk;
       for (int64_t block = 0; block < w.blocks; block += span) {
         const int64_t blocks = least(span, w.blocks - block);
