@@ -17,7 +17,7 @@ from pathlib import Path
 
 NATIVE = Path(__file__).resolve().parent / "native"
 FLAGS = ("-O3", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-pthread")
-SANITIZE = ("-g", "-O1", "-std=c++17", "-pthread", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+SANITIZE = ("-g1", "-O0", "-std=c++17", "-pthread", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 COMMON = ("pool", "isa", "repack", "matmul", "kernels_portable")
 # Units that are compiled for more than the least CPU of the machine's kind; run-time dispatch chooses among them.
 BY_MACHINE = {"x86_64": {"kernels_avx2": ("-mavx2", "-mfma")}}
@@ -77,7 +77,9 @@ def _run_all(commands) -> None:
     failed = None
     while waiting or running:
         while waiting and not failed and len(running) < (os.cpu_count() or 1):
-            running.append(subprocess.Popen(waiting.pop(0), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
+            running.append(
+                subprocess.Popen(waiting.pop(0), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+            )
         if failed:
             waiting.clear()
         if running:

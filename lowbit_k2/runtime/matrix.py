@@ -9,7 +9,7 @@ import numpy as np
 from lowbit_k2.core.grids import matrix_shape
 from lowbit_k2.errors import UserError
 from lowbit_k2.packed import PackedFileError, PackedTensor
-from lowbit_k2.runtime.native import GRANULARITY, MODES, Tensor, library
+from lowbit_k2.runtime.native import GRANULARITY, MODES, Tensor, library, pointer
 from lowbit_k2.runtime.reference import reference_matmul
 
 DEFAULT_MODE = "a16"
@@ -46,7 +46,12 @@ class PackedMatrix:
         weakref.finalize(self, self._library.lbk_matrix_free, self._handle)
 
     def matmul(
-        self, x: np.ndarray, mode: str = DEFAULT_MODE, bias: np.ndarray | None = None, threads: int = 1
+        self,
+        x: np.ndarray,
+        mode: str = DEFAULT_MODE,
+        bias: np.ndarray | None = None,
+        threads: int = 1,
+        out: np.ndarray | None = None,
     ) -> np.ndarray:
         """x (..., inputs) times the weights: (..., outputs), float32.
 
@@ -57,34 +62,24 @@ class PackedMatrix:
             tensor (`input_bits`), x is rounded as there; "a8" then adds no error up to 8 bits, "a16" none up to 15.
           bias: (outputs,), added.
           threads: that work at most; small products take fewer.
+          out: float32 (..., outputs), contiguous and apart from x: where the result goes, which is also returned.
         Raises:
           UserError: an unknown mode, or shapes that do not fit.
         """
         _check_call(self, x, mode, bias, threads)
+        y = _result((*x.shape[:-1], self.shape[0]), out)  # (..., N)
         rows = np.ascontiguousarray(x, dtype=np.float32).reshape(-1, self.shape[1])  # (M, K)
         bias = None if bias is None else np.ascontiguousarray(bias, dtype=np.float32)
         if self._library is None:
-            y = reference_matmul(self._tensor, rows, mode, bias)
-        else:
-            y = np.empty((len(rows), self.shape[0]), np.float32)  # (M, N)
-            self._multiply(rows, y, mode, bias, threads)
-        return y.reshape(*x.shape[:-1], self.shape[0])  # (..., N)
-
-    def _multiply(self, x: np.ndarray, y: np.ndarray, mode: str, bias: np.ndarray | None, threads: int) -> None:
+            y[...] = reference_matmul(self._tensor, rows, mode, bias).reshape(y.shape)
+            return y
         outputs, inputs = self.shape
         failed = self._library.lbk_matmul(
-            self._handle,
-            x.ctypes.data,
-            len(x),
-            inputs,
-            None if bias is None else bias.ctypes.data,
-            y.ctypes.data,
-            outputs,
-            MODES[mode],
-            threads,
+            self._handle, pointer(rows), len(rows), inputs, pointer(bias), pointer(y), outputs, MODES[mode], threads
         )
         if failed:
             raise MemoryError(f"{self.name}: {self._library.lbk_error().decode(errors='replace')}")
+        return y
 
 
 _matrices: weakref.WeakKeyDictionary[PackedTensor, PackedMatrix] = weakref.WeakKeyDictionary()
@@ -96,14 +91,23 @@ def matmul(
     mode: str = DEFAULT_MODE,
     bias: np.ndarray | None = None,
     threads: int = 1,
+    out: np.ndarray | None = None,
 ) -> np.ndarray:
-    """`PackedMatrix(tensor).matmul(x, mode, bias, threads)`; the matrix is kept as long as the tensor lives."""
+    """`PackedMatrix(tensor).matmul(x, ...)`; the matrix is kept as long as the tensor lives."""
     if isinstance(tensor, PackedTensor):
         matrix = _matrices.get(tensor)
         if matrix is None:
             matrix = _matrices[tensor] = PackedMatrix(tensor)
         tensor = matrix
-    return tensor.matmul(x, mode, bias, threads)
+    return tensor.matmul(x, mode, bias, threads, out)
+
+
+def _result(shape: tuple[int, ...], out: np.ndarray | None) -> np.ndarray:
+    if out is None:
+        return np.empty(shape, np.float32)
+    if out.shape != shape or out.dtype != np.float32 or not out.flags.c_contiguous:
+        raise UserError(f"out must be contiguous float32 of shape {shape}, it is {out.dtype} of {out.shape}")
+    return out
 
 
 def _check_call(matrix: PackedMatrix, x: np.ndarray, mode: str, bias: np.ndarray | None, threads: int) -> None:
@@ -129,10 +133,10 @@ def _describe(tensor: PackedTensor) -> Tensor:
         encoding=tensor.encoding.encode(),
         rows=rows,
         cols=cols,
-        data=data.ctypes.data,
+        data=pointer(data),
         granularity=GRANULARITY[tensor.granularity],
-        steps=steps.ctypes.data,
-        table=None if table is None else table.ctypes.data,
+        steps=pointer(steps),
+        table=pointer(table),
         table_size=0 if table is None else len(table),
         zero_point=tensor.zero_point,
         input_bits=tensor.input_bits,

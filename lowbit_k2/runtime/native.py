@@ -6,7 +6,9 @@ import ctypes
 import functools
 import logging
 import os
-from ctypes import POINTER, c_char_p, c_float, c_int, c_int32, c_int64, c_size_t, c_uint8, c_void_p
+from ctypes import POINTER, c_char_p, c_int, c_int32, c_int64, c_size_t, c_uint8, c_void_p
+
+import numpy as np
 
 from lowbit_k2.errors import UserError
 from lowbit_k2.runtime.build import BuildError, library_path
@@ -85,3 +87,12 @@ def isa_in_use() -> str:
     """Name of the instructions in use, "numpy" without the library."""
     loaded = library()
     return NUMPY if loaded is None else loaded.lbk_isa().decode()
+
+
+def pointer(array: np.ndarray | None) -> int | None:
+    """Address of a contiguous array's numbers, for as long as the array lives."""
+    if array is None:
+        return None
+    if array.size and array.flags.writeable:  # three times as fast as the other way, which takes microseconds
+        return ctypes.addressof(c_uint8.from_buffer(array))
+    return array.ctypes.data

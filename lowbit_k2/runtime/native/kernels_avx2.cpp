@@ -99,7 +99,8 @@ struct Avx2 {
       for (int64_t line = begin; line < least(begin + at_once, lines); ++line) {
         __m256i words[2];
         if constexpr (!TILED) words[0] = load256(weights), words[1] = load256(weights + 32);
-        times<kSteps>([&](auto j) LBK_INLINE {
+#pragma GCC unroll 8
+        for (int j = 0; j < kSteps; ++j) {
           const __m256i low = TILED ? load256(weights + 64 * j) : bytes<BITS>(words[0], j);
           const __m256i high = TILED ? load256(weights + 64 * j + 32) : bytes<BITS>(words[1], j);
           times<R>([&](auto r) LBK_INLINE {
@@ -109,7 +110,7 @@ struct Avx2 {
             LBK_SETTLE(part[r][0]);
             LBK_SETTLE(part[r][1]);
           });
-        });
+        }
         weights += TILED ? 64 * kSteps : 64;
         x += 4 * kSteps;
       }
@@ -130,8 +131,9 @@ struct Avx2 {
     for (int64_t line = 0; line < lines; ++line) {
       __m256i words[2];
       if constexpr (!TILED) words[0] = load256(weights), words[1] = load256(weights + 32);
-      times<2 * kSteps>([&](auto i) LBK_INLINE {
-        constexpr int j = decltype(i)::value / 2, odd = decltype(i)::value % 2;
+#pragma GCC unroll 16
+      for (int i = 0; i < 2 * kSteps; ++i) {
+        const int j = i / 2, odd = i % 2;
         const __m256i low = TILED ? load256(weights + 128 * j + 32 * odd) : shorts<BITS>(words[0], j, odd);
         const __m256i high = TILED ? load256(weights + 128 * j + 64 + 32 * odd) : shorts<BITS>(words[1], j, odd);
         times<R>([&](auto r) LBK_INLINE {
@@ -141,7 +143,7 @@ struct Avx2 {
           LBK_SETTLE(sums[r][0]);
           LBK_SETTLE(sums[r][1]);
         });
-      });
+      }
       weights += TILED ? 128 * kSteps : 64;
       x += 8 * kSteps;
     }
@@ -167,11 +169,12 @@ struct Avx2 {
     }); });
     for (int64_t i = 0; i < lines; ++i, line += 64, tables += 256) {
       const __m256i words[2] = {load256(line), load256(line + 32)};
-      times<16>([&](auto pair) LBK_INLINE {
-        constexpr int chain = decltype(pair)::value % kChains;
-        const __m256i low = _mm256_srli_epi32(words[0], 2 * pair), high = _mm256_srli_epi32(words[1], 2 * pair);
+#pragma GCC unroll 16
+      for (int pair = 0; pair < 16; pair += kChains) times<kChains>([&](auto chain) LBK_INLINE {
+        const int shift = 2 * (pair + chain);
+        const __m256i low = _mm256_srli_epi32(words[0], shift), high = _mm256_srli_epi32(words[1], shift);
         times<R>([&](auto r) LBK_INLINE {
-          const auto *from = reinterpret_cast<const __m128 *>(tables + r * stride + 16 * pair);
+          const auto *from = reinterpret_cast<const __m128 *>(tables + r * stride + 8 * shift);
           const __m256 table = _mm256_broadcast_ps(from);
           sums[chain][r][0] = _mm256_add_ps(sums[chain][r][0], _mm256_permutevar_ps(table, low));
           sums[chain][r][1] = _mm256_add_ps(sums[chain][r][1], _mm256_permutevar_ps(table, high));

@@ -127,7 +127,7 @@ inline float *sum_tables(const lbk_matrix &w, const float *values, const float *
   return out;
 }
 
-inline void prepare_floats(const Call &c, int64_t row, bool tables) {
+__attribute__((noinline)) void prepare_floats(const Call &c, int64_t row, bool tables) {
   const lbk_matrix &w = *c.w;
   const float *x = c.x + row * c.x_stride;
   const float step = w.input_bits ? step_of(w, largest(x, w.cols), top_of(w, c.mode)) : 0.f;
@@ -149,7 +149,7 @@ inline void prepare_floats(const Call &c, int64_t row, bool tables) {
 // ---- results
 
 // Results of a panel for one row: those of this chunk of inputs, on top of those before.
-inline void store(const Call &c, int64_t row, int64_t panel, bool first, const float *values) {
+__attribute__((noinline)) void store(const Call &c, int64_t row, int64_t panel, bool first, const float *values) {
   const int64_t begin = panel * kLanes, lanes = least(kLanes, c.w->rows - begin);
   float *y = c.y + row * c.y_stride + begin;
   const float *before = !first ? y : c.bias ? c.bias + begin : nullptr;
@@ -160,7 +160,7 @@ inline void store(const Call &c, int64_t row, int64_t panel, bool first, const f
 
 // out = or += (mult u - base - zero_point) . x of `blocks` blocks, times their steps. Sums may have left int32 on the way,
 // where only their difference fits: hence uint32.
-inline void add_scaled(const Call &c, int64_t row, int64_t panel, int64_t block, int64_t blocks, const int32_t *acc,
+__attribute__((noinline)) void add_scaled(const Call &c, int64_t row, int64_t panel, int64_t block, int64_t blocks, const int32_t *acc,
                        bool add, float *out) {
   const lbk_matrix &w = *c.w;
   const float *steps = steps_of(w, panel, block);
@@ -273,7 +273,7 @@ __attribute__((noinline)) void dot_floats(const float *tile, int64_t count, cons
   }); });
 }
 
-inline void scale_and_store(const Call &c, int64_t row, int64_t panel, int64_t block, float *out) {
+__attribute__((noinline)) void scale_and_store(const Call &c, int64_t row, int64_t panel, int64_t block, float *out) {
   if (c.w->granularity != LBK_BLOCK64) {
     const float *steps = steps_of(*c.w, panel, block);
     for (int i = 0; i < kLanes; ++i) out[i] *= steps[i];

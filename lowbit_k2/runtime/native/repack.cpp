@@ -13,6 +13,7 @@ constexpr int64_t kMaxSide = int64_t{1} << 24;  // of a matrix; one of our large
 
 // How an encoding's numbers are stored in panels.
 struct Encoding {
+  const char *name;
   int file_bits;  // of a weight in the file; 0: ternary, five a byte
   int bits;       // in panels
   int mult, base;
@@ -21,13 +22,13 @@ struct Encoding {
 
 bool parse(const char *name, Encoding *found) {
   if (!name) return false;
-  if (!std::strcmp(name, "binary")) return *found = {1, 1, 2, 1, false}, true;
-  if (!std::strcmp(name, "ternary")) return *found = {0, 2, 1, 1, false}, true;
+  if (!std::strcmp(name, "binary")) return *found = {name, 1, 1, 2, 1, false}, true;
+  if (!std::strcmp(name, "ternary")) return *found = {name, 0, 2, 1, 1, false}, true;
   const bool is_index = !std::strncmp(name, "index", 5);
   const char *digits = is_index ? name + 5 : !std::strncmp(name, "int", 3) ? name + 3 : "";
   if (digits[0] < (is_index ? '1' : '3') || digits[0] > '8' || digits[1]) return false;
   const int n = digits[0] - '0';
-  *found = {n, n <= 2 ? n : n <= 4 ? 4 : 8, 1, is_index ? 0 : 1 << (n - 1), is_index};
+  *found = {name, n, n <= 2 ? n : n <= 4 ? 4 : 8, 1, is_index ? 0 : 1 << (n - 1), is_index};
   return true;
 }
 
@@ -44,7 +45,7 @@ int unpack_row(const Encoding &e, const uint8_t *row, int64_t cols, int table_si
       if (rest > 242) return fail("byte %d in ternary weights: five of them give 0 to 242", rest);
       for (int64_t k = 5 * i; k < 5 * i + 5; ++k, rest /= 3) {
         if (k < cols) numbers[k] = rest % 3;
-        else if (rest % 3) return fail("padding behind a row of weights is not zero");
+        else if (rest % 3) return fail("padding behind a row of %s weights is not zero", e.name);
       }
     }
     return 0;
@@ -59,7 +60,7 @@ int unpack_row(const Encoding &e, const uint8_t *row, int64_t cols, int table_si
       return fail("code %d lies outside its table of %d entries", numbers[k], table_size);
   }
   const int used = cols * n % 8;
-  if (used && row[bytes - 1] >> used) return fail("padding behind a row of weights is not zero");
+  if (used && row[bytes - 1] >> used) return fail("padding behind a row of %s weights is not zero", e.name);
   return 0;
 }
 
