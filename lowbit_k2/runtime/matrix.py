@@ -9,7 +9,7 @@ import numpy as np
 from lowbit_k2.core.grids import matrix_shape
 from lowbit_k2.errors import UserError
 from lowbit_k2.packed import PackedFileError, PackedTensor
-from lowbit_k2.runtime.native import GRANULARITY, MODES, Tensor, library, pointer
+from lowbit_k2.runtime.native import GRANULARITY, MODES, Tensor, check, library, pointer
 from lowbit_k2.runtime.reference import reference_matmul
 
 DEFAULT_MODE = "a16"
@@ -18,8 +18,8 @@ DEFAULT_MODE = "a16"
 class PackedMatrix:
     """A tensor of a packed file, ready to be multiplied: dimension 0 are outputs, the others together inputs.
 
-    The library keeps the weights in 1, 2, 4 or 8 bits each (ternary 2, 3 bits 4, 5 to 7 bits 8), in a layout of its
-    own; without the library the tensor is unpacked anew at each call, a few rows at a time.
+    The library keeps the weights in 1, 2, 4 or 8 bits each (ternary 2, 3 bits 4, 5 to 7 bits 8; floats in theirs), in a
+    layout of its own; without the library the tensor is unpacked anew at each call, a few rows at a time.
 
     Attributes:
       shape: (outputs, inputs).
@@ -28,15 +28,14 @@ class PackedMatrix:
 
     def __init__(self, tensor: PackedTensor) -> None:
         """Raises:
-        PackedFileError: a tensor of floats, or bytes that no writer makes.
+        PackedFileError: bytes that no writer makes, or numbers that are not finite.
         """
-        if tensor.is_float:
-            raise PackedFileError(f"tensor {tensor.name} holds {tensor.encoding}: only codes are multiplied packed")
         self.shape = matrix_shape(tensor.shape)
         self.name = tensor.name
         self._library = library()
         if self._library is None:
-            tensor.codes  # noqa: B018  raises where bytes are damaged
+            if not tensor.is_float:
+                tensor.codes  # noqa: B018  raises where bytes are damaged
             self._tensor, self.nbytes = tensor, tensor.nbytes
             return
         self._handle = self._library.lbk_matrix_new(_describe(tensor))
@@ -58,8 +57,9 @@ class PackedMatrix:
         Args:
           x: numbers of any float type, computed with in float32.
           mode: "exact": x as it is; "a16", "a8": each row of x rounded to integers of 16 or 8 bits, with a step of its
-            own. Tensors with a table are multiplied exactly in every mode. If the model quantizes the inputs of this
-            tensor (`input_bits`), x is rounded as there; "a8" then adds no error up to 8 bits, "a16" none up to 15.
+            own. Tensors of floats or with a table are multiplied exactly in every mode. If the model quantizes the
+            inputs of this tensor (`input_bits`), x is rounded as there; "a8" then adds no error up to 8 bits, "a16"
+            none up to 15.
           bias: (outputs,), added.
           threads: that work at most; small products take fewer.
           out: float32 (..., outputs), contiguous and apart from x: where the result goes, which is also returned.
@@ -77,8 +77,7 @@ class PackedMatrix:
         failed = self._library.lbk_matmul(
             self._handle, pointer(rows), len(rows), inputs, pointer(bias), pointer(y), outputs, MODES[mode], threads
         )
-        if failed:
-            raise MemoryError(f"{self.name}: {self._library.lbk_error().decode(errors='replace')}")
+        check(self._library, failed)
         return y
 
 
@@ -127,8 +126,9 @@ def _describe(tensor: PackedTensor) -> Tensor:
     """lbk_tensor; it points into the tensor's arrays, which live as long as the structure does."""
     rows, cols = matrix_shape(tensor.shape)
     data = np.ascontiguousarray(tensor.data)
-    steps = np.ascontiguousarray(tensor.step, dtype=np.float32)
-    table = None if tensor.table is None else np.ascontiguousarray(tensor.table, dtype=np.float32)
+    steps, table = (
+        None if a is None else np.ascontiguousarray(a, dtype=np.float32) for a in (tensor.step, tensor.table)
+    )
     description = Tensor(
         encoding=tensor.encoding.encode(),
         rows=rows,

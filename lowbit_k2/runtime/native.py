@@ -6,7 +6,7 @@ import ctypes
 import functools
 import logging
 import os
-from ctypes import POINTER, c_char_p, c_int, c_int32, c_int64, c_size_t, c_uint8, c_void_p
+from ctypes import POINTER, c_char_p, c_float, c_int, c_int32, c_int64, c_size_t, c_uint8, c_void_p
 
 import numpy as np
 
@@ -38,7 +38,16 @@ class Tensor(ctypes.Structure):
     ]
 
 
+_ROWS = (c_int, [c_void_p, c_int64, c_int64, c_void_p, c_int32])
 _SIGNATURES = {
+    "lbk_layer_norm": (c_int, [c_void_p, c_int64, c_int64, c_void_p, c_void_p, c_float, c_void_p, c_int32]),
+    "lbk_swish": _ROWS,
+    "lbk_glu": _ROWS,
+    "lbk_softmax": _ROWS,
+    "lbk_log_softmax": _ROWS,
+    "lbk_depthwise": (c_int, [c_void_p, c_int64, c_int64, c_void_p, c_int64, c_void_p, c_void_p, c_int32]),
+    "lbk_patches": (c_int, [c_void_p, *[c_int64] * 5, c_int32, c_void_p]),
+    "lbk_attention": (c_int, [*[c_void_p] * 6, *[c_int64] * 3, c_void_p, c_int32]),
     "lbk_abi": (c_int, []),
     "lbk_error": (c_char_p, []),
     "lbk_isa": (c_char_p, []),
@@ -87,6 +96,16 @@ def isa_in_use() -> str:
     """Name of the instructions in use, "numpy" without the library."""
     loaded = library()
     return NUMPY if loaded is None else loaded.lbk_isa().decode()
+
+
+def check(loaded: ctypes.CDLL, failed: int) -> None:
+    """Raise what a function of the library reported; callers have checked sizes, so it is memory.
+
+    Raises:
+      MemoryError: the library's line.
+    """
+    if failed:
+        raise MemoryError(loaded.lbk_error().decode(errors="replace"))
 
 
 def pointer(array: np.ndarray | None) -> int | None:

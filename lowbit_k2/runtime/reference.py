@@ -23,11 +23,11 @@ def reference_matmul(tensor: PackedTensor, x: np.ndarray, mode: str, bias: np.nd
     """x (M, K) float32 times the tensor as a matrix (N, K), transposed: (M, N) float32.
 
     Args:
-      mode: "exact", "a16" or "a8"; tensors with a table are always multiplied exactly.
+      mode: "exact", "a16" or "a8"; tensors of floats or with a table are always multiplied exactly.
       bias: (N,), added.
     """
     rows, cols = matrix_shape(tensor.shape)
-    if mode == "exact" or tensor.table is not None:
+    if mode == "exact" or tensor.is_float or tensor.table is not None:
         scale, left = None, x if not tensor.input_bits else np.multiply(*quantize_rows(x, tensor))
     else:
         left, scale = quantize_rows(x, tensor, TOPS[mode])
@@ -57,6 +57,8 @@ def quantize_rows(x: np.ndarray, tensor: PackedTensor, top: int = 1 << 22) -> tu
 
 def _weights(tensor: PackedTensor, begin: int, end: int, cols: int) -> np.ndarray:
     """Rows of weights, float32."""
+    if tensor.is_float:
+        return tensor.values[begin:end].reshape(-1, cols).astype(np.float32)
     codes = unpack(tensor.data[begin:end], tensor.encoding, cols)
     if ENCODINGS[tensor.encoding].is_index:
         numbers = tensor.table[codes]

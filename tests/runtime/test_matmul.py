@@ -210,5 +210,20 @@ def test_calls_that_cannot_be(native) -> None:
     for arguments, text in wrong:
         with pytest.raises(UserError, match=text):
             matmul(tensor, **arguments)
-    with pytest.raises(PackedFileError, match="only codes are multiplied packed"):
-        PackedMatrix(PackedTensor.from_values("bias", "", "float32", np.ones(3, np.float32)))
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_tensors_of_floats(isa: str, dtype: type) -> None:
+    values = random_rows(21, 150).astype(dtype)
+    values[3, :6] = np.array([6e-8, -6e-8, 1e-5, 0.0, -0.0, 6e4], dtype)  # of halves: the smallest, subnormal, largest
+    tensor = PackedTensor.from_values("w", "", np.dtype(dtype).name, values)
+    matrix, x = PackedMatrix(tensor), random_rows(9, 150)
+    expected = x.astype(np.float64) @ values.astype(np.float64).T
+    for mode in MODES:
+        assert relative_error(matrix.matmul(x, mode), expected) < 1e-5
+        one = np.zeros((1, 150), np.float32)
+        for k in range(6):
+            one[:] = 0
+            one[0, k] = 1
+            assert matrix.matmul(one, mode)[0, 3] == np.float32(values[3, k])
+    assert matrix.nbytes <= 32 * 192 * values.itemsize + 300

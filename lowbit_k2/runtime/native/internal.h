@@ -11,7 +11,8 @@ namespace lbk {
 
 // Weights lie in panels of 16 outputs; a panel in blocks of 64 inputs; a block in 2 * bits lines of 64 bytes. A line
 // is 16 lanes (outputs) of 32 bits. Bits j * bits .. of byte c of a lane are input 4 j + c of the line's 32 / bits, so
-// that `(line >> j * bits) & mask` holds 4 neighbouring inputs of each output, one a byte.
+// that `(line >> j * bits) & mask` holds 4 neighbouring inputs of each output, one a byte. Floats lie as rows of 16
+// outputs, one row after the other; a block of them takes as many bytes a bit.
 constexpr int kLanes = 16;
 constexpr int kBlock = 64;
 // Blocks whose products are summed in int32 before they become floats: 8 * 64 * 127 * 32639 < 2^31.
@@ -23,7 +24,7 @@ constexpr int kMaxTop16 = 32639;  // 127 * 256 + 127, so that an activation is t
 // Stored numbers are u = 0, 1, ..; a weight is (mult * u - base - zero_point) * step, or table[u] * step.
 struct lbk_matrix {
   int64_t rows, cols, panels, blocks;  // blocks: of a panel
-  int bits;                            // of a stored number: 1, 2, 4 or 8
+  int bits;                            // of a stored number: 1, 2, 4 or 8; 16 and 32: floats
   int mult, base, zero_point;
   int granularity;
   int input_bits;
@@ -53,6 +54,38 @@ struct Call {
   int32_t *sums;         // (rows, blocks) sums of the integers of each block, integer modes
 };
 
+// What is done to each row by itself.
+enum RowKind { kLayerNorm, kSwish, kGlu, kSoftmax, kLogSoftmax };
+
+struct RowCall {
+  RowKind kind;
+  const float *x;  // (rows, cols); kGlu: (rows, 2 cols)
+  float *y;        // (rows, cols)
+  int64_t cols;
+  const float *scale, *shift;  // (cols,), kLayerNorm
+  float epsilon;
+};
+
+// y (frames, channels) = sum over taps of weight (taps, channels) times x, frames beyond the ends being zero, + bias.
+struct Depthwise {
+  const float *x, *weight, *bias;
+  float *y;
+  int64_t frames, channels, taps;
+};
+
+// Self-attention with relative positions over one utterance. Keys, values and positions lie in panels as weights do.
+struct Attention {
+  const float *query, *key, *value;  // (frames, heads * size)
+  const float *position;             // (2 frames - 1, heads * size)
+  const float *bias_u, *bias_v;      // (heads * size,)
+  float *out;                        // (frames, heads * size)
+  int64_t frames, heads, size;
+  float *keys, *positions, *values;  // panels of all heads
+  int *failed;                       // set where memory ran out
+};
+
+constexpr int kQueries = 24;  // of an attention task
+
 // What a set of instructions offers.
 struct Kernels {
   const char *name;
@@ -60,6 +93,10 @@ struct Kernels {
   size_t (*row_bytes)(const lbk_matrix &w, int mode, int64_t rows);
   void (*prepare)(const Call &call, int64_t begin, int64_t end);   // rows
   void (*multiply)(const Call &call, int64_t begin, int64_t end);  // panels
+  void (*rows)(const RowCall &call, int64_t begin, int64_t end);
+  void (*depthwise)(const Depthwise &call, int64_t begin, int64_t end);  // frames
+  void (*pack_head)(const Attention &call, int64_t head);
+  void (*attend)(const Attention &call, int64_t head, int64_t begin, int64_t end);  // queries
 };
 
 extern const Kernels kPortable;

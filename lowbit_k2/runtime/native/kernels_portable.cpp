@@ -1,5 +1,5 @@
 // Plain C++, for any CPU: products of 16-bit integers, which compilers know how to sum up.
-#include "panels.h"
+#include "layers.h"
 
 namespace lbk {
 namespace {
@@ -52,6 +52,7 @@ struct Portable {
 
 }  // namespace
 
-const Kernels kPortable = {"portable", row_bytes<Portable>, prepare<Portable>, multiply<Portable>};
+const Kernels kPortable = {"portable", row_bytes<Portable>, prepare<Portable>, multiply<Portable>, each_row, depthwise, pack_head,
+                           attend<Portable>};
 
 }  // namespace lbk

@@ -237,6 +237,22 @@ void unpack_table(const lbk_matrix &w, const uint8_t *lines, int64_t blocks, flo
         for (int lane = 0; lane < kLanes; ++lane) tile[lane] = w.table[lines[4 * lane + c] >> j * BITS & ((1 << BITS) - 1)];
 }
 
+// Halves to floats: exponent and mantissa moved up, and 2^112 for the exponents' other zero. Right for what is finite.
+inline void unpack_halves(const uint8_t *lines, int64_t count, float *tile) {
+  for (int64_t i = 0; i < count; ++i) {
+    uint16_t half;
+    memcpy(&half, lines + 2 * i, 2);
+    const uint32_t bits = static_cast<uint32_t>(half & 0x7fff) << 13, sign = static_cast<uint32_t>(half & 0x8000) << 16;
+    float value;
+    memcpy(&value, &bits, 4);
+    value *= 5.192296858534828e33f;
+    uint32_t whole;
+    memcpy(&whole, &value, 4);
+    whole |= sign;
+    memcpy(tile + i, &whole, 4);
+  }
+}
+
 inline void scale_tile(const lbk_matrix &w, int64_t panel, int64_t block, int64_t blocks, float *tile) {
   for (int64_t b = 0; b < blocks; ++b) {
     const float *steps = steps_of(w, panel, block + b);
@@ -292,13 +308,16 @@ void multiply_floats(const Call &c, int64_t begin, int64_t end) {
       const int64_t blocks = least(kFloatChunk, w.blocks - block);
       const int64_t first = block * kBlock, count = least(blocks * kBlock, w.cols - first);
       const uint8_t *lines = w.lines + (panel * w.blocks + block) * 128 * BITS;
-      if (w.table_size) unpack_table<BITS>(w, lines, blocks, tile);
+      const float *weights = tile;
+      if constexpr (BITS == 32) weights = reinterpret_cast<const float *>(lines);
+      else if constexpr (BITS == 16) unpack_halves(lines, blocks * kBlock * kLanes, tile);
+      else if (w.table_size) unpack_table<BITS>(w, lines, blocks, tile);
       else unpack_floats<BITS>(w, lines, blocks, tile);
       if (w.granularity == LBK_BLOCK64) scale_tile(w, panel, block, blocks, tile);
       each_group<Isa::kFloatRows>(0, c.rows, [&](auto group, int64_t row) {
         constexpr int R = decltype(group)::value;
         float out[R][kLanes];
-        dot_floats<R>(tile, count, x + row * stride + first, stride, out);
+        dot_floats<R>(weights, count, x + row * stride + first, stride, out);
         for (int r = 0; r < R; ++r) scale_and_store(c, row + r, panel, block, out[r]);
       });
     }
@@ -374,6 +393,8 @@ void multiply(const Call &c, int64_t begin, int64_t end) {
     case 1: return multiply_bits<Isa, 1>(c, begin, end);
     case 2: return multiply_bits<Isa, 2>(c, begin, end);
     case 4: return multiply_bits<Isa, 4>(c, begin, end);
+    case 16: return multiply_floats<Isa, 16>(c, begin, end);
+    case 32: return multiply_floats<Isa, 32>(c, begin, end);
     default: return multiply_bits<Isa, 8>(c, begin, end);
   }
 }

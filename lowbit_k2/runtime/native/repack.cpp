@@ -18,12 +18,16 @@ struct Encoding {
   int bits;       // in panels
   int mult, base;
   bool is_index;
+
+  bool is_float() const { return bits > 8; }
 };
 
 bool parse(const char *name, Encoding *found) {
   if (!name) return false;
   if (!std::strcmp(name, "binary")) return *found = {name, 1, 1, 2, 1, false}, true;
   if (!std::strcmp(name, "ternary")) return *found = {name, 0, 2, 1, 1, false}, true;
+  if (!std::strcmp(name, "float16")) return *found = {name, 16, 16, 1, 0, false}, true;
+  if (!std::strcmp(name, "float32")) return *found = {name, 32, 32, 1, 0, false}, true;
   const bool is_index = !std::strncmp(name, "index", 5);
   const char *digits = is_index ? name + 5 : !std::strncmp(name, "int", 3) ? name + 3 : "";
   if (digits[0] < (is_index ? '1' : '3') || digits[0] > '8' || digits[1]) return false;
@@ -64,6 +68,18 @@ int unpack_row(const Encoding &e, const uint8_t *row, int64_t cols, int table_si
   return 0;
 }
 
+// One row of floats into its lane; -1 where one is not finite.
+int fill_floats(const Encoding &e, const uint8_t *row, int64_t cols, uint8_t *panel, int lane) {
+  const int bytes = e.bits / 8;
+  for (int64_t k = 0; k < cols; ++k) {
+    const uint8_t *number = row + k * bytes;
+    const int top = number[bytes - 1] << 8 | number[bytes - 2], exponent = bytes == 2 ? 0x7c00 : 0x7f80;
+    if ((top & exponent) == exponent) return fail("its numbers must be finite");
+    std::memcpy(panel + (k * kLanes + lane) * bytes, number, bytes);
+  }
+  return 0;
+}
+
 // The numbers of one output into its lane of a panel, which is zero so far.
 void fill_lane(const uint8_t *numbers, int64_t cols, int bits, uint8_t *panel, int lane) {
   const int per_line = 32 / bits;
@@ -77,9 +93,10 @@ int check(const lbk_tensor &t, const Encoding &e) {
   if (t.rows < 1 || t.cols < 1 || t.rows > kMaxSide || t.cols > kMaxSide)
     return fail("a matrix of %lld x %lld cannot be multiplied", static_cast<long long>(t.rows),
                 static_cast<long long>(t.cols));
-  if (!t.data || !t.steps) return fail("no data or no steps");
+  if (!t.data || (!t.steps && !e.is_float())) return fail("no data or no steps");
   if (t.granularity < LBK_TENSOR || t.granularity > LBK_BLOCK64) return fail("unknown granularity %d", t.granularity);
   if (t.input_bits && (t.input_bits < 2 || t.input_bits > 16)) return fail("inputs of %d bits", t.input_bits);
+  if (e.is_float() && (t.granularity || t.zero_point)) return fail("floats have no steps and no zero point");
   if (t.zero_point < -128 || t.zero_point > 255) return fail("%d is no zero point", t.zero_point);
   if (e.is_index != (t.table != nullptr)) return fail("a table belongs to an index encoding, and only there");
   if (e.is_index && (t.zero_point || t.table_size < 1 || t.table_size > 1 << e.file_bits))
@@ -91,7 +108,11 @@ int check(const lbk_tensor &t, const Encoding &e) {
 
 size_t aligned(size_t bytes) { return (bytes + 63) / 64 * 64; }
 
-int fill_steps(const lbk_tensor &t, lbk_matrix *w) {
+int fill_steps(const lbk_tensor &t, const Encoding &e, lbk_matrix *w) {
+  if (e.is_float()) {
+    for (int i = 0; i < kLanes; ++i) w->steps[i] = 1;
+    return 0;
+  }
   const int64_t of_row = t.granularity == LBK_BLOCK64 ? w->blocks : 1;
   const int64_t count = t.granularity == LBK_TENSOR ? 1 : t.rows * of_row;
   for (int64_t i = 0; i < count; ++i) {
@@ -109,8 +130,13 @@ int fill(const lbk_tensor &t, const Encoding &e, lbk_matrix *w) {
   if (!numbers) return fail("out of memory");
   int status = 0;
   for (int64_t row = 0; row < t.rows && !status; ++row) {
+    uint8_t *panel = w->lines + row / kLanes * panel_bytes;
+    if (e.is_float()) {
+      status = fill_floats(e, t.data + row * stride, t.cols, panel, row % kLanes);
+      continue;
+    }
     status = unpack_row(e, t.data + row * stride, t.cols, t.table_size, numbers);
-    if (!status) fill_lane(numbers, t.cols, w->bits, w->lines + row / kLanes * panel_bytes, row % kLanes);
+    if (!status) fill_lane(numbers, t.cols, w->bits, panel, row % kLanes);
   }
   std::free(numbers);
   return status;
@@ -118,7 +144,7 @@ int fill(const lbk_tensor &t, const Encoding &e, lbk_matrix *w) {
 
 }  // namespace
 
-bool needs_floats(const lbk_matrix &w) { return w.table_size > 0; }
+bool needs_floats(const lbk_matrix &w) { return w.table_size > 0 || w.bits > 8; }
 
 }  // namespace lbk
 
@@ -146,7 +172,7 @@ lbk_matrix *lbk_matrix_new(const lbk_tensor *tensor) {
   w->steps = reinterpret_cast<float *>(w->lines + lines);
   w->table = reinterpret_cast<float *>(w->lines + lines + steps);
   if (w->table_size) std::memcpy(w->table, t.table, w->table_size * sizeof(float));
-  if (fill_steps(t, w) || fill(t, e, w)) return lbk_matrix_free(w), nullptr;
+  if (fill_steps(t, e, w) || fill(t, e, w)) return lbk_matrix_free(w), nullptr;
   return w;
 }
 
