@@ -18,7 +18,7 @@ from typing import Any
 from lowbit_k2.core.chunks import ChunkConfig
 from lowbit_k2.core.text import printable
 from lowbit_k2.errors import UserError, run_main
-from lowbit_k2.packed import PackedModel, read_packed, size_table
+from lowbit_k2.packed import PackedFileError, PackedModel, entropy_rows, format_entropy, read_packed, size_table
 from lowbit_k2.plugins import PLUGIN_HELP, load_plugins
 from lowbit_k2.recipe.flags import add_flags, read_flags
 
@@ -29,7 +29,9 @@ def get_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="lowbit-k2", description=__doc__, formatter_class=formatter)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    inspect = commands.add_parser("inspect", help="sizes by role and encoding, measured in the file; configuration")
+    inspect = commands.add_parser(
+        "inspect", help="sizes by role and encoding, measured in the file; entropy of codes; configuration"
+    )
     inspect.add_argument("file", type=Path, metavar="FILE", help="a packed file of export.py")
     inspect.add_argument(
         "--float", type=Path, metavar="FILE", dest="float_file", help="its float32 file, for the ratio"
@@ -76,14 +78,20 @@ def run_inspect(args: argparse.Namespace) -> None:
     model = read_packed(args.file)
     reference = None if args.float_file is None else read_packed(args.float_file)
     table = size_table(model, reference)
+    try:
+        entropy = entropy_rows(model)
+    except PackedFileError as error:
+        raise PackedFileError(f"{args.file}: {error}") from None
     if args.json:
         description = {name: dict(getattr(model, name)) for name in ("model_config", "features", "extra")}
         tokens = {"kind": model.tokens_kind, "bytes": len(model.tokens)}
         value = {"path": str(args.file), **description, "tokens": tokens, "sizes": table.to_dict()}
-        print(json.dumps(value, indent=2))
+        print(json.dumps({**value, "entropy": [row.to_dict() for row in entropy]}, indent=2))
         return
     print("\n".join(map(printable, describe(args.file, model))))
     print(table)
+    if entropy:
+        print(f"\n{format_entropy(entropy)}")
     if table.ratio is not None:
         print(f"ratio: {table.float_file.total:,} / {table.file.total:,} bytes = {table.ratio:.2f}x")
 

@@ -33,7 +33,7 @@ from lowbit_k2.models import make_model
 from lowbit_k2.quant import quantize_model
 from lowbit_k2.recipe.flags import add_mini_argument, wants_mini
 from lowbit_k2.recipe.training_flags import read_training_flags, training_errors, training_parser
-from lowbit_k2.train.admm import drawn_weights
+from lowbit_k2.train.drawing import drawn_weights
 from lowbit_k2.train.epochs import remaining_epochs, save_epoch, train_epoch, validate
 from lowbit_k2.train.initialise import InitialState, freeze
 from lowbit_k2.train.optim import dropout_schedule, floor_of_alphas, learning_rate, make_optimizer, rising_hardness
@@ -111,7 +111,7 @@ def main() -> None:
             augment=make_spec_augment(config.data.spec_augment),
             mask=make_branch_masks(config.data.spec_augment),
             teacher=outside_teacher(config, run, model, tokenizer, data),
-            admm=drawn_weights(model, config.admm, config.co_training),
+            drawn=drawn_weights(model, config.drawing, config.co_training),
             ranks=run.ranks,
         )
 

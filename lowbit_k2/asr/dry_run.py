@@ -131,9 +131,9 @@ def kept_bytes(run: Callable[[], Tensor], model: nn.Module) -> int:
 
     def keep(tensor: Tensor) -> Tensor:
         if tensor.data_ptr() not in known:
-            extent = 1 + sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True))
-            size = extent * tensor.element_size() if tensor.numel() else 0
-            kept[tensor.data_ptr()] = max(kept.get(tensor.data_ptr(), 0), size)  # views share their memory
+            # all of what a view looks at stays in memory, once for all views; torch 1.13 has no untyped_storage
+            storage = tensor.untyped_storage() if hasattr(tensor, "untyped_storage") else tensor.storage()
+            kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):

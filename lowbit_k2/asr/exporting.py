@@ -47,6 +47,7 @@ class ExportConfig(Config):
     choice: CheckpointChoice = option(CheckpointChoice, flag="")
     precision: str = option("1", "1, 2, 1.5, 1.5r, 32, one per layer as 1,1,2,2, or a file with an allocation")
     output: Path | None = option(None, "the packed file; default: EXP_DIR/pretrained-1bit.safetensors or the like")
+    compress: bool = option(False, "code frequent weights in fewer bits, where that saves over a tenth of a tensor")
     save_pretrained: bool = option(
         False, f"also EXP_DIR/{PRETRAINED}: the averaged latent weights, which --checkpoint takes"
     )
@@ -83,7 +84,7 @@ def run_export(config: ExportConfig, load_train_cuts: Callable[[], CutSet]) -> S
         if config.recalibrate_bn:
             batches = calibration_batches(config, loaded, load_train_cuts())
             origin["recalibrated_batches"] = recalibrate(loaded.model, batches)
-        pack_model(loaded, output, origin)
+        pack_model(loaded, output, origin, config.compress)
     is_model = set(allocation.bits.values()) == {FLOAT_BITS}
     table = measure(loaded, output, config.float_output, {**origin, "precision": "32"}, is_model)
     print(f"{output}: {config.precision} bit, from {origin['checkpoint']}")

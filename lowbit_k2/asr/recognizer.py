@@ -139,8 +139,7 @@ class Recognizer:
             return output.log_probs[..., nothing].logsumexp(dim=-1)
         if TRANSDUCER not in self.loaded.model_config.networks or output.encoder_out is None:
             return None
-        model = self.loaded.model
-        return blank_log_probs(model, model.config.context_size, output.encoder_out)
+        return blank_log_probs(self.loaded.model, output.encoder_out)
 
 
 @dataclass(frozen=True)

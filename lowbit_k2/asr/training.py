@@ -34,13 +34,16 @@ from lowbit_k2.launch import CPU_INFO
 from lowbit_k2.locks import exclusive
 from lowbit_k2.losses.co_training import CoTrainingConfig, split_names
 from lowbit_k2.losses.objectives import OBJECTIVES
-from lowbit_k2.quant import DEFAULT_RULES, PRESETS, QuantConfig
+from lowbit_k2.quant import DEFAULT_RULES, PRESETS, QUANTIZERS, QuantConfig
 from lowbit_k2.quant.admm import with_fitted_steps
 from lowbit_k2.quant.fake_quant import ALPHA_GRAD_SCALES, ALPHA_GRADS, WEIGHT_GRADS
 from lowbit_k2.quant.least_squares import ALPHA_INITS
 from lowbit_k2.quant.scales import STATISTICS
-from lowbit_k2.train.admm import AdmmConfig, drawn_to
+from lowbit_k2.train.admm import AdmmConfig
+from lowbit_k2.train.cosine import CosineConfig
 from lowbit_k2.train.distributed import DistributedContext, launch_ranks, process_group
+from lowbit_k2.train.drawing import DrawingConfig
+from lowbit_k2.train.gq import GqConfig
 from lowbit_k2.train.metrics import log_to_file, log_to_screen
 from lowbit_k2.train.oom_scan import scan_for_oom
 from lowbit_k2.train.optim import OptimConfig
@@ -77,7 +80,8 @@ class QuantOptions(Config):
     """A preset of the quantization, and what may be changed in it."""
 
     preset: str = option("lossless16", "bits by role", flag="quant-config", choices=PRESETS)
-    scale: str = option("2std-clipped", "statistic of the switched tensors", choices=STATISTICS)
+    quantizer: str = option("linear", "of all tensors with 1 to 8 bits", choices=QUANTIZERS)
+    scale: str = option("2std-clipped", "linear: statistic of the switched tensors", choices=STATISTICS)
     granularity: str = option("tensor", "weights that share a step, in the switched tensors", choices=GRANULARITIES)
     alpha_grad: str = option(
         "chain", "gradient of alpha: with the factor s, or as the authors' code has it", choices=ALPHA_GRADS
@@ -109,8 +113,15 @@ class TrainingConfig:
     quant: QuantOptions = field(default_factory=QuantOptions)
     co_training: CoTrainingConfig = field(default_factory=CoTrainingConfig)
     admm: AdmmConfig = field(default_factory=AdmmConfig)
+    gq: GqConfig = field(default_factory=GqConfig)
+    cosine: CosineConfig = field(default_factory=CosineConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     loop: LoopConfig = field(default_factory=LoopConfig)
+
+    @property
+    def drawing(self) -> DrawingConfig:
+        """What brings weights to their grids; raises ConfigError where settings exclude each other."""
+        return DrawingConfig(self.quant.quantizer, self.admm, self.gq, self.cosine)
 
     def model_config(self, vocab_size: int, num_features: int) -> ModelConfig:
         """The preset with single fields replaced."""
@@ -125,8 +136,7 @@ class TrainingConfig:
         Args:
           preset, precisions: in place of those of the settings.
         """
-        if self.admm.every:
-            drawn_to(self.co_training)  # before anything is made
+        self.drawing.check_precisions(self.co_training)
         precisions = precisions or self.co_training.trained_precisions
         preset = preset or self.quant.preset
         if precisions == (FLOAT_BITS,):
@@ -135,6 +145,8 @@ class TrainingConfig:
             named = ",".join(self.co_training.precisions)
             raise ConfigError("preset", f"float has no tensors for the precisions {named}: use 32")
         options = {name: value for name, value in self.quant.to_dict().items() if name != "preset"}
+        if self.quant.quantizer == "gq":
+            options["scale"] = self.gq.gq_scale
         rules = OBJECTIVES[self.objective].model.rules
         if rules:
             options["rules"] = (*rules, *DEFAULT_RULES)
@@ -280,6 +292,7 @@ def describe_run(
         "allocations": {name: allocation.to_dict() for name, allocation in config.co_training.allocations.items()},
         "tokenizer": describe_tokenizer(tokenizer),
         "features": features.to_dict(),
+        "schedule": config.drawing.schedule(config.loop.num_epochs),
         "settings": {name: value.to_dict() for name, value in settings.items() if value is not None},
     }
 

@@ -306,3 +306,82 @@ TdnnfConfig.presets = {
         d_model=128, num_layers=9, hidden_dim=384, bottlenecks=(64,), strides=(1, 1, 0, 3), dropout=0.0
     ),
 }
+
+
+@register_encoder
+@dataclass(frozen=True)
+class LstmConfig(EncoderConfig):
+    """LSTM layers over frames that are joined by the handful in front, as on-device transducers have them (arXiv
+    1811.06621); it streams where it has one direction.
+
+    Each layer puts out `d_model` numbers a frame, of both directions together.
+    """
+
+    kind: ClassVar[str] = "lstm"
+    build: ClassVar[str] = "lowbit_k2.models.lstm:LstmEncoder"
+
+    num_features: int = option(80, flag="", low=1, high=4096)
+    d_model: int = option(1024, "width of the output", low=1, high=16384)
+    num_layers: int = option(5, "LSTM layers", low=1, high=1000)
+    cell_dim: int = option(
+        0, "cells of an LSTM layer in each direction, projected to its width; 0: no projection", low=0, high=16384
+    )
+    stack_frames: int = option(3, "input frames that an LSTM encoder joins into one", low=1, high=64)
+    reduce_after: int = option(0, "LSTM layer behind which two frames are joined into one; 0: none", low=0)
+    bidirectional: bool = option(False, "LSTM layers in both directions, which cannot stream")
+    layer_norm: bool = option(True, "LayerNorm on the output of each LSTM layer")
+    dropout: float = option(0.1, "between layers", low=0, high=0.9)
+
+    def check(self) -> None:
+        if self.bidirectional and self.d_model % 2:
+            raise ConfigError("d_model", f"{self.d_model} must be even, for two directions")
+        if self.cell_dim and self.cell_dim <= self.direction_dim:
+            raise ConfigError("cell_dim", f"{self.cell_dim} must be more than the {self.direction_dim} projected to")
+        if self.reduce_after >= self.num_layers:
+            raise ConfigError("reduce_after", f"{self.reduce_after} must be less than num_layers {self.num_layers}")
+
+    @property
+    def direction_dim(self) -> int:
+        """Width of what a layer puts out in one direction."""
+        return self.d_model // 2 if self.bidirectional else self.d_model
+
+    @property
+    def layer_inputs(self) -> tuple[int, ...]:
+        """Width of the input of each layer."""
+        joined = [2 if self.reduce_after and i == self.reduce_after else 1 for i in range(1, self.num_layers)]
+        return (self.stack_frames * self.num_features, *(times * self.d_model for times in joined))
+
+    def output_lens(self, lens: Any) -> Any:
+        """Frames that do not fill a group of those joined are left out."""
+        return lens // (self.stack_frames * (2 if self.reduce_after else 1))
+
+    def shapes(self) -> Shapes:
+        yield from _running("input_norm", self.num_features)
+        for i, inputs in enumerate(self.layer_inputs):
+            for name, shape in lstm_shapes(inputs, self.direction_dim, self.cell_dim, self.bidirectional):
+                yield f"layers.{i}.lstm.{name}", shape
+            if self.layer_norm:
+                yield from _affine(f"layers.{i}.norm", (self.d_model,))
+
+
+def lstm_shapes(inputs: int, outputs: int, cells: int = 0, bidirectional: bool = False, num_layers: int = 1) -> Shapes:
+    """Of `nn.LSTM`, whose `outputs` (of each direction) are projected from `cells` unless these are 0."""
+    gates, directions = 4 * (cells or outputs), ("", "_reverse") if bidirectional else ("",)
+    for i in range(num_layers):
+        for end in (f"l{i}{direction}" for direction in directions):
+            yield f"weight_ih_{end}", (gates, inputs if i == 0 else len(directions) * outputs)
+            yield f"weight_hh_{end}", (gates, outputs)
+            yield f"bias_ih_{end}", (gates,)
+            yield f"bias_hh_{end}", (gates,)
+            if cells:
+                yield f"weight_hr_{end}", (outputs, cells)
+
+
+LstmConfig.presets = {
+    # 38.9 M; with its prediction network 2 x 1024 and 2500 pieces the transducer of arXiv 2210.09188
+    "lstm-rnnt": LstmConfig(),
+    # about 10 M
+    "lstm-small": LstmConfig(d_model=512),
+    # about 1.6 M, 1.9 M as a transducer: AN4 on two CPU cores
+    "lstm-tiny": LstmConfig(d_model=256, num_layers=3, stack_frames=4),
+}

@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, TypeVar
 
 from lowbit_k2.core.config import Config, ConfigError, option
-from lowbit_k2.core.encoders import ENCODERS, ConformerConfig, EncoderConfig, Shapes, encoder_from_dict
+from lowbit_k2.core.encoders import ENCODERS, ConformerConfig, EncoderConfig, Shapes, encoder_from_dict, lstm_shapes
 from lowbit_k2.core.topology import CTC as CTC_TOPOLOGY
 from lowbit_k2.core.topology import TOPOLOGIES, num_classes
 from lowbit_k2.errors import UserError
@@ -152,8 +152,8 @@ class EncoderModelConfig(ModelConfig):
         return replace(cls(encoder=sized, **cls.sizes_beside(name)), **of_model)
 
     @classmethod
-    def sizes_beside(cls, name: str) -> dict[str, int]:
-        """Sizes of what is behind the encoder of preset `name`."""
+    def sizes_beside(cls, name: str) -> dict[str, Any]:
+        """Settings of what is behind the encoder of preset `name`."""
         return {}
 
 
@@ -182,23 +182,33 @@ class CtcConfig(EncoderModelConfig):
 
 # decoder and joiner; 512 beside the larger encoders
 TRANSDUCER_DIMS = {"demo": 96, "tiny": 144, "small": 256}
+STATELESS, LSTM = "stateless", "lstm"  # prediction networks
+LSTM_TRANSDUCERS = {
+    "lstm-rnnt": {"decoder_kind": LSTM, "decoder_layers": 2, "decoder_dim": 1024, "joiner_dim": 512},
+    "lstm-small": {"decoder_kind": LSTM, "decoder_layers": 1, "decoder_dim": 512, "joiner_dim": 512},
+    "lstm-tiny": {"decoder_kind": LSTM, "decoder_layers": 1, "decoder_dim": 128, "joiner_dim": 128},
+}
 
 
 @register_model
 @dataclass(frozen=True)
 class TransducerConfig(EncoderModelConfig):
-    """An encoder, a stateless prediction network and a joiner."""
+    """An encoder, a prediction network and a joiner."""
 
     kind: ClassVar[str] = TRANSDUCER
     build: ClassVar[str] = "lowbit_k2.models.transducer:Transducer"
 
     decoder_dim: int = option(512, "width of the prediction network", low=1, high=16384)
     joiner_dim: int = option(512, "width of the joiner", low=1, high=16384)
-    context_size: int = option(2, "tokens that a transducer's prediction network sees", low=1, high=64)
+    context_size: int = option(2, "tokens that a stateless prediction network sees", low=1, high=64)
     ctc_head: bool = option(False, flag="")  # a CTC head on the encoder beside the joiner
+    decoder_kind: str = option(
+        STATELESS, "prediction network: stateless sees the last tokens, lstm all", choices=(STATELESS, LSTM)
+    )
+    decoder_layers: int = option(1, "of an LSTM prediction network", low=1, high=100)
 
     def check(self) -> None:
-        if self.decoder_dim % 4:
+        if self.decoder_kind == STATELESS and self.decoder_dim % 4:
             raise ConfigError("decoder_dim", f"{self.decoder_dim} must be a multiple of 4")
 
     @property
@@ -206,14 +216,19 @@ class TransducerConfig(EncoderModelConfig):
         return (TRANSDUCER, CTC) if self.ctc_head else (TRANSDUCER,)
 
     @classmethod
-    def sizes_beside(cls, name: str) -> dict[str, int]:
-        return dict.fromkeys(("decoder_dim", "joiner_dim"), TRANSDUCER_DIMS.get(name, 512))
+    def sizes_beside(cls, name: str) -> dict[str, Any]:
+        return LSTM_TRANSDUCERS.get(name) or dict.fromkeys(
+            ("decoder_dim", "joiner_dim"), TRANSDUCER_DIMS.get(name, 512)
+        )
 
     def shapes(self, for_training: bool = True) -> Shapes:
         vocab, d, decoder, joiner = self.vocab_size, self.d_model, self.decoder_dim, self.joiner_dim
         yield from ((f"encoder.{name}", shape) for name, shape in self.encoder.shapes())
         yield "decoder.embedding.weight", (vocab, decoder)
-        if self.context_size > 1:
+        if self.decoder_kind == LSTM:
+            of_lstm = lstm_shapes(decoder, decoder, num_layers=self.decoder_layers)
+            yield from ((f"decoder.lstm.{name}", shape) for name, shape in of_lstm)
+        elif self.context_size > 1:
             yield "decoder.conv.weight", (decoder, 4, self.context_size)
         linears = {"joiner.encoder_proj": (joiner, d), "joiner.decoder_proj": (joiner, decoder)}
         linears |= {"joiner.output": (vocab, joiner)}

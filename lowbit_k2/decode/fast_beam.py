@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lowbit_k2.decode.lattice import SearchConfig
-from lowbit_k2.decode.transducer import TransducerParts, project_contexts
+from lowbit_k2.decode.prediction import TransducerParts
 from lowbit_k2.k2_compat import require_k2
 
 if TYPE_CHECKING:
@@ -32,13 +32,12 @@ def keep_final_scores(graph: k2.Fsa) -> k2.Fsa:
 
 @torch.no_grad()
 def transducer_lattice(
-    model: TransducerParts, context_size: int, encoder_out: Tensor, lens: Tensor, graph: k2.Fsa, config: SearchConfig
+    model: TransducerParts, encoder_out: Tensor, lens: Tensor, graph: k2.Fsa, config: SearchConfig
 ) -> k2.Fsa:
     """Search a batch.
 
     Args:
-      model: prediction network and joiner.
-      context_size: tokens that the prediction network sees.
+      model: a stateless prediction network and a joiner.
       encoder_out: (N, T, C).
       lens: (N,) valid frames, each at least 1.
       graph: tokens in, without epsilons, arc-sorted, on the device of `encoder_out`, its scores scaled already; one
@@ -56,7 +55,7 @@ def transducer_lattice(
         [k2.RnntDecodingStream(graph) for _ in range(len(lens))],
         k2.RnntDecodingConfig(
             vocab_size=num_classes,
-            decoder_history_len=context_size,
+            decoder_history_len=model.decoder.context_size,
             beam=config.search_beam,
             max_states=config.max_states,
             max_contexts=config.max_contexts,
@@ -72,7 +71,8 @@ def transducer_lattice(
     for t in range(int(lens.max()) + 1):
         shape, contexts = streams.get_contexts()  # [utterance][context], (M, context_size)
         owners = shape.row_ids(1).long()
-        logits = model.joiner(projected[owners, t], project_contexts(model, contexts.long()), project=False)  # (M, V)
+        after = model.joiner.decoder_proj(model.decoder(contexts.long(), pad=False))[:, 0]  # (M, D)
+        logits = model.joiner(projected[owners, t], after, project=False)  # (M, V)
         logits[:, 0] -= config.blank_penalty
         ended = t >= lens[owners]  # (M,)
         streams.advance(torch.where(ended[:, None], certain_blank, logits.float().log_softmax(dim=-1)))

@@ -225,14 +225,13 @@ class TransducerMethod(Method):
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)
         assert setup.model is not None, f"{self.name} runs the model's prediction network"
-        self.context_size = setup.model.config.context_size
 
 
 @register_method("greedy_search")
 class GreedySearch(TransducerMethod):
     def search(self, output: NetworkOutput, n: int, references: References | None) -> list[Nbest]:
         penalty = self.setup.search.blank_penalty
-        found = greedy_search(self.setup.model, self.context_size, output.encoder_out, output.lens, penalty)
+        found = greedy_search(self.setup.model, output.encoder_out, output.lens, penalty)
         return [[best] for best in found]
 
 
@@ -254,7 +253,6 @@ class ModifiedBeamSearch(TransducerMethod):
         beams = self.setup.search
         return modified_beam_search(
             self.setup.model,
-            self.context_size,
             output.encoder_out,
             output.lens,
             beam_size=max(n, beams.beam_size),
@@ -266,12 +264,23 @@ class ModifiedBeamSearch(TransducerMethod):
 
 @register_method("fast_beam_search")
 class FastBeamSearch(TransducerMethod, LatticeMethod):
+    """k2 keeps a context of so many tokens with each of its states, and nothing else."""
+
+    def __init__(self, setup: Setup) -> None:
+        if setup.model.decoder.context_size is None:
+            raise ConfigError(
+                "decoding_method",
+                f"{self.name} needs a transducer of --decoder-kind stateless, an LSTM predicts this one's tokens: "
+                "choose greedy_search or modified_beam_search",
+            )
+        super().__init__(setup)
+
     def token_graph(self) -> k2.Fsa:
         return any_tokens(self.setup.units.vocab_size, self.setup.device)
 
     def lattice(self, output: NetworkOutput, rows: Tensor, beams: SearchConfig) -> k2.Fsa:
         encoder_out, lens = taken(output.encoder_out, rows), taken(output.lens, rows)
-        return transducer_lattice(self.setup.model, self.context_size, encoder_out, lens, self.fsa, beams)
+        return transducer_lattice(self.setup.model, encoder_out, lens, self.fsa, beams)
 
 
 @register_method("fast_beam_search_nbest")

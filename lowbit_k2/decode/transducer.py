@@ -5,7 +5,7 @@ At most one token per frame, as k2's lattices have it (the "modified" topology).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Protocol
 
@@ -14,13 +14,8 @@ import torch
 from torch import Tensor
 
 from lowbit_k2.decode.hypothesis import Hypothesis, Nbest, best_first
-
-
-class TransducerParts(Protocol):
-    """What transducer search needs of a model."""
-
-    decoder: Callable[..., Tensor]
-    joiner: Callable[..., Tensor]
+from lowbit_k2.decode.prediction import TransducerParts, advance, begin
+from lowbit_k2.decode.streaming import GreedyStreams
 
 
 class TokenScorer(Protocol):
@@ -33,15 +28,13 @@ class TokenScorer(Protocol):
         """Log-probabilities that the sentence ends after each history, (len(histories),)."""
 
 
-@torch.no_grad()
 def greedy_search(
-    model: TransducerParts, context_size: int, encoder_out: Tensor, lens: Tensor, blank_penalty: float = 0.0
+    model: TransducerParts, encoder_out: Tensor, lens: Tensor, blank_penalty: float = 0.0
 ) -> list[Hypothesis]:
     """Best class at each frame, all utterances side by side.
 
     Args:
       model: prediction network and joiner.
-      context_size: tokens that the prediction network sees.
       encoder_out: (N, T, C).
       lens: (N,) valid frames.
       blank_penalty: subtracted from the blank's logit.
@@ -49,46 +42,22 @@ def greedy_search(
     Returns:
       N hypotheses with the score of the alignment that was followed.
     """
-    n, num_frames, _ = encoder_out.shape
-    history = torch.zeros(n, context_size, dtype=torch.int64, device=encoder_out.device)
-    projected = model.joiner.encoder_proj(encoder_out)  # (N, T, D)
-    after = project_contexts(model, history)  # (N, D)
-    found: list[list[int]] = [[] for _ in range(n)]
-    total = torch.zeros(n, dtype=torch.float64, device=encoder_out.device)
-    lens = lens.to(encoder_out.device)
-    for t in range(num_frames):
-        logits = model.joiner(projected[:, t], after, project=False)  # (N, V)
-        logits[:, 0] -= blank_penalty
-        scores, best = logits.float().log_softmax(dim=-1).max(dim=-1)  # (N,) each
-        total += torch.where(lens > t, scores, 0.0)
-        best = torch.where(lens > t, best, 0)
-        emitting = best.nonzero().flatten()
-        if not len(emitting):
-            continue
-        for i, token in zip(emitting.tolist(), best[emitting].tolist(), strict=True):
-            found[i].append(token)
-        history[emitting] = torch.cat([history[emitting, 1:], best[emitting, None]], dim=1)
-        after[emitting] = project_contexts(model, history[emitting])
-    return [Hypothesis(tuple(tokens), score) for tokens, score in zip(found, total.tolist(), strict=True)]
-
-
-def project_contexts(model: TransducerParts, contexts: Tensor) -> Tensor:
-    """Last tokens (M, context_size) -> (M, D), the joiner's second input."""
-    return model.joiner.decoder_proj(model.decoder(contexts, pad=False))[:, 0]
+    streams = GreedyStreams(model, len(encoder_out), encoder_out.device, blank_penalty)
+    streams.accept(encoder_out, lens)
+    return streams.hypotheses()
 
 
 @torch.no_grad()
-def blank_log_probs(model: TransducerParts, context_size: int, encoder_out: Tensor) -> Tensor:
+def blank_log_probs(model: TransducerParts, encoder_out: Tensor) -> Tensor:
     """Log-probability of the blank at each frame, before any token: high in pauses. (N, T, C) -> (N, T)"""
-    nothing = torch.zeros(1, context_size, dtype=torch.int64, device=encoder_out.device)
-    logits = model.joiner(model.joiner.encoder_proj(encoder_out), project_contexts(model, nothing), project=False)
+    nothing, _ = begin(model, 1, encoder_out.device)
+    logits = model.joiner(model.joiner.encoder_proj(encoder_out), nothing[:, None], project=False)
     return logits.float().log_softmax(dim=-1)[..., 0]
 
 
 @torch.no_grad()
 def modified_beam_search(
     model: TransducerParts,
-    context_size: int,
     encoder_out: Tensor,
     lens: Tensor,
     beam_size: int = 4,
@@ -100,7 +69,6 @@ def modified_beam_search(
 
     Args:
       model: prediction network and joiner.
-      context_size: tokens that the prediction network sees.
       encoder_out: (N, T, C).
       lens: (N,) valid frames.
       beam_size: sequences kept per utterance.
@@ -111,7 +79,7 @@ def modified_beam_search(
       N lists of hypotheses, whose acoustic scores are summed over their alignments within the beam.
     """
     projected = model.joiner.encoder_proj(encoder_out)  # (N, T, D)
-    contexts = ContextCache(model, context_size)
+    contexts = ContextCache(model)
     beams: list[Nbest] = [[Hypothesis((), 0.0)] for _ in range(len(lens))]
     lens = lens.tolist()
     for t in range(max(lens, default=0)):
@@ -165,19 +133,29 @@ def extend(beam: Sequence[Hypothesis], scores: Tensor, fusion: Tensor, beam_size
 
 
 class ContextCache:
-    """The prediction network's vectors by context: the same few come back frame after frame."""
+    """The prediction network's vectors by what it has seen: the same few come back frame after frame.
 
-    def __init__(self, model: TransducerParts, context_size: int) -> None:
+    Of a network that sees all tokens, the sequences of the last call are kept: a longer one is made of its beginning.
+    """
+
+    def __init__(self, model: TransducerParts) -> None:
         self.model = model
-        self.context_size = context_size
-        self.device = model.joiner.decoder_proj.weight.device
-        self.known: dict[tuple[int, ...], Tensor] = {}
+        self.context_size = model.decoder.context_size
+        vectors, states = begin(model, 1, model.joiner.decoder_proj.weight.device)
+        self.known = {self.key(()): (vectors[0], states[0])}
+
+    def key(self, tokens: tuple[int, ...]) -> tuple[int, ...]:
+        """What the network sees of a sequence, leading blanks left out."""
+        return tokens if self.context_size is None else tokens[-self.context_size :]
 
     def __call__(self, histories: Sequence[tuple[int, ...]]) -> Tensor:
-        """Token sequences -> (M, D)."""
-        contexts = [((0,) * self.context_size + tokens)[-self.context_size :] for tokens in histories]
-        new = [context for context in dict.fromkeys(contexts) if context not in self.known]
+        """Token sequences -> (M, D). Each was asked for before, or it goes one token beyond one that was."""
+        keys = [self.key(tokens) for tokens in histories]
+        new = {key: tokens for key, tokens in zip(keys, histories, strict=True) if key not in self.known}
         if new:
-            vectors = project_contexts(self.model, torch.tensor(new, device=self.device))
-            self.known.update(zip(new, vectors, strict=True))
-        return torch.stack([self.known[context] for context in contexts])
+            before = torch.stack([self.known[self.key(tokens[:-1])][1] for tokens in new.values()])
+            last = torch.tensor([tokens[-1] for tokens in new.values()], device=before.device)
+            self.known.update(zip(new, zip(*advance(self.model, last, before), strict=True), strict=True))
+        if self.context_size is None:
+            self.known = {key: self.known[key] for key in keys}
+        return torch.stack([self.known[key][0] for key in keys])

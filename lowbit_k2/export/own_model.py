@@ -22,12 +22,15 @@ from lowbit_k2.quant.inputs import takes_input_quantizer
 from lowbit_k2.quant.switching import find_quantizers
 
 
-def save_packed(model: nn.Module, path: str | Path, extra: Mapping[str, Any] | None = None) -> None:
+def save_packed(
+    model: nn.Module, path: str | Path, extra: Mapping[str, Any] | None = None, compress: bool = False
+) -> None:
     """Write all weights and float buffers under the current assignment; call it within `use_precision`.
 
     Args:
       path: written atomically.
       extra: plain data of your own, in the file's header: `read_packed(path).extra`.
+      compress: code frequent weights in fewer bits, see `packed/coding.py`.
     Raises:
       UserError: an alpha is not positive, or a weight is not finite or not float32.
       PackedFileError: the file cannot be written.
@@ -35,7 +38,7 @@ def save_packed(model: nn.Module, path: str | Path, extra: Mapping[str, Any] | N
     packed = PackedModel(
         packed_tensors(model), model_config={}, tokens=b"", tokens_kind="none", extra=dict(extra or {})
     )
-    write_packed(path, packed)
+    write_packed(path, packed, compress)
 
 
 def load_packed(path: str | Path, model: nn.Module) -> nn.Module:

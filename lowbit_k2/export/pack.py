@@ -36,13 +36,16 @@ class Exportable(Protocol):
     features: Mapping[str, Any]
 
 
-def pack_model(loaded: Exportable, path: str | Path, extra: Mapping[str, Any] | None = None) -> None:
+def pack_model(
+    loaded: Exportable, path: str | Path, extra: Mapping[str, Any] | None = None, compress: bool = False
+) -> None:
     """Write the packed file of a model under its current assignment; call it within `use_precision`.
 
     Args:
       loaded: the model with its configuration, tokenizer and feature settings.
       path: written atomically.
       extra: plain data on the origin of the file, for `lowbit-k2 inspect`.
+      compress: code frequent weights in fewer bits, see `packed/coding.py`.
     Raises:
       UserError: an alpha is not positive, or a weight is not finite.
       PackedFileError: the file cannot be written.
@@ -55,7 +58,7 @@ def pack_model(loaded: Exportable, path: str | Path, extra: Mapping[str, Any] | 
         features=dict(loaded.features),
         extra=dict(extra or {}),
     )
-    write_packed(path, packed)
+    write_packed(path, packed, compress)
 
 
 def export_float(loaded: Exportable, path: str | Path, extra: Mapping[str, Any] | None = None) -> None:

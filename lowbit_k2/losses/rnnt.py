@@ -31,7 +31,8 @@ from lowbit_k2.losses.ctc import ctc_loss
 from lowbit_k2.losses.distillation import Posterior
 from lowbit_k2.losses.output import PassOutput, TrainingBatch
 from lowbit_k2.models.masking import valid_frames
-from lowbit_k2.models.transducer import BLANK, Transducer
+from lowbit_k2.models.prediction import BLANK
+from lowbit_k2.models.transducer import Transducer
 
 KINDS = ("pruned", "full")
 WEIGHTS = ("occupancy", "uniform")

@@ -11,7 +11,10 @@ from lowbit_k2.core.encoders import EncoderConfig
 
 
 class Encoder(Protocol):
-    """A module of inputs to frames; lengths out for lengths in are its settings' `output_lens`."""
+    """A module of inputs to frames; lengths out for lengths in are its settings' `output_lens`.
+
+    One that can go through audio as it comes in has `stream(inputs, state) -> (encoder_out, state)` as well (lstm.py).
+    """
 
     config: EncoderConfig
 

@@ -1,48 +1,17 @@
-"""Transducer: an encoder, a stateless prediction network and a joiner (arXiv 1211.3711, 2109.07513).
+"""Transducer: an encoder, a prediction network (prediction.py) and a joiner (arXiv 1211.3711, 2109.07513).
 
-The prediction network sees the last `context_size` tokens only (arXiv 2003.07705 calls it stateless): an embedding and
-a convolution. What training needs beside these, two projections for k2's simple loss and an optional CTC head, takes
-no part in transducer search; the projections are left out of packed files.
+What training needs beside these, two projections for k2's simple loss and an optional CTC head, takes no part in
+transducer search; the projections are left out of packed files.
 """
 
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lowbit_k2.core.models import TransducerConfig
 from lowbit_k2.models.encoder import make_encoder
-
-BLANK = 0
-
-
-class StatelessDecoder(nn.Module):
-    """Prediction network: embedding, convolution over the last tokens, ReLU."""
-
-    def __init__(self, vocab_size: int, dim: int, context_size: int) -> None:
-        super().__init__()
-        self.context_size = context_size
-        self.embedding = nn.Embedding(vocab_size, dim)
-        self.conv = nn.Conv1d(dim, dim, context_size, groups=dim // 4, bias=False) if context_size > 1 else None
-
-    def forward(self, tokens: Tensor, pad: bool = True) -> Tensor:
-        """Vectors for the position after each token.
-
-        Args:
-          tokens: (N, U), int64.
-          pad: put context_size - 1 blanks before them, so that the result has U positions; without, U must be at
-            least context_size, and the result has U - context_size + 1.
-
-        Returns:
-          (N, U or U - context_size + 1, decoder_dim).
-        """
-        if pad:
-            tokens = F.pad(tokens, (self.context_size - 1, 0), value=BLANK)
-        x = self.embedding(tokens)  # (N, U', D)
-        if self.conv is not None:
-            x = self.conv(x.transpose(1, 2)).transpose(1, 2)  # (N, U, D)
-        return F.relu(x)
+from lowbit_k2.models.prediction import make_decoder
 
 
 class Joiner(nn.Module):
@@ -81,7 +50,7 @@ class Transducer(nn.Module):
         self.config = config
         encoder_dim, vocab_size = config.d_model, config.vocab_size
         self.encoder = make_encoder(config.encoder)
-        self.decoder = StatelessDecoder(vocab_size, config.decoder_dim, config.context_size)
+        self.decoder = make_decoder(config)
         self.joiner = Joiner(encoder_dim, config.decoder_dim, config.joiner_dim, vocab_size)
         self.simple = SimpleProjections(encoder_dim, config.decoder_dim, vocab_size) if for_training else None
         self.ctc_head = nn.Linear(encoder_dim, vocab_size) if config.ctc_head else None

@@ -23,8 +23,8 @@ import numpy as np
 from lowbit_k2.packed.errors import PackedFileError
 
 FORMAT = "lowbit_k2 packed"
-VERSION = 2  # that is written
-READABLE = (1, 2)
+VERSION, CODED_VERSION = 2, 3  # that are written
+READABLE = (1, 2, 3)
 # In the order of the file. Wide types first, so that every section is aligned.
 SECTIONS = {
     "float32": ("F32", np.dtype("<f4")),
@@ -52,13 +52,13 @@ class Sections(NamedTuple):
     version: int
 
 
-def write_sections(path: str | Path, sections: Mapping[str, bytes]) -> None:
-    """Write all sections, atomically: `path` appears complete or not at all.
+def write_sections(path: str | Path, sections: Mapping[str, bytes], version: int) -> None:
+    """Write all sections as a file of a version, atomically: `path` appears complete or not at all.
 
     Raises:
       PackedFileError: the file system refuses.
     """
-    header = _header({name: len(sections[name]) for name in SECTIONS})
+    header = _header({name: len(sections[name]) for name in SECTIONS}, version)
     head = len(header).to_bytes(8, "little") + header
     digest = hashlib.sha256(head)
     for name in SECTIONS:
@@ -148,8 +148,8 @@ def _layout(lengths: Mapping[str, int]) -> dict[str, Any]:
     return layout
 
 
-def _header(lengths: Mapping[str, int]) -> bytes:
-    metadata = {"sha256": "0" * 64, "format": FORMAT, "version": str(VERSION)}
+def _header(lengths: Mapping[str, int], version: int) -> bytes:
+    metadata = {"sha256": "0" * 64, "format": FORMAT, "version": str(version)}
     header = json.dumps({"__metadata__": metadata, **_layout(lengths)}, separators=(",", ":")).encode()
     assert header.startswith(START) and len(header) <= MAX_HEADER, header
     return header + b" " * (-len(header) % 8)  # safetensors aligns the data to 8 bytes
@@ -202,9 +202,8 @@ def _check_version(path: Path, version: Any) -> int:
     if isinstance(version, str) and version.isascii() and version.isdigit() and 0 < len(version) < 6:
         if version in map(str, READABLE):
             return int(version)
-        known = " and ".join(map(str, READABLE))
         raise PackedFileError(
-            f"{path} has format version {version}, this program reads versions {known}: update lowbit_k2"
+            f"{path} has format version {version}, this program reads versions 1 to {READABLE[-1]}: update lowbit_k2"
         )
     raise PackedFileError(f"{path} has a damaged header: export or copy it again")
 

@@ -2,7 +2,8 @@
 
 The index, one compressed JSON object, lists the tensors in the order of their data. Offsets are not stored: each
 section is used up from its start to its end, so no description can point outside of it or at the same bytes twice.
-Version 1 is still read: it lacks most encodings, aliases and the bits of inputs, and has its tables in the index.
+Version 3 is version 2 with codes that are coded by their frequency (coding.py), and is written only where there are
+such. Version 1 is still read: it lacks most encodings, aliases and the bits of inputs, and has its tables in the index.
 """
 
 from __future__ import annotations
@@ -17,7 +18,10 @@ import numpy as np
 from lowbit_k2.core.encodings import Encoding
 from lowbit_k2.core.grids import GRANULARITIES, group_shape, matrix_shape
 from lowbit_k2.packed.bitpack import encoding_named
+from lowbit_k2.packed.coding import expand, shrink
 from lowbit_k2.packed.container import (
+    CODED_VERSION,
+    VERSION,
     Sections,
     deflate,
     dump_json,
@@ -30,7 +34,7 @@ from lowbit_k2.packed.contents import FileSizes, PackedModel
 from lowbit_k2.packed.errors import PackedFileError
 from lowbit_k2.packed.tensors import MAX_DIMS, PackedTensor
 
-CODE_KEYS = {"steps", "table", "zero_point"}  # of an entry with codes only
+CODE_KEYS = {"steps", "table", "zero_point", "coded"}  # of an entry with codes only
 DESCRIPTION_KEYS = {"role", "encoding", "shape", "input_bits", *CODE_KEYS}
 MAX_SIDE = 1 << 63  # of a shape
 FIRST_ENCODINGS = ("binary", "ternary", "int4", "int8", "float16", "float32")  # of version 1
@@ -38,16 +42,19 @@ FIRST_ENCODINGS = ("binary", "ternary", "int4", "int8", "float16", "float32")  #
 FIRST_INDICES = {"int4": ("index4", 8), "int8": ("index8", 128)}
 
 
-def write_packed(path: str | Path, model: PackedModel) -> None:
+def write_packed(path: str | Path, model: PackedModel, compress: bool = False) -> None:
     """Write a packed file, atomically. Equal models give equal bytes.
 
+    Args:
+      compress: code the codes of each tensor that becomes a tenth smaller by it.
     Raises:
       PackedFileError: a description that JSON cannot hold, or the file system refuses.
     """
     parts: dict[str, list[bytes]] = {"float32": [], "float16": [], "codes": []}
+    coded = {tensor.name: stream for tensor in model.tensors if compress and (stream := _coded(tensor)) is not None}
     for tensor in model.tensors:
         section = tensor.encoding if tensor.is_float else "codes"
-        parts[section].append(tensor.data.tobytes())
+        parts[section].append(coded.get(tensor.name) or tensor.data.tobytes())
         if tensor.step is not None:
             parts["float32"].append(tensor.step.astype("<f4").tobytes())
         if tensor.table is not None:
@@ -57,10 +64,18 @@ def write_packed(path: str | Path, model: PackedModel) -> None:
         "features": dict(model.features),
         "tokens_kind": model.tokens_kind,
         "extra": dict(model.extra),
-        "tensors": [entry for tensor in model.tensors for entry in _describe(tensor)],
+        "tensors": [entry for tensor in model.tensors for entry in _describe(tensor, len(coded.get(tensor.name, b"")))],
     }
     sections = {name: b"".join(data) for name, data in parts.items()}
-    write_sections(path, {**sections, "index": deflate(dump_json(index)), "tokens": deflate(model.tokens)})
+    sections |= {"index": deflate(dump_json(index)), "tokens": deflate(model.tokens)}
+    write_sections(path, sections, CODED_VERSION if coded else VERSION)
+
+
+def _coded(tensor: PackedTensor) -> bytes | None:
+    """The stream that takes the place of a tensor's rows; None where they stay."""
+    if tensor.is_float:
+        return None
+    return shrink(tensor.data, encoding_named(tensor.encoding), matrix_shape(tensor.shape)[1])
 
 
 def read_packed(path: str | Path) -> PackedModel:
@@ -91,8 +106,8 @@ def read_packed(path: str | Path) -> PackedModel:
         raise PackedFileError(f"{path}: {error}") from None
 
 
-def _describe(tensor: PackedTensor) -> list[dict[str, Any]]:
-    """A tensor's entry in the index, and those of its aliases."""
+def _describe(tensor: PackedTensor, coded_bytes: int) -> list[dict[str, Any]]:
+    """A tensor's entry in the index, and those of its aliases; `coded_bytes` 0: its codes are not coded."""
     entry: dict[str, Any] = {
         "name": tensor.name,
         "role": tensor.role,
@@ -105,6 +120,8 @@ def _describe(tensor: PackedTensor) -> list[dict[str, Any]]:
         entry["table"] = len(tensor.table)
     if tensor.zero_point:
         entry["zero_point"] = tensor.zero_point
+    if coded_bytes:
+        entry["coded"] = coded_bytes
     if tensor.input_bits:
         entry["input_bits"] = tensor.input_bits
     return [entry, *({"name": alias, "same_as": tensor.name} for alias in tensor.aliases)]
@@ -191,11 +208,25 @@ def _read_tensor(name: str, entry: dict[str, Any], cursor: _Cursor, version: int
     step = cursor.take("float32", group_shape(shape, granularity), name)
     read_table = _read_table if version > 1 else _read_first_table
     encoding, table = read_table(name, entry, encoding, cursor)
-    data = cursor.take("codes", (rows, encoding.row_bytes(cols)), name)
+    coded_bytes = entry.get("coded") if version > 2 else None
+    if coded_bytes is None:
+        data = cursor.take("codes", (rows, encoding.row_bytes(cols)), name)
+    else:
+        data = _read_coded(name, coded_bytes, encoding, (rows, cols), cursor)
+    notes = {"input_bits": input_bits, "coded_bytes": coded_bytes}
     zero_point = entry.get("zero_point", 0)
-    return PackedTensor(
-        name, role, encoding.name, shape, data, step, granularity, table, zero_point, input_bits=input_bits
-    )
+    return PackedTensor(name, role, encoding.name, shape, data, step, granularity, table, zero_point, **notes)
+
+
+def _read_coded(name: str, coded_bytes: Any, encoding: Encoding, shape: tuple[int, int], cursor: _Cursor) -> np.ndarray:
+    """Packed rows of a tensor whose codes are coded."""
+    if type(coded_bytes) is not int or coded_bytes < 1:
+        raise PackedFileError(f"tensor {name}: {coded_bytes!r} is no number of coded bytes")
+    stream = cursor.take("codes", (coded_bytes,), name)
+    try:
+        return expand(stream, encoding, shape)
+    except PackedFileError as error:
+        raise PackedFileError(f"tensor {name}: {error}") from None
 
 
 def _read_encoding(name: str, entry: dict[str, Any], version: int) -> Encoding:

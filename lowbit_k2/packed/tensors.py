@@ -33,6 +33,7 @@ class PackedTensor:
     zero_point: the code that means 0; of signed codes.
     aliases: other names of the same tensor, where weights are tied.
     input_bits: to how many bits the input of the tensor's module is quantized, 2 to 16; 0: it is not.
+    coded_bytes: what `data` takes in the file that the tensor was read from, where it is coded there (coding.py).
     """
 
     name: str
@@ -46,6 +47,7 @@ class PackedTensor:
     zero_point: int = 0
     aliases: tuple[str, ...] = ()
     input_bits: int = 0
+    coded_bytes: int | None = None
 
     def __post_init__(self) -> None:
         try:
@@ -123,7 +125,13 @@ class PackedTensor:
     def nbytes(self) -> int:
         """Bytes in the file, steps and table included."""
         table_size = 0 if self.table is None else len(self.table)
-        return tensor_bytes(self.shape, encoding_named(self.encoding), self.granularity, table_size)
+        plain = tensor_bytes(self.shape, encoding_named(self.encoding), self.granularity, table_size)
+        return plain - self.data.nbytes + self.code_bytes
+
+    @property
+    def code_bytes(self) -> int:
+        """Of them those of `data`."""
+        return self.data.nbytes if self.coded_bytes is None else self.coded_bytes
 
     @property
     def values(self) -> np.ndarray:

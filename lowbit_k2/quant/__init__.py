@@ -7,7 +7,8 @@
         loss(model(batch)).backward()
 
 Reading order: projection (codes), scales (s), fake_quant (gradients), rules, config and presets, quantizer, linear,
-codebook, inputs, walker, allocation, switching, report, export, parameters, statistics, schedule, admm.
+codebook, soft_assignment, general, inputs, rnn, walker, allocation, switching, report, export, parameters,
+statistics, schedule, admm, cosine.
 `docs/own-model.md` takes a model of your own from float to packed file, `docs/adding-a-quantizer.md` says where a new
 quantizer goes.
 """
@@ -18,12 +19,14 @@ from lowbit_k2.quant.codebook import CodebookQuantizer
 from lowbit_k2.quant.config import QuantConfig, TensorScheme
 from lowbit_k2.quant.export import ExportTensor, export_tensors, plain_name, plain_state_dict, rederive_scales
 from lowbit_k2.quant.fake_quant import fake_quantize, round_to_half
+from lowbit_k2.quant.general import GeneralQuantization, GeneralQuantizer
 from lowbit_k2.quant.inputs import attach_input_quantizers
 from lowbit_k2.quant.linear import LinearQuantizer
 from lowbit_k2.quant.parameters import alpha_parameters, clamp_alphas, parameter_groups, quantizer_parameters
 from lowbit_k2.quant.presets import PRESETS
 from lowbit_k2.quant.quantizer import QUANTIZERS, WeightQuantizer, register_quantizer
 from lowbit_k2.quant.report import QuantReport, ReportRow
+from lowbit_k2.quant.rnn import GRU, LSTM, RNN, replace_rnns
 from lowbit_k2.quant.rules import DEFAULT_RULES
 from lowbit_k2.quant.scales import STATISTICS, register_statistic
 from lowbit_k2.quant.schedule import draw_sp, generator_seed, sp_probabilities
@@ -33,13 +36,18 @@ from lowbit_k2.quant.walker import quantize_model
 
 __all__ = [
     "DEFAULT_RULES",
+    "GRU",
+    "LSTM",
     "PRECISIONS",
     "PRESETS",
     "QUANTIZERS",
+    "RNN",
     "STATISTICS",
     "Allocation",
     "CodebookQuantizer",
     "ExportTensor",
+    "GeneralQuantization",
+    "GeneralQuantizer",
     "LinearQuantizer",
     "QuantConfig",
     "QuantReport",
@@ -62,6 +70,7 @@ __all__ = [
     "quantize_model",
     "quantizer_parameters",
     "rederive_scales",
+    "replace_rnns",
     "register_quantizer",
     "register_statistic",
     "round_to_half",

@@ -31,6 +31,7 @@ class CodebookQuantizer(WeightQuantizer):
       tables: the entries of each low precision, shape (2^bits,), keyed by str(bits); ascending at first.
     """
 
+    granularities = ("tensor",)
     is_index = True
     zero_code = None
 
@@ -40,11 +41,6 @@ class CodebookQuantizer(WeightQuantizer):
             str(b): nn.Parameter(cluster(weight, 2**b), requires_grad=not self.frozen) for b in low_bits(self.bits)
         }
         self.tables = nn.ParameterDict(tables)
-
-    @classmethod
-    def check_scheme(cls, scheme: TensorScheme) -> None:
-        if scheme.granularity != "tensor":
-            raise UserError(f"quantizer codebook has one table per tensor: granularity {scheme.granularity!r} is not")
 
     def quantize(self, weight: Tensor, bits: int) -> Tensor:
         return _Lookup.apply(weight, self.tables[str(bits)])

@@ -9,14 +9,16 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lowbit_k2.core.grids import FLOAT_BITS, GRANULARITIES, LOW_BITS, PRECISIONS
 from lowbit_k2.errors import UserError
 from lowbit_k2.quant.fake_quant import ALPHA_GRAD_SCALES, ALPHA_GRADS, WEIGHT_GRADS, GradientRule
 from lowbit_k2.quant.least_squares import ALPHA_INITS
 from lowbit_k2.quant.rules import DEFAULT_RULES, checked_rules, match_role
-from lowbit_k2.quant.scales import STATISTICS
+
+if TYPE_CHECKING:
+    from lowbit_k2.quant.quantizer import WeightQuantizer
 
 BIAS = "bias"  # where vectors go
 
@@ -31,15 +33,16 @@ class TensorScheme:
     """How the tensors of one role are quantized.
 
     bits: one precision (fixed) or several (switched at run time; the first is the default).
-    scale: statistic s of `step = alpha * s`, see scales.py; not used at 16 and 32 bits.
+    scale: of "linear", the statistic s of `step = alpha * s`, see scales.py; of "gq", that of its tables, see
+      general.py; "" takes the quantizer's first. Not used at 16 and 32 bits.
     granularity: how many weights share an s: "tensor", "channel" or "block64" (alpha is always one per tensor).
-    quantizer: name of its class: "linear", "codebook", or one of your own (`register_quantizer`).
+    quantizer: name of its class: "linear", "codebook", "gq", or one of your own (`register_quantizer`).
     input_bits: 2 to 8 or 16 quantizes what goes into the Linear or convolution that owns the tensor, see inputs.py;
       0 leaves it float.
     """
 
     bits: tuple[int, ...]
-    scale: str = "2std-clipped"
+    scale: str = ""
     granularity: str = "tensor"
     quantizer: str = "linear"
     input_bits: int = 0
@@ -51,13 +54,16 @@ class TensorScheme:
         unknown = [b for b in self.bits if b not in PRECISIONS]
         if unknown or not self.bits or len(set(self.bits)) != len(self.bits):
             raise UserError(f"bits {self.bits}: give one or more different precisions out of {_spell(PRECISIONS)}")
-        _check("scale statistic", self.scale, STATISTICS)
         _check("granularity", self.granularity, GRANULARITIES)
         if self.input_bits not in INPUT_BITS:
             raise UserError(f"input_bits {self.input_bits!r}: choose one of {_spell(INPUT_BITS)}")
         if self.input_bits and self.bits == (FLOAT_BITS,):
             raise UserError("input_bits goes with quantized weights, it cannot stand beside bits (32,)")
-        _check_quantizer(self)
+        cls = _quantizer_class(self.quantizer)
+        object.__setattr__(self, "scale", self.scale or next(iter(cls.scales)))
+        _check("scale statistic", self.scale, cls.scales)
+        _check(f"granularity of {self.quantizer}", self.granularity, cls.granularities)
+        cls.check_scheme(self)
         if self.scale == "absmean" and any(2 < b <= 8 for b in self.bits):
             raise UserError(f"scale absmean is defined at 1 and 2 bits, not at {self.bits}: take lsq or running-absmax")
 
@@ -120,8 +126,8 @@ class QuantConfig:
         Args:
           name: "float", "paper", "lossless16" or "all-low".
           precisions: of the switched roles; the first is the default. Ignored by "float".
-          overrides: `scale` and `granularity` change the switched roles, `schemes` replaces single roles, every
-            other field of QuantConfig is taken as it is.
+          overrides: `scale` and `granularity` change the switched roles, `quantizer` all that have 1 to 8 bits,
+            `schemes` replaces single roles, every other field of QuantConfig is taken as it is.
         Raises:
           UserError: unknown preset, field or precision.
         """
@@ -193,10 +199,10 @@ def _check(what: str, value: str, allowed: Sequence[str]) -> None:
         raise UserError(f"{what} {value!r} is unknown: choose one of {_spell(allowed)}")
 
 
-def _check_quantizer(scheme: TensorScheme) -> None:
+def _quantizer_class(name: str) -> type[WeightQuantizer]:
     from lowbit_k2.quant.quantizer import quantizer_class  # the classes need this module
 
-    quantizer_class(scheme.quantizer).check_scheme(scheme)
+    return quantizer_class(name)
 
 
 def _spell(values: Sequence[object]) -> str:

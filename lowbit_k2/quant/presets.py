@@ -22,27 +22,41 @@ from dataclasses import replace
 from typing import Any
 
 from lowbit_k2.errors import UserError
-from lowbit_k2.quant.config import SWITCHED_ROLES, QuantConfig, TensorScheme
+from lowbit_k2.quant.config import SWITCHED_ROLES, QuantConfig, TensorScheme, low_bits
+from lowbit_k2.quant.quantizer import quantizer_class
 
 PRESETS = ("float", "paper", "lossless16", "all-low", "mixed")
+SWITCHED_OPTIONS = ("scale", "granularity", "quantizer")
 LEFTOVER_MATRICES = ("subsampling", "embedding", "decoder", "joiner", "output")
 
 
 def build_preset(name: str, precisions: tuple[int, ...], overrides: Mapping[str, Any]) -> QuantConfig:
     """The body of `QuantConfig.preset`."""
     overrides = dict(overrides)
-    switched = TensorScheme(
-        precisions,
-        scale=overrides.pop("scale", "2std-clipped"),
-        granularity=overrides.pop("granularity", "tensor"),
-    )
-    schemes = {**_schemes(name, switched), **overrides.pop("schemes", {})}
+    switched = TensorScheme(precisions, **{o: overrides.pop(o) for o in SWITCHED_OPTIONS if o in overrides})
+    schemes = {role: _in_kind(scheme, switched) for role, scheme in _schemes(name, switched).items()}
+    schemes |= overrides.pop("schemes", {})
     if name == "mixed":
         overrides.setdefault("switched_roles", (*SWITCHED_ROLES, "convolution", *LEFTOVER_MATRICES))
     try:
         return QuantConfig(name=name, schemes=schemes, **overrides)
     except TypeError:
         raise UserError(f"unknown quantization option among {', '.join(sorted(overrides))}") from None
+
+
+def _in_kind(scheme: TensorScheme, switched: TensorScheme) -> TensorScheme:
+    """The scheme with the quantizer of the switched roles, and their scale where another quantizer's says nothing."""
+    if scheme.quantizer == switched.quantizer or not low_bits(scheme.bits):
+        return scheme
+    known = quantizer_class(switched.quantizer).granularities
+    granularity = scheme.granularity if scheme.granularity in known else switched.granularity
+    return replace(scheme, quantizer=switched.quantizer, scale=switched.scale, granularity=granularity)
+
+
+def _by_channel(scheme: TensorScheme) -> TensorScheme:
+    """With scales per channel, where its quantizer has such."""
+    known = quantizer_class(scheme.quantizer).granularities
+    return replace(scheme, granularity="channel") if "channel" in known else scheme
 
 
 def _schemes(name: str, switched: TensorScheme) -> dict[str, TensorScheme]:
@@ -59,7 +73,7 @@ def _schemes(name: str, switched: TensorScheme) -> dict[str, TensorScheme]:
         "all-low": {**low, **dict.fromkeys(LEFTOVER_MATRICES, by_channel[4]), **half},
         "mixed": {
             **dict.fromkeys(SWITCHED_ROLES, switched),
-            **dict.fromkeys(("convolution", *LEFTOVER_MATRICES), replace(switched, granularity="channel")),
+            **dict.fromkeys(("convolution", *LEFTOVER_MATRICES), _by_channel(switched)),
             **half,
         },
     }

@@ -8,18 +8,19 @@ known by name: linear.py, codebook.py, and what `register_quantizer` is given.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import ParametrizationList
 
-from lowbit_k2.core.grids import FLOAT_BITS, HALF_BITS
+from lowbit_k2.core.grids import FLOAT_BITS, GRANULARITIES, HALF_BITS, LOW_BITS
 from lowbit_k2.errors import UserError
 from lowbit_k2.quant.fake_quant import DEFAULT_RULE, GradientRule, round_to_half
 from lowbit_k2.quant.projection import expand_steps
 from lowbit_k2.quant.relaxation import relax
+from lowbit_k2.quant.scales import STATISTICS
 
 if TYPE_CHECKING:
     from lowbit_k2.quant.config import TensorScheme
@@ -55,13 +56,20 @@ def quantizer_class(name: str) -> type[WeightQuantizer]:
 class WeightQuantizer(nn.Module):
     """Quantizes one weight tensor at the active precision. Subclasses write the methods under "the interface".
 
+    Of a class, `scales` are the names that `TensorScheme.scale` may have, the first one by default, and `granularities`
+    those that it knows.
+
     Attributes:
       name, role: of the parameter, `encoder.layers.0.ff1.w1.weight`, `encoder_linear`.
       bits: precisions of the tensor; the first is active until `use_precision` says otherwise.
       switched: whether the tensor follows `use_precision`.
       frozen: the latent weight is not trained, hence nothing here is.
+      float_in_training: in train mode the model has the latent weight at 1 to 8 bits, too: somebody else brings it to
+        its grid (`train/drawn.py`).
     """
 
+    scales: ClassVar[Collection[str]] = STATISTICS
+    granularities: ClassVar[Sequence[str]] = GRANULARITIES
     is_index: ClassVar[bool] = False  # codes are places in a table, uint8, and not multiples of a step, int8
     zero_code: ClassVar[int | None] = 0  # whose share `quant_statistics` reports
 
@@ -82,6 +90,7 @@ class WeightQuantizer(nn.Module):
         self.active_bits = scheme.bits[0]
         self.pass_cache: PassCache | None = None
         self.relaxation, self.hardness = "none", 1.0  # see relaxation.py
+        self.float_in_training = False
         self.previous_codes: dict[int, Tensor] = {}  # of the last `quant_statistics`
 
     # The interface. `bits` is one of `self.bits` below 16.
@@ -145,11 +154,16 @@ class WeightQuantizer(nn.Module):
 
     def forward(self, weight: Tensor) -> Tensor:
         """Latent weight -> the weight used by the model; computed once per pass inside `use_precision`."""
-        if self.active_bits == FLOAT_BITS:
+        if self.active_bits == FLOAT_BITS or self.is_left_float:
             return weight
         if self.pass_cache is not None:
             return self.pass_cache.get(self, weight)
         return quantize_together([self], [weight])[0]
+
+    @property
+    def is_left_float(self) -> bool:
+        """Whether the model has the latent weight, although a low precision is active."""
+        return self.float_in_training and self.training and self.active_bits in LOW_BITS
 
     def extra_repr(self) -> str:
         return f"{self.name}, bits={self.bits}, active={self.active_bits}"
@@ -187,7 +201,9 @@ class PassCache:
         return known[1]
 
     def fill(self) -> None:
-        latents = {q: owner.original for q, owner in self.owners.items() if q.active_bits != FLOAT_BITS}
+        latents = {
+            q: owner.original for q, owner in self.owners.items() if q.active_bits != FLOAT_BITS and not q.is_left_float
+        }
         quantized = quantize_together(list(latents), list(latents.values()), self.values.clear)
         self.values.update(
             {q: (q.stamp(latent), value) for (q, latent), value in zip(latents.items(), quantized, strict=True)}

@@ -45,7 +45,8 @@ CLASS_RULES: Rules = (
     ("class:MultiheadAttention", "attention"),
     ("class:Linear", "linear"),
     ("class:_ConvNd", "convolution"),
-    ("class:RNNBase", "recurrent"),
+    ("class:QuantizableRNN", "linear"),  # after `replace_rnns`
+    ("class:RNNBase", "recurrent"),  # torch's own, whose weights no quantizer reaches
 )
 DEFAULT_RULES: Rules = (*NAME_RULES, *CLASS_RULES)
 

@@ -17,6 +17,7 @@ from lowbit_k2.quant.inputs import add_input_quantizer, keep_forward, takes_inpu
 from lowbit_k2.quant.parameters import quantizer_parameters
 from lowbit_k2.quant.quantizer import WeightQuantizer, quantizer_class
 from lowbit_k2.quant.report import QuantReport, ReportRow
+from lowbit_k2.quant.rnn import reads_past_quantization
 from lowbit_k2.quant.switching import find_quantizers
 
 logger = logging.getLogger(__name__)
@@ -59,7 +60,7 @@ def quantize_model(model: nn.Module, config: QuantConfig, strict: bool = False) 
 
     Raises:
       UserError: the model is quantized already, is not in float32 or float64, or hides a weight that the config
-        wants quantized (torch's LSTM, GRU and RNN read their weights past the attribute).
+        wants quantized (torch's LSTM, GRU and RNN read their weights past the attribute: `replace_rnns` first).
     """
     if find_quantizers(model):
         raise UserError("the model is quantized already: quantize a freshly made one")
@@ -132,8 +133,8 @@ def _describe(parameter: PlainParameter, config: QuantConfig) -> ReportRow:
     if role is None:
         reason = NO_RULE
     elif scheme is None:
-        rnn = isinstance(parameter.module, nn.RNNBase) and config.schemes
-        reason = _past_the_attribute(parameter.module) if rnn else f"{config.name} leaves it float"
+        past = reads_past_quantization(parameter.module) and config.schemes
+        reason = _past_the_attribute(parameter.module) if past else f"{config.name} leaves it float"
     elif scheme.bits == (FLOAT_BITS,):
         reason = ASKED_FOR
     elif latent.numel() == 0:
@@ -174,7 +175,7 @@ def _other_parametrization(parameter: PlainParameter) -> str | None:
 
 def _past_the_attribute(module: nn.Module) -> str:
     name = type(module).__name__.removeprefix("Parametrized")
-    return f"{name} reads its weights past quantization"
+    return f"{name} reads its weights past quantization, call replace_rnns(model) first"
 
 
 def _overlooked(model: nn.Module, rows: Sequence[ReportRow], config: QuantConfig) -> str:
@@ -214,9 +215,9 @@ def _check(parameter: PlainParameter) -> None:
     if latent.dtype not in (torch.float32, torch.float64):
         raise UserError(f"{parameter.name} is {latent.dtype}: latent weights must be float32")
     for owner, attribute in parameter.owners:
-        if isinstance(owner, nn.RNNBase):
+        if reads_past_quantization(owner):
             raise UserError(
-                f"{parameter.name}: {_past_the_attribute(owner)}; give it a rule to a role without scheme, before "
+                f"{parameter.name}: {_past_the_attribute(owner)}, or give it a rule to a role without scheme, before "
                 "the one that it has now"
             )
         if parametrize.is_parametrized(owner, attribute):

@@ -30,6 +30,8 @@ from lowbit_k2.recipe.flags import (
 )
 from lowbit_k2.search.architecture import Architecture
 from lowbit_k2.train.admm import AdmmConfig
+from lowbit_k2.train.cosine import CosineConfig
+from lowbit_k2.train.gq import GqConfig
 from lowbit_k2.train.optim import OptimConfig
 from lowbit_k2.train.trainer import LoopConfig
 
@@ -59,7 +61,7 @@ def training_parser(description: str | None, **defaults: Any) -> argparse.Argume
     add_flags(model, *model_configs(), optional=True)
     add_flags(model, *dict.fromkeys(objective.settings for objective in OBJECTIVES.values()))
     quantization = parser.add_argument_group("quantization")
-    add_flags(quantization, QuantOptions, CoTrainingConfig)
+    add_flags(quantization, QuantOptions, CoTrainingConfig, GqConfig, CosineConfig)
     add_flags(quantization, AdmmConfig, prefix=ADMM)
     add_flags(parser.add_argument_group("optimiser"), OptimConfig)
     add_data_flags(parser)
@@ -116,6 +118,8 @@ def read_training_flags(args: argparse.Namespace) -> TrainingConfig:
         quant=read_flags(QuantOptions, args),
         co_training=read_flags(CoTrainingConfig, args),
         admm=read_flags(AdmmConfig, args, ADMM),
+        gq=read_flags(GqConfig, args),
+        cosine=read_flags(CosineConfig, args),
         optim=read_flags(OptimConfig, args),
         loop=read_flags(LoopConfig, args, amp=amp),
     )
@@ -150,7 +154,8 @@ def with_architecture(config: TrainingConfig, path: Path | None) -> TrainingConf
 
 def training_errors(*more: type[Config]) -> Any:
     """Context in which errors about fields of a run's settings, and of `more` settings, name their flags."""
-    plain = (*more, *model_configs(), QuantOptions, CoTrainingConfig, OptimConfig, LoopConfig, RunConfig, DataConfig)
+    plain = (*more, *model_configs(), QuantOptions, CoTrainingConfig, GqConfig, CosineConfig)
+    plain += (OptimConfig, LoopConfig, RunConfig, DataConfig)
     prefixed = [(NoiseConfig, NOISE), (SpecAugmentConfig, SPEC_AUGMENT), (AdmmConfig, ADMM)]
     return errors_name_flags([*((cls, "") for cls in plain), *prefixed])
 

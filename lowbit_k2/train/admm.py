@@ -13,11 +13,10 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from lowbit_k2.core.config import Config, ConfigError, option
-from lowbit_k2.core.grids import LOW_BITS
-from lowbit_k2.losses.co_training import STOCHASTIC, CoTrainingConfig
+from lowbit_k2.core.config import Config, option
 from lowbit_k2.quant import Allocation
 from lowbit_k2.quant.admm import Admm
+from lowbit_k2.train.drawn import DrawnWeights
 
 
 @dataclass(frozen=True)
@@ -29,8 +28,10 @@ class AdmmConfig(Config):
     inner: int = option(20, "rounds of codes and alpha in a projection, at most", low=1, high=10000)
 
 
-class DrawnWeights:
+class AdmmWeights(DrawnWeights):
     """An `Admm` that goes along with the updates of a `Trainer`."""
+
+    in_float = True
 
     def __init__(self, model: nn.Module, allocation: Allocation, config: AdmmConfig) -> None:
         """
@@ -44,9 +45,9 @@ class DrawnWeights:
         self.config = config
         self.admm = Admm(model, allocation, config.gamma, config.inner)
 
-    def before_step(self) -> None:
-        """Add to the gradients, which are those of the loss, equal on all ranks."""
+    def before_step(self) -> dict[str, float]:
         self.admm.add_gradients()
+        return {}
 
     def after_step(self, update: int) -> dict[str, float]:
         """An outer iteration ends where its updates are over; returns `admm_residual`, see `Admm.residual`."""
@@ -54,7 +55,6 @@ class DrawnWeights:
         return {"admm_residual": residual}
 
     def finish(self) -> None:
-        """The training ends: the weights are those of the low-bit model from here on."""
         self.admm.harden()
 
     @property
@@ -62,25 +62,4 @@ class DrawnWeights:
         return self.admm.state
 
     def load(self, state: Mapping[str, Tensor], source: Path) -> None:
-        """Take back `state`; raises UserError where it is that of other tensors."""
         self.admm.load(state, source)
-
-
-def drawn_weights(model: nn.Module, config: AdmmConfig, co_training: CoTrainingConfig) -> DrawnWeights | None:
-    """What the trainer needs for ADMM, None without it."""
-    return DrawnWeights(model, drawn_to(co_training), config) if config.every else None
-
-
-def drawn_to(config: CoTrainingConfig) -> Allocation:
-    """The one allocation of low precisions that a run names.
-
-    Raises:
-      ConfigError: several, or one without 1 to 8 bits.
-    """
-    named, trained = ",".join(config.precisions), config.trained
-    if len(trained) != 1 or STOCHASTIC in config.precisions:
-        raise ConfigError("precisions", f"{named}: ADMM draws weights to one precision or allocation: name one")
-    [allocation] = trained.values()
-    if not set(allocation.bits.values()) & set(LOW_BITS):
-        raise ConfigError("precisions", f"{named}: ADMM has tables of 1 to 8 bits: name one of these")
-    return allocation

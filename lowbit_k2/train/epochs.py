@@ -46,6 +46,8 @@ def train_epoch(
     name = f"epoch {trainer.progress.epoch}"
     ranks = trainer.ranks.world_size
     steps = None if total is None else -(-total // ranks)
+    if trainer.drawn is not None and steps is not None:
+        trainer.drawn.check_length(-(-steps // config.accum_grad) * config.num_epochs)
     done, quiet = trainer.progress.batch // ranks, not trainer.ranks.is_main
     bar = progress_bar(batches, name, initial=done, total=steps, quiet=quiet)
     for group in groups(bar, config.accum_grad):
@@ -60,8 +62,8 @@ def train_epoch(
             keep_if_best(trainer, validate(trainer, valid_batches()))
             trainer.model.train()
     trainer.progress.batch = 0
-    if trainer.admm is not None and trainer.progress.epoch >= config.num_epochs:
-        trainer.admm.finish()
+    if trainer.drawn is not None and trainer.progress.epoch >= config.num_epochs:
+        trainer.drawn.finish()
     return totals.means()
 
 

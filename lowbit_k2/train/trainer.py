@@ -24,7 +24,6 @@ from lowbit_k2.errors import UserError
 from lowbit_k2.losses.co_training import CoTraining, CoTrainingConfig
 from lowbit_k2.losses.output import Criterion
 from lowbit_k2.quant import QuantConfig, generator_seed, quant_statistics
-from lowbit_k2.train.admm import DrawnWeights
 from lowbit_k2.train.checkpoint import (
     Checkpoint,
     RunningAverage,
@@ -36,6 +35,7 @@ from lowbit_k2.train.checkpoint import (
     save_checkpoint,
 )
 from lowbit_k2.train.distributed import DistributedContext
+from lowbit_k2.train.drawn import DrawnWeights
 from lowbit_k2.train.metrics import Board, MetricsTracker, describe
 from lowbit_k2.train.teacher import Teacher
 
@@ -98,7 +98,7 @@ class Trainer:
         augment: Augment | None = None,
         mask: Augment | None = None,
         teacher: Teacher | None = None,
-        admm: DrawnWeights | None = None,
+        drawn: DrawnWeights | None = None,
         ranks: DistributedContext | None = None,
     ) -> None:
         """
@@ -111,14 +111,14 @@ class Trainer:
           augment: (inputs, lengths, generator) -> inputs, which all branches of an update see.
           mask: the same, for what each branch, and a teacher that stands outside, sees by itself.
           teacher: one that is no branch.
-          admm: draws the weights to tables, while the branches run in float.
+          drawn: brings the latent weights to their grids beside the gradient, or in its place.
         """
         self.model, self.criterion, self.co_training = model, criterion, co_training
         self.optimizer, self.schedule, self.normalizer = optimizer, schedule, normalizer
         self.config, self.exp_dir, self.description = config, exp_dir, dict(description)
         self.clip_grad_norm = clip_grad_norm
         self.before_update, self.after_update = tuple(before_update), tuple(after_update)
-        self.encode, self.augment, self.mask, self.teacher, self.admm = encode, augment, mask, teacher, admm
+        self.encode, self.augment, self.mask, self.teacher, self.drawn = encode, augment, mask, teacher, drawn
         self.ranks = ranks or DistributedContext()
         self.device = next(model.parameters()).device
         self.progress = Progress()
@@ -208,7 +208,7 @@ class Trainer:
             optimizer=optimizer_tensors(self.optimizer),
             model_avg=self.average.mean,
             teacher={} if self.teacher is None else self.teacher.state,
-            admm={} if self.admm is None else self.admm.state,
+            admm={} if self.drawn is None else self.drawn.state,
         )
         save_checkpoint(self.exp_dir / name, checkpoint)
 
@@ -239,8 +239,8 @@ class Trainer:
         self.average.mean = checkpoint.model_avg
         if self.teacher is not None:
             self.teacher.load(checkpoint.teacher)
-        if self.admm is not None:
-            self.admm.load(checkpoint.admm, path)
+        if self.drawn is not None:
+            self.drawn.load(checkpoint.admm, path)
         if self.scaler.is_enabled() and checkpoint.meta.get("scaler"):
             self.scaler.load_state_dict(checkpoint.meta["scaler"])
         self.progress = Progress(**checkpoint.meta["progress"])
@@ -264,7 +264,8 @@ FREE |= {"num_workers", "cache_features", "manifest_dir"}  # may change without 
 def check_same_run(before: Mapping[str, Any], now: Mapping[str, Any], path: Path) -> None:
     """Compare the description in a checkpoint with that of the run which is to continue it.
 
-    Settings that decide what is trained must be equal; of other differences a warning tells.
+    Settings that decide what is trained, and the schedule that brings weights to their grids, must be equal; of other
+    differences a warning tells.
 
     Raises:
       UserError: the fields that differ.
@@ -276,6 +277,12 @@ def check_same_run(before: Mapping[str, Any], now: Mapping[str, Any], path: Path
                 f"{path} was trained with another {section} configuration ({'; '.join(changed[:3])}): "
                 "give the settings that it was made with, or start a new run"
             )
+    changed = changes(before.get("schedule", {}), now.get("schedule", {}), "schedule")
+    if changed:
+        raise UserError(
+            f"{path} was trained with another schedule ({'; '.join(changed[:3])}): "
+            "give the flags that it was made with, or start a new run"
+        )
     others = [changes(before["settings"].get(s), now["settings"].get(s), s) for s in before.get("settings", {})]
     changed = [line for lines in others for line in lines if line.split()[0].split(".")[-1] not in FREE]
     if changed:

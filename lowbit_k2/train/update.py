@@ -46,6 +46,8 @@ def update(trainer: Trainer, batches: Sequence[Batch]) -> dict[str, float]:
     size = trainer.all_ranks_size(batches)
     assert size > 0, size
     noted: dict[str, float] = {}
+    if trainer.drawn is not None:
+        trainer.drawn.before_update(number, trainer.share_done)
     for hook in trainer.before_update:
         noted |= hook(trainer.model, trainer.share_done)
     metrics: dict[str, float] = {}
@@ -58,8 +60,8 @@ def update(trainer: Trainer, batches: Sequence[Batch]) -> dict[str, float]:
         raise FloatingPointError(f"the loss of update {number} is {metrics['loss']}")
     trainer.all_reduce_gradients()
     metrics |= step(trainer)
-    if trainer.admm is not None:
-        metrics |= trainer.admm.after_step(number)
+    if trainer.drawn is not None:
+        metrics |= trainer.drawn.after_step(number)
     for hook in trainer.after_update:
         metrics |= hook(trainer.model, number)
     if trainer.teacher is not None:
@@ -97,7 +99,8 @@ def run_branches(
             targets, shared = trainer.teacher.targets(view(batch, -1), number)
     for place, branch in enumerate(branches):
         # ADMM's loss is that of the float weights; the precision says where they are drawn to
-        with use_precision(trainer.model, branch.allocation if trainer.admm is None else FLOAT_BITS):
+        in_float = trainer.drawn is not None and trainer.drawn.in_float
+        with use_precision(trainer.model, FLOAT_BITS if in_float else branch.allocation):
             with arithmetic(trainer.device.type, trainer.config.amp):
                 out = trainer.criterion(trainer.model, view(batch, place), number, shared)
             assert out.loss.dim() == 0, (branch.name, out.loss.shape)
@@ -125,14 +128,13 @@ def step(trainer: Trainer) -> dict[str, float]:
     """
     scaler, optimizer = trainer.scaler, trainer.optimizer
     scaler.unscale_(optimizer)
-    if trainer.admm is not None:
-        trainer.admm.before_step()
-    norms = clip_gradients(optimizer, trainer.clip_grad_norm, scaler.is_enabled())
+    metrics = {} if trainer.drawn is None else dict(trainer.drawn.before_step())
+    metrics |= clip_gradients(optimizer, trainer.clip_grad_norm, scaler.is_enabled())
     scaler.step(optimizer)
     scaler.update()
     if scaler.is_enabled() and scaler.get_scale() < SMALLEST_GRAD_SCALE:
         raise FloatingPointError(f"gradients stay infinite at scale {scaler.get_scale()}: use bfloat16")
-    return norms
+    return metrics
 
 
 def arithmetic(device_type: str, amp: str) -> AbstractContextManager:

@@ -19,6 +19,7 @@ CONFIGS = [
     CtcConfig.preset("demo", vocab_size=11, **{**SMALL, "ffn_dim": (24, 7)}),
     TransducerConfig.preset("demo", vocab_size=11, ctc_head=True, context_size=1, **SMALL),
     TransducerConfig.preset("small", vocab_size=11, context_size=3, **SMALL),
+    TransducerConfig.preset("lstm-tiny", vocab_size=11, ctc_head=True, d_model=16, num_layers=2, decoder_layers=2),
 ]
 
 
@@ -52,9 +53,10 @@ def test_settings_survive_json() -> None:
 
 
 def test_settings_of_a_transducer_of_before() -> None:
-    """Its encoder carried the vocabulary, and had no kind."""
+    """Its encoder carried the vocabulary, and had no kind; all prediction networks were stateless."""
     config = CONFIGS[3]
     old = config.to_dict()
+    del old["decoder_kind"], old["decoder_layers"]
     encoder = {**old["encoder"], "vocab_size": old.pop("vocab_size")}
     del encoder["kind"]
     assert model_config_from_dict({**old, "encoder": encoder}) == config

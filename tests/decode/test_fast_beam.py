@@ -46,7 +46,7 @@ def decode(method: str, model, encoder_out: Tensor, config: SearchConfig, lang_d
 def test_best_alignment_of_all(context_size: int, penalty: float, encoder_out: Tensor) -> None:
     model = make_transducer(5, 3, context_size)
     config = SearchConfig(**{**vars(WIDE), "blank_penalty": penalty})
-    lattice = transducer_lattice(model, context_size, encoder_out, LENS, any_tokens(3), config)
+    lattice = transducer_lattice(model, encoder_out, LENS, any_tokens(3), config)
     found = one_best(lattice)
     scores = lattice.get_tot_scores(use_double_scores=True, log_semiring=False).tolist()
     sums = lattice.get_tot_scores(use_double_scores=True, log_semiring=True).tolist()
@@ -78,7 +78,7 @@ def test_lg_against_all_word_sequences(lang: tuple[Path, BackoffModel], lm_scale
     config = SearchConfig(**{**vars(WIDE), "lm_scale": lm_scale})
     one, summed = (decode(f"fast_beam_search{name}_LG", model, encoder_out, config, path) for name in ("", "_nbest"))
     graph = keep_final_scores(keep_lm_scores(load_graph(path / "LG.pt", 3, lm_scale, "cpu")))
-    lattice = transducer_lattice(model, 2, encoder_out, LENS, graph, config)
+    lattice = transducer_lattice(model, encoder_out, LENS, graph, config)
     scores = lattice.get_tot_scores(use_double_scores=True, log_semiring=False).tolist()
     for n, (frames, length) in enumerate(zip(encoder_out, LENS, strict=True)):
         best, total, by_lm = {}, {}, {}
@@ -108,7 +108,7 @@ def test_narrow_beams_still_give_paths(encoder_out: Tensor) -> None:
     with pytest.raises(UserError, match="max_states must be at least 2"):
         SearchConfig(max_states=1)
     narrow = SearchConfig(search_beam=0.1, max_states=2, max_contexts=1)
-    lattice = transducer_lattice(model, 2, encoder_out, LENS, any_tokens(3), narrow)
+    lattice = transducer_lattice(model, encoder_out, LENS, any_tokens(3), narrow)
     assert all(one_best(lattice)), "however narrow the beam, an utterance can end"
     method = make_method("fast_beam_search", True, model=model, search=narrow)
     found = method.nbest(NetworkOutput(torch.where(LENS == 1, 0, LENS), encoder_out=encoder_out))

@@ -14,11 +14,11 @@ from lowbit_k2.models.transducer import Transducer
 Tokens = tuple[int, ...]
 
 
-def make_transducer(seed: int, vocab_size: int, context_size: int = 2) -> Transducer:
+def make_transducer(seed: int, vocab_size: int, context_size: int | None = 2) -> Transducer:
+    """With context_size None, the prediction network is an LSTM of two layers."""
     torch.manual_seed(seed)
-    config = TransducerConfig.preset(
-        "demo", vocab_size=vocab_size, d_model=16, decoder_dim=8, joiner_dim=8, context_size=context_size
-    )
+    network = {"context_size": context_size} if context_size else {"decoder_kind": "lstm", "decoder_layers": 2}
+    config = TransducerConfig.preset("demo", vocab_size=vocab_size, d_model=16, decoder_dim=8, joiner_dim=8, **network)
     model = Transducer(config)
     for parameter in (*model.decoder.parameters(), *model.joiner.parameters()):
         torch.nn.init.normal_(parameter)
@@ -28,9 +28,7 @@ def make_transducer(seed: int, vocab_size: int, context_size: int = 2) -> Transd
 @torch.no_grad()
 def next_scores(model: Transducer, frame: Tensor, tokens: Tokens, penalty: float = 0.0) -> list[float]:
     """Log-probabilities of the classes, from the definition."""
-    size = model.config.context_size
-    context = torch.tensor([((0,) * size + tokens)[-size:]])
-    logits = model.joiner(frame, model.decoder(context, pad=False)[0, 0]).double()
+    logits = model.joiner(frame, model.decoder(torch.tensor([[0, *tokens]]))[0, -1]).double()
     logits[0] -= penalty
     return logits.log_softmax(-1).tolist()
 
@@ -42,7 +40,7 @@ def all_alignments(model: Transducer, frames: Tensor, penalty: float = 0.0) -> d
     for path in product(range(model.config.vocab_size), repeat=len(frames)):
         tokens, score = (), 0.0
         for t, token in enumerate(path):
-            key = (t, tokens[-model.config.context_size :])
+            key = (t, tokens)
             if key not in known:
                 known[key] = next_scores(model, frames[t], tokens, penalty)
             score += known[key][token]

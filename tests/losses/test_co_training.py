@@ -52,7 +52,7 @@ def setup(precisions=(2, 1), dropout=0.0, **config) -> SimpleNamespace:
         device=torch.device("cpu"),
         config=SimpleNamespace(amp="float32"),
         teacher=None,
-        admm=None,
+        drawn=None,
     )
 
 

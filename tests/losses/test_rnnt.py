@@ -45,11 +45,12 @@ needs_torchaudio = pytest.mark.skipif(
 )
 
 
-def make_model(ctc_head: bool = False) -> Transducer:
+def make_model(ctc_head: bool = False, **prediction_network) -> Transducer:
     torch.manual_seed(0)
     config = TransducerConfig.preset(
         "demo", ctc_head=ctc_head, num_features=20, vocab_size=7, d_model=16, num_layers=3, ffn_dim=32, conv_kernel=5,
         subsampling_channels=4, dropout=0.0, ffn_dropout=0.0, decoder_dim=12, joiner_dim=10,
+        **prediction_network,
     )  # fmt: skip
     return Transducer(config)
 
@@ -121,8 +122,9 @@ def test_a_narrow_range_costs_probability() -> None:
 @pytest.mark.parametrize(
     "kind", [pytest.param("pruned", marks=pytest.mark.k2), pytest.param("full", marks=needs_torchaudio)]
 )
-def test_a_batch_is_the_sum_of_its_utterances(kind: str) -> None:
-    model = make_model(ctc_head=True).eval()
+@pytest.mark.parametrize("decoder_kind", ["stateless", "lstm"])
+def test_a_batch_is_the_sum_of_its_utterances(kind: str, decoder_kind: str) -> None:
+    model = make_model(ctc_head=True, decoder_kind=decoder_kind).eval()
     criterion = RnntCriterion(RnntConfig(loss=kind, prune_range=3))
     together = run(model, loss=kind, prune_range=3)
     alone = [
@@ -267,7 +269,7 @@ def test_co_training_equals_the_formula_in_one_graph(kind: str) -> None:
         device=torch.device("cpu"),
         config=SimpleNamespace(amp="float32"),
         teacher=None,
-        admm=None,
+        drawn=None,
     )
     metrics = run_branches(trainer, BATCH, 4, frames)
     outs, shared = [], None

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lowbit_k2.core.encoders import ConformerConfig, EncoderConfig, TdnnfConfig
+from lowbit_k2.core.encoders import ConformerConfig, EncoderConfig, LstmConfig, TdnnfConfig
 from lowbit_k2.core.models import CtcConfig, TransducerConfig
 from lowbit_k2.losses.ctc import ctc_loss
 from lowbit_k2.models import make_model
@@ -19,7 +19,8 @@ CONFORMER = ConformerConfig(
     num_features=20, d_model=16, num_layers=2, ffn_dim=12, conv_kernel=3, subsampling_channels=4
 )
 TDNNF = TdnnfConfig(num_features=20, d_model=8, num_layers=3, hidden_dim=12, bottlenecks=(4,), strides=(1, 0, 3))
-both = pytest.mark.parametrize("config", [CONFORMER, TDNNF], ids=lambda config: config.kind)
+LSTM = LstmConfig(num_features=20, d_model=8, num_layers=2, stack_frames=2)
+every = pytest.mark.parametrize("config", [CONFORMER, TDNNF, LSTM], ids=lambda config: config.kind)
 
 
 def make(config: EncoderConfig) -> nn.Module:
@@ -46,10 +47,11 @@ def random_vectors(model: nn.Module, size: int, seed: int = 2) -> list[Tensor]:
 def test_hidden_layers() -> None:
     assert [width for _, width in hidden_layers(make(CONFORMER))] == [12] * 4  # two modules in each of two blocks
     assert [width for _, width in hidden_layers(make(TDNNF))] == [12] * 5  # the first layer, three, the prefinal one
+    assert [width for _, width in hidden_layers(make(LSTM))] == [8] * 2
     assert hidden_layers(nn.Linear(2, 2)) == []
 
 
-@both
+@every
 @pytest.mark.parametrize("bits", [32, 2, 1])
 @pytest.mark.parametrize("input_bits", [0, 8])
 def test_zero_changes_nothing(config: EncoderConfig, bits: int, input_bits: int) -> None:
@@ -68,7 +70,7 @@ def test_zero_changes_nothing(config: EncoderConfig, bits: int, input_bits: int)
         assert torch.equal(model(*batch())[0], expected)  # the hooks are gone
 
 
-@both
+@every
 def test_a_transducers_encoder_is_scaled(config: EncoderConfig) -> None:
     torch.manual_seed(0)
     model = make_model(TransducerConfig(config, 6, decoder_dim=8, joiner_dim=8, ctc_head=True)).eval()
@@ -79,7 +81,7 @@ def test_a_transducers_encoder_is_scaled(config: EncoderConfig) -> None:
     assert all(not torch.allclose(plain[name], scaled[name]) for name in ("encoder_out", "log_probs"))
 
 
-@both
+@every
 def test_the_gradient_against_finite_differences(config: EncoderConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Tensor, "float", lambda tensor: tensor)  # in float32 the differences would be noise
     model = make(config).double()
@@ -106,7 +108,7 @@ def test_the_gradient_against_finite_differences(config: EncoderConfig, monkeypa
         assert (values[0] - values[1]) / (2 * step) == pytest.approx(float((grad * direction).sum()), rel=1e-5)
 
 
-@both
+@every
 def test_speakers_of_a_batch_are_as_they_are_alone(config: EncoderConfig) -> None:
     model = make(config)
     (inputs, lens), targets = batch(), [[1, 2], [3, 4, 5], [1]]
@@ -125,7 +127,7 @@ def test_speakers_of_a_batch_are_as_they_are_alone(config: EncoderConfig) -> Non
             torch.testing.assert_close(grad[n : n + 1], own_grad, rtol=1e-3, atol=1e-4)
 
 
-@both
+@every
 def test_nothing_of_it_is_stored(config: EncoderConfig) -> None:
     model = make(config)
     before = {name: value.clone() for name, value in model.state_dict().items()}

@@ -10,25 +10,8 @@ import torch
 from lowbit_k2.errors import UserError
 from lowbit_k2.models import CtcConfig, TransducerConfig, make_model, model_config_from_dict
 from lowbit_k2.models.ctc import CtcModel
-from lowbit_k2.models.transducer import Joiner, StatelessDecoder, Transducer
+from lowbit_k2.models.transducer import Joiner, Transducer
 from lowbit_k2.quant import QuantConfig, quantize_model
-
-
-@pytest.mark.parametrize("context_size", [1, 2, 3])
-def test_the_decoder_sees_its_context_only(context_size: int) -> None:
-    torch.manual_seed(0)
-    decoder = StatelessDecoder(9, 8, context_size)
-    tokens = torch.tensor([[0, 3, 1, 4, 1, 5]])
-    whole = decoder(tokens)
-    assert whole.shape == (1, 6, 8)
-    for i in range(6):
-        history = ([0] * context_size + tokens[0].tolist())[: i + 1 + context_size][-context_size:]
-        alone = decoder(torch.tensor([history]), pad=False)
-        torch.testing.assert_close(alone[:, 0], whole[:, i])
-    changed = tokens.clone()
-    changed[0, 1] = 8
-    same = (decoder(changed) == whole).all(-1)[0].tolist()
-    assert same == [not 1 <= i < 1 + context_size for i in range(6)]
 
 
 def test_the_joiner_broadcasts_and_takes_projected_input() -> None:
@@ -58,6 +41,8 @@ def test_the_configuration_survives_json() -> None:
         {"decoder_dim": 0},
         {"decoder_dim": 10},
         {"context_size": 0},
+        {"decoder_kind": "gru"},
+        {"decoder_kind": "lstm", "decoder_layers": 0},
         {"encoder": {"d_model": -1}},
         {"what": 1},
         {"kind": "x"},
@@ -81,6 +66,20 @@ def test_every_matrix_of_a_transducer_gets_its_bits() -> None:
     assert {name.split(".")[0] for name in floats} <= set(Transducer.training_only)
 
 
+def test_every_matrix_of_an_lstm_transducer_gets_its_bits() -> None:
+    model = Transducer(TransducerConfig.preset("lstm-tiny", vocab_size=30, d_model=16, num_layers=2, cell_dim=24))
+    rows = {row.name: row for row in quantize_model(model, QuantConfig.preset("lossless16"), strict=True).rows}
+    for name in ("ih", "hh", "hr"):
+        found = rows[f"encoder.layers.1.lstm.weight_{name}_l0"]
+        assert (found.role, found.bits, found.switched) == ("encoder_linear", (2, 1), True)
+    assert (rows["decoder.lstm.weight_hh_l0"].role, rows["decoder.lstm.weight_hh_l0"].bits) == ("decoder", (8,))
+    halves = {name for name, row in rows.items() if row.bits == (16,)}
+    assert {"encoder.layers.0.norm.weight", "encoder.layers.0.lstm.bias_ih_l0", "decoder.lstm.bias_hh_l0"} <= halves
+    paper = {row.name: row for row in quantize_model(Transducer(model.config), QuantConfig.preset("paper")).rows}
+    assert paper["encoder.layers.0.lstm.weight_hh_l0"].bits == (2, 1)
+    assert paper["decoder.lstm.weight_hh_l0"].bits == (32,)
+
+
 def test_what_only_training_needs_can_be_left_out() -> None:
     config = TransducerConfig.preset("demo", vocab_size=30)
     names = [
@@ -89,8 +88,10 @@ def test_what_only_training_needs_can_be_left_out() -> None:
     assert names[1] < names[0] and {name.split(".")[0] for name in names[0] - names[1]} == {"simple"}
 
 
-@pytest.mark.parametrize(("name", "millions"), [("small", 10.0), ("medium", 30.0), ("large", 118.0)])
+@pytest.mark.parametrize(
+    ("name", "millions"), [("small", 10.0), ("medium", 30.0), ("large", 118.0), ("lstm-rnnt", 57.5), ("lstm-tiny", 1.9)]
+)
 def test_preset_sizes(name: str, millions: float) -> None:
     """The sizes for 960 hours, without what training alone needs."""
-    model = Transducer(TransducerConfig.preset(name), for_training=False)
+    model = Transducer(TransducerConfig.preset(name), for_training=False).to("meta")
     assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(millions, rel=0.1)

@@ -24,7 +24,7 @@ def mini_read(path: Path) -> tuple[dict[str, Any], bytes, dict[str, list[float]]
     (length,) = struct.unpack("<Q", data[:8])
     header = json.loads(data[8 : 8 + length])
     metadata = header.pop("__metadata__")
-    assert metadata["format"] == "lowbit_k2 packed" and metadata["version"] in ("1", "2")
+    assert metadata["format"] == "lowbit_k2 packed" and metadata["version"] in ("1", "2", "3")
     assert hashlib.sha256(data[:35] + b"0" * 64 + data[99:]).hexdigest() == data[35:99].decode()
     assert tuple(header) == SECTIONS
     parts = {name: data[8 + length :][slice(*entry["data_offsets"])] for name, entry in header.items()}
@@ -56,9 +56,13 @@ def mini_read(path: Path) -> tuple[dict[str, Any], bytes, dict[str, list[float]]
         if isinstance(table, int):
             assert encoding.startswith("index") and table <= 2 ** int(encoding[5:])
             table = struct.unpack(f"<{table}f", take("float32", 4 * table))
-        values = []
+        values, coded = [], tensor.get("coded") if metadata["version"] == "3" else None
+        stored = whole_codes(encoding) if coded else encoding
+        packed = zlib.decompress(take("codes", coded)) if coded else take("codes", rows * row_bytes(encoding, cols))
+        size = row_bytes(stored, cols)
+        assert len(packed) == rows * size
         for r in range(rows):
-            codes = unpack_row(take("codes", row_bytes(encoding, cols)), encoding, cols)
+            codes = unpack_row(packed[r * size : (r + 1) * size], stored, cols)
             assert table is None or 0 <= min(codes) <= max(codes) < len(table)
             for k, c in enumerate(codes):
                 step = steps[{"tensor": 0, "channel": r, "block64": r * blocks + k // 64}[tensor["steps"]]]
@@ -72,6 +76,13 @@ def mini_read(path: Path) -> tuple[dict[str, Any], bytes, dict[str, list[float]]
 def bits_of(encoding: str) -> int:
     """Bits of a weight in a stream."""
     return 1 if encoding == "binary" else int(encoding.removeprefix("int").removeprefix("index"))
+
+
+def whole_codes(encoding: str) -> str:
+    """The encoding of coded rows."""
+    if encoding == "ternary" or 8 % bits_of(encoding) == 0:
+        return encoding
+    return "index8" if encoding.startswith("index") else "int8"
 
 
 def row_bytes(encoding: str, cols: int) -> int:

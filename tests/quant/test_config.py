@@ -111,7 +111,10 @@ BAD = [
     (lambda: QuantConfig("x", switched_roles="linear"), "switched_roles"),
     (lambda: TensorScheme(4), "give a tuple"),
     (lambda: TensorScheme((4,), quantizer="ternary"), "quantizer 'ternary' is unknown"),
-    (lambda: TensorScheme((4,), quantizer="codebook", granularity="channel"), "one table per tensor"),
+    (
+        lambda: TensorScheme((4,), quantizer="codebook", granularity="channel"),
+        "granularity of codebook 'channel' is unknown: choose one of tensor",
+    ),
     (lambda: TensorScheme((4,), input_bits=9), "input_bits 9"),
     (lambda: TensorScheme((32,), input_bits=8), "input_bits"),
     (lambda: QuantConfig.preset("tiny"), "preset 'tiny'"),

@@ -12,11 +12,16 @@ import torch
 
 from lowbit_k2.train.admm import AdmmConfig
 from lowbit_k2.train.distributed import DistributedContext, process_group, ranks_from_environment
+from lowbit_k2.train.drawing import DrawingConfig
+from lowbit_k2.train.gq import GqConfig
 from lowbit_k2.train.trainer import LoopConfig, Trainer
 from lowbit_k2.train.update import update
 from tests.train.toy import run_epochs, toy_batches, toy_trainer
 
-ADMM = "admm"  # in the place of precisions: 2 bits by ADMM
+DRAWINGS = {  # in the place of precisions: 2 bits by these
+    "admm": DrawingConfig(admm=AdmmConfig(every=1, gamma=0.1)),
+    "gq": DrawingConfig("gq", gq=GqConfig(gq_every=1, gq_scale="absmax")),
+}
 LOOP = LoopConfig(num_epochs=2, average_period=2, save_every_n=2, tensorboard=False)
 
 
@@ -29,9 +34,9 @@ def split(batch, rank: int):
 
 def one_update(ranks: DistributedContext, exp_dir: Path, precisions: tuple[str, ...]) -> Trainer:
     """A trainer after an update on its half of a batch, without dropout and augmentation."""
-    admm = AdmmConfig(every=1, gamma=0.1) if precisions == (ADMM,) else None
-    precisions = ("2",) if admm else precisions
-    trainer = toy_trainer(exp_dir, precisions, loop=LOOP, augment=None, ranks=ranks, admm=admm)
+    drawing = DRAWINGS.get(precisions[0])
+    precisions = ("2",) if drawing else precisions
+    trainer = toy_trainer(exp_dir, precisions, loop=LOOP, augment=None, ranks=ranks, drawing=drawing)
     trainer.model.eval()
     [batch] = toy_batches(1, count=1)
     batches = [split(batch, ranks.rank)] if ranks.world_size > 1 else [batch]

@@ -13,8 +13,10 @@ from lowbit_k2.errors import UserError
 from lowbit_k2.losses.co_training import CoTrainingConfig
 from lowbit_k2.quant import Allocation, use_precision
 from lowbit_k2.quant.switching import latent_weights
-from lowbit_k2.train.admm import AdmmConfig, drawn_to, drawn_weights
+from lowbit_k2.train.admm import AdmmConfig
 from lowbit_k2.train.checkpoint import load_checkpoint, save_checkpoint
+from lowbit_k2.train.drawing import DrawingConfig, drawn_weights
+from lowbit_k2.train.drawn import one_allocation
 from lowbit_k2.train.epochs import train_epoch
 from lowbit_k2.train.trainer import LoopConfig, Trainer
 from lowbit_k2.train.update import update
@@ -25,7 +27,7 @@ EVERY = AdmmConfig(every=3, gamma=0.1)
 
 def admm_trainer(folder: Path, bits: str = "2", epochs: int = 2, config: AdmmConfig = EVERY) -> Trainer:
     loop = LoopConfig(num_epochs=epochs, average_period=2, save_every_n=4, tensorboard=False)
-    return toy_trainer(folder, (bits,), loop=loop, admm=config)
+    return toy_trainer(folder, (bits,), loop=loop, drawing=DrawingConfig(admm=config))
 
 
 def test_the_branch_runs_in_float(tmp_path: Path) -> None:
@@ -67,11 +69,11 @@ def test_the_residual_falls(tmp_path: Path) -> None:
 
 def test_projections_come_every_so_many_updates(tmp_path: Path) -> None:
     trainer = admm_trainer(tmp_path)
-    assert trainer.admm is not None
+    assert trainer.drawn is not None
     seen = []
     for batch in toy_batches(1, count=6):
         update(trainer, [batch])
-        seen.append(sum(float(t.multiplier.abs().sum()) for t in trainer.admm.admm.tensors))
+        seen.append(sum(float(t.multiplier.abs().sum()) for t in trainer.drawn.admm.tensors))
     assert seen[0] == seen[1] == 0 < seen[2] == seen[3] == seen[4] != seen[5]
 
 
@@ -102,8 +104,8 @@ def test_a_run_goes_on_with_its_own_settings_only(tmp_path: Path) -> None:
 def test_an_allocation_by_tensor(tmp_path: Path) -> None:
     Allocation({"": 4, "*.ff1.*": 1, "ctc_head": 8}, "mine").save(tmp_path / "mine.json")
     co_training = CoTrainingConfig(precisions=(str(tmp_path / "mine.json"),))
-    trainer = toy_trainer(tmp_path, co_training.precisions, quant="mixed", admm=EVERY)
-    bits = {t.quantizer.name: t.bits for t in trainer.admm.admm.tensors}
+    trainer = toy_trainer(tmp_path, co_training.precisions, quant="mixed", drawing=DrawingConfig(admm=EVERY))
+    bits = {t.quantizer.name: t.bits for t in trainer.drawn.admm.tensors}
     assert set(bits.values()) == {1, 4, 8} and bits["ctc_head.weight"] == 8
     assert bits["encoder.layers.0.ff1.w1.weight"] == 1
 
@@ -111,14 +113,14 @@ def test_an_allocation_by_tensor(tmp_path: Path) -> None:
 @pytest.mark.parametrize("precisions", [("2", "1", "sp"), ("4", "2"), ("32",), ("16",)])
 def test_precisions_that_cannot_be(precisions: tuple[str, ...]) -> None:
     with pytest.raises(ConfigError, match=f"precisions {','.join(precisions)}: ADMM") as caught:
-        drawn_to(CoTrainingConfig(precisions=precisions))
+        one_allocation(CoTrainingConfig(precisions=precisions), "ADMM")
     assert "name one" in str(caught.value)
-    assert drawn_weights(torch.nn.Linear(2, 2), AdmmConfig(), CoTrainingConfig(precisions=precisions)) is None
+    assert drawn_weights(torch.nn.Linear(2, 2), DrawingConfig(), CoTrainingConfig(precisions=precisions)) is None
 
 
 def test_a_float_teacher_has_no_say() -> None:
     with pytest.raises(ConfigError, match="precisions 2: ADMM draws weights to one precision"):
-        drawn_to(CoTrainingConfig(precisions=("2",), teacher="32"))
+        one_allocation(CoTrainingConfig(precisions=("2",), teacher="32"), "ADMM")
 
 
 @pytest.mark.parametrize("values", [{"every": -1}, {"gamma": 0.0}, {"gamma": float("nan")}, {"inner": 0}])

@@ -27,7 +27,7 @@ def run(task: str, folder: Path) -> int:
     return start_ranks(RANKS, [sys.executable, "-m", "tests.train.ranks", task, str(folder)])
 
 
-@pytest.mark.parametrize("precisions", ["32", "2,1,sp", "admm"])
+@pytest.mark.parametrize("precisions", ["32", "2,1,sp", "admm", "gq"])
 def test_gradients_are_those_of_one_process_with_all_utterances(tmp_path: Path, precisions: str) -> None:
     assert run(precisions, tmp_path) == 0
     one_update(DistributedContext(), tmp_path, tuple(precisions.split(",")))

@@ -10,7 +10,7 @@ from lowbit_k2.losses.ctc import CtcCriterion
 from lowbit_k2.models import ConformerConfig, CtcConfig, make_model
 from lowbit_k2.quant import QuantConfig, quantize_model
 from lowbit_k2.quant.admm import with_fitted_steps
-from lowbit_k2.train.admm import AdmmConfig, drawn_weights
+from lowbit_k2.train.drawing import DrawingConfig, drawn_weights
 from lowbit_k2.train.epochs import save_epoch, train_epoch, validate
 from lowbit_k2.train.optim import OptimConfig, floor_of_alphas, learning_rate, make_optimizer
 from lowbit_k2.train.trainer import LoopConfig, Trainer
@@ -45,14 +45,16 @@ def toy_trainer(
     loop=None,
     augment=zero_some,
     ranks=None,
-    admm=None,
+    drawing=None,
 ) -> Trainer:
     torch.manual_seed(0)
     co_training = CoTrainingConfig(precisions=precisions)
     bits = co_training.trained_precisions
-    config = QuantConfig.preset("float") if bits == (32,) else QuantConfig.preset(quant, precisions=bits)
-    admm = admm or AdmmConfig()
-    config = with_fitted_steps(config) if admm.every else config
+    drawing = drawing or DrawingConfig()
+    loop = loop or LoopConfig(num_epochs=2, average_period=2, tensorboard=False)
+    kind = {"quantizer": drawing.quantizer} | ({"scale": drawing.gq.gq_scale} if drawing.quantizer == "gq" else {})
+    config = QuantConfig.preset("float") if bits == (32,) else QuantConfig.preset(quant, precisions=bits, **kind)
+    config = with_fitted_steps(config) if drawing.admm.every else config
     model = make_model(CONFIG)
     quantize_model(model, config)
     optim = OptimConfig(lr_factor=0.5, warm_step=10)
@@ -63,14 +65,19 @@ def toy_trainer(
         optimizer=make_optimizer(model, optim),
         schedule=learning_rate(optim, CONFIG.d_model),
         normalizer=lambda batch: float(CONFIG.output_lens(batch.input_lens).sum()),
-        config=loop or LoopConfig(num_epochs=2, average_period=2, tensorboard=False),
+        config=loop,
         exp_dir=exp_dir,
-        description={"model": CONFIG.to_dict(), "quant": config.to_dict(), "co_training": co_training.to_dict()},
+        description={
+            "model": CONFIG.to_dict(),
+            "quant": config.to_dict(),
+            "co_training": co_training.to_dict(),
+            "schedule": drawing.schedule(loop.num_epochs),
+        },
         clip_grad_norm=optim.clip_grad_norm,
         after_update=[floor_of_alphas(model, optim.alpha_floor)],
         encode=encode,
         augment=augment,
-        admm=drawn_weights(model, admm, co_training),
+        drawn=drawn_weights(model, drawing, co_training),
         ranks=ranks,
     )
 
