@@ -26,7 +26,7 @@ def reference_matmul(tensor: PackedTensor, x: np.ndarray, mode: str, bias: np.nd
       mode: "exact", "a16" or "a8"; tensors of floats or with a table are always multiplied exactly.
       bias: (N,), added.
     """
-    rows, cols = matrix_shape(tensor.shape)
+    rows = matrix_shape(tensor.shape)[0]
     if mode == "exact" or tensor.is_float or tensor.table is not None:
         scale, left = None, x if not tensor.input_bits else np.multiply(*quantize_rows(x, tensor))
     else:
@@ -34,7 +34,7 @@ def reference_matmul(tensor: PackedTensor, x: np.ndarray, mode: str, bias: np.nd
         left = left.astype(np.float64)
     y = np.empty((len(x), rows), np.float32)
     for begin in range(0, rows, ROWS_AT_ONCE):
-        weights = _weights(tensor, begin, min(begin + ROWS_AT_ONCE, rows), cols).astype(left.dtype)
+        weights = dequantized_rows(tensor, begin, min(begin + ROWS_AT_ONCE, rows)).astype(left.dtype)
         product = left @ weights.T
         y[:, begin : begin + ROWS_AT_ONCE] = product if scale is None else product * scale
     return y if bias is None else y + bias
@@ -55,8 +55,9 @@ def quantize_rows(x: np.ndarray, tensor: PackedTensor, top: int = 1 << 22) -> tu
     return codes, np.where(finite, step, np.float32(np.nan))
 
 
-def _weights(tensor: PackedTensor, begin: int, end: int, cols: int) -> np.ndarray:
-    """Rows of weights, float32."""
+def dequantized_rows(tensor: PackedTensor, begin: int, end: int) -> np.ndarray:
+    """Rows of the tensor as a matrix, unpacked: (end - begin, K) float32."""
+    cols = matrix_shape(tensor.shape)[1]
     if tensor.is_float:
         return tensor.values[begin:end].reshape(-1, cols).astype(np.float32)
     codes = unpack(tensor.data[begin:end], tensor.encoding, cols)

@@ -137,7 +137,8 @@ def channels_last(weight: PackedTensor) -> PackedTensor:
     )
 
 
-def round_inputs(x: np.ndarray, bits: int) -> np.ndarray:
-    """All of an array on one grid of so many bits, as the model rounds a convolution's input."""
-    step = np.maximum(np.abs(x).max() / np.float32(2 ** (bits - 1) - 1), SMALLEST_MODEL_STEP)
+def round_inputs(x: np.ndarray, bits: int, axis: tuple[int, ...] | None = None) -> np.ndarray:
+    """An array, or what `axis` runs over, on one grid of so many bits, as the model rounds a convolution's input."""
+    largest = np.abs(x).max(axis=axis, keepdims=True)
+    step = np.maximum(largest / np.float32(2 ** (bits - 1) - 1), SMALLEST_MODEL_STEP)
     return np.rint(x / step) * step
