@@ -34,7 +34,7 @@ class FeatureStream:
         Raises:
           UnsupportedError: kaldi-native-fbank is not installed.
         """
-        self._fbank, self._rate = _extractor(config), config.sampling_rate
+        self._fbank, self._rate = make_fbank(config), config.sampling_rate
         self._blocks, self._name, self._ended = iter(blocks), name, False
         self._forgotten = 0
 
@@ -64,12 +64,20 @@ class FeatureStream:
             self._fbank.accept_waveform(self._rate, samples[begin : begin + AT_ONCE])
 
 
-def _extractor(config: FeatureConfig):
-    """kaldi_native_fbank.OnlineFbank with the settings of training."""
+def make_fbank(config: FeatureConfig):
+    """kaldi_native_fbank.OnlineFbank with the settings of training.
+
+    Raises:
+      UnsupportedError: it is not installed.
+      UserError: settings with no samples in a frame.
+    """
+    if min(config.frame_shift, config.frame_length) * config.sampling_rate < 2:  # the library would crash
+        raise UserError(f"features of frames with less than 2 samples at {config.sampling_rate} Hz: export it again")
     try:
         import kaldi_native_fbank
     except ImportError:
-        raise UnsupportedError("kaldi-native-fbank, which computes features, is missing: pip install it") from None
+        reason = "kaldi-native-fbank, which computes features, is not installed"
+        raise UnsupportedError(f"{reason}: pip install kaldi-native-fbank") from None
     options = kaldi_native_fbank.FbankOptions()
     frames, mel = options.frame_opts, options.mel_opts
     frames.samp_freq, frames.dither, frames.snip_edges = config.sampling_rate, 0.0, False

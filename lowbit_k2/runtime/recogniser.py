@@ -22,7 +22,7 @@ from lowbit_k2.errors import UserError
 from lowbit_k2.packed import read_packed
 from lowbit_k2.runtime.encoder import NETWORKS, PackedCtc, PackedNetwork
 from lowbit_k2.runtime.errors import UnsupportedError, errors_name
-from lowbit_k2.runtime.features import FeatureStream, normalize, num_frames
+from lowbit_k2.runtime.features import FeatureStream, make_fbank, normalize, num_frames
 from lowbit_k2.runtime.matrix import DEFAULT_MODE
 from lowbit_k2.runtime.search import (
     BEAM,
@@ -65,7 +65,7 @@ class Recogniser:
         self, network: PackedNetwork, search: SearchConfig | None = None, chunking: ChunkConfig | None = None
     ) -> None:
         """Raises:
-        UnsupportedError: units of another topology than CTC's.
+        UnsupportedError: units of another topology than CTC's, or kaldi-native-fbank is missing.
         UserError: damaged tokens or features, or a search that the model does not fit.
         """
         packed = network.packed
@@ -79,8 +79,9 @@ class Recogniser:
         if self.features.num_mel_bins != network.config.num_features:
             found = f"features of {self.features.num_mel_bins} bins, but a network for {network.config.num_features}"
             raise UserError(f"it has {found}: make it again")
+        make_fbank(self.features)  # if that cannot be done, it is to be known now
         self.search, self.chunking = search or SearchConfig(), chunking or ChunkConfig()
-        self.method = _method(self.search.decoding_method, network)
+        self.method = choose_method(self.search.decoding_method, network)
 
     @classmethod
     def load(
@@ -104,7 +105,10 @@ class Recogniser:
         packed = read_packed(path)
         with errors_name(path):
             kind = NETWORKS.get(str(packed.model_config.get("kind", CTC_KIND)), PackedCtc)
-            return cls(kind(packed, mode, threads), search, chunking)
+            network = kind(packed, mode, threads)
+        choose_method((search or SearchConfig()).decoding_method, network)  # what it raises is not about the file
+        with errors_name(path):
+            return cls(network, search, chunking)
 
     def transcribe(self, audio: str | Path | np.ndarray) -> Transcript:
         """Words of a recording.
@@ -180,7 +184,7 @@ class _Samples:
         yield self._samples
 
 
-def _method(name: str, network: PackedNetwork) -> str:
+def choose_method(name: str, network: PackedNetwork) -> str:
     """The search of that name, or the model's first: the greedy one.
 
     Raises:

@@ -9,20 +9,26 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lowbit_k2.core.config import Config, option
+from lowbit_k2.core.config import Config, ConfigError, option
 from lowbit_k2.runtime.encoder import PackedTransducer
 
 CTC_GREEDY, GREEDY, BEAM = "ctc-greedy-search", "greedy_search", "modified_beam_search"
+PLAIN_METHODS = (CTC_GREEDY, GREEDY, BEAM)
 Labels = tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class SearchConfig(Config):
-    """What the native engine searches how; names and defaults are decode.py's."""
+    """Searches that need no graph; names and defaults are decode.py's."""
 
-    decoding_method: str = option("", "default: the model's greedy search", choices=("", CTC_GREEDY, GREEDY, BEAM))
+    decoding_method: str = option("", f"one of {', '.join(PLAIN_METHODS)}; default: the model's greedy search")
     beam_size: int = option(4, "hypotheses of modified_beam_search", low=1, high=10000)
     blank_penalty: float = option(0.0, "off the blank's logit in transducer search, for models that delete many")
+
+    def check(self) -> None:
+        if self.decoding_method not in ("", *PLAIN_METHODS):
+            problem = f"{self.decoding_method!r} is unknown: choose of {', '.join(PLAIN_METHODS)}"
+            raise ConfigError("decoding_method", problem)
 
 
 def ctc_greedy_search(log_probs: np.ndarray) -> Labels:

@@ -4,41 +4,21 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 from lowbit_k2.errors import UserError
-from lowbit_k2.export import export_float, load_packed_model, pack_model
-from lowbit_k2.models import CtcConfig, TransducerConfig, make_model
-from lowbit_k2.quant import QuantConfig, TensorScheme, quantize_model, use_precision
-from lowbit_k2.runtime import PackedCtc, layers, matrix
+from lowbit_k2.export import export_float, load_packed_model
+from lowbit_k2.models import TransducerConfig
+from lowbit_k2.packed import PackedTensor, read_packed, write_packed
+from lowbit_k2.quant import QuantConfig, use_precision
+from lowbit_k2.runtime import PackedCtc, PackedTransducer, UnsupportedError, layers, matrix
 from lowbit_k2.runtime.conformer import relative_positions
-
-SIZES = dict(
-    num_features=20, d_model=24, num_layers=2, num_heads=4, ffn_dim=(40, 56), conv_kernel=7, subsampling_channels=10
-)
-
-
-def random_model(config: QuantConfig, **sizes) -> torch.nn.Module:
-    """With running statistics and biases that matter."""
-    torch.manual_seed(5)
-    model = make_model(CtcConfig.preset("demo", vocab_size=30, **{**SIZES, **sizes})).eval()
-    with torch.no_grad():
-        for name, value in [*model.named_parameters(), *model.named_buffers()]:
-            if value.dim() == 1:
-                value.uniform_(0.5, 1.5) if name.endswith(("var", "weight")) else value.normal_(0, 0.3)
-    quantize_model(model, config)
-    return model.eval()
-
-
-def export(model: torch.nn.Module, path: Path, pack=pack_model) -> Path:
-    tokenizer = SimpleNamespace(kind="none", to_bytes=lambda: b"")
-    pack(SimpleNamespace(model=model, model_config=model.config, tokenizer=tokenizer, features={}), path)
-    return path
+from tests.runtime.models import export, random_model, schemes
 
 
 def utterance(frames: int = 71) -> np.ndarray:
@@ -53,12 +33,6 @@ def by_torch(model: torch.nn.Module, features: np.ndarray) -> np.ndarray:
 def difference(found: np.ndarray, expected: np.ndarray) -> float:
     assert found.shape == expected.shape and found.dtype == np.float32
     return float(np.abs(found - expected).max() / np.abs(expected).max())
-
-
-def schemes(**fields) -> QuantConfig:
-    """All matrices and convolutions alike."""
-    roles = ("encoder_linear", "attention", "linear", "convolution", "subsampling", "output")
-    return QuantConfig("test", {role: TensorScheme(**fields) for role in roles})
 
 
 CONFIGS = {
@@ -104,6 +78,24 @@ def test_quantized_inputs(bits: int, tmp_path: Path) -> None:
         assert difference(found, by_torch(loaded, utterance())) < (2e-2 if bits == 8 else 1e-3)
 
 
+def test_coded_files(tmp_path: Path) -> None:
+    """Version 3, whose codes are coded by their frequency."""
+    plain = read_packed(export(random_model(schemes(bits=(4,))), tmp_path / "a"))
+    rng = np.random.default_rng(0)
+
+    def peaked(t: PackedTensor) -> PackedTensor:
+        """With rare codes at the ends, as in a trained model."""
+        codes = np.clip(np.rint(rng.normal(size=t.shape)), -8, 7).astype(np.int8)
+        return PackedTensor.from_codes(t.name, t.role, t.encoding, codes, t.step, t.granularity, aliases=t.aliases)
+
+    model = replace(plain, tensors=[t if t.is_float else peaked(t) for t in plain.tensors])
+    for name, compress in (("b", False), ("c", True)):
+        write_packed(tmp_path / name, model, compress)
+    assert any(tensor.coded_bytes for tensor in read_packed(tmp_path / "c").tensors)
+    one, other = (PackedCtc.load(tmp_path / name, "exact")(utterance()) for name in "bc")
+    assert (one == other).all()
+
+
 def test_without_the_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = random_model(QuantConfig.preset("all-low"))
     path = export(model, tmp_path / "a")
@@ -144,9 +136,14 @@ def test_what_it_cannot_run(tmp_path: Path) -> None:
         PackedCtc.load(path, "a4")
     with pytest.raises(UserError, match=r"features of shape \(6, 20\): an utterance is \(T, 20\) with T from 7"):
         PackedCtc.load(path)(utterance(6))
-    transducer = make_model(TransducerConfig.preset("demo", vocab_size=30, **SIZES), for_training=False).eval()
+    transducer = random_model(QuantConfig.preset("float"), TransducerConfig)
     with pytest.raises(UserError, match="b: the runtime has Conformers with a CTC head, not a transducer model"):
         PackedCtc.load(export(transducer, tmp_path / "b"))
+    lstm = random_model(QuantConfig.preset("float"), TransducerConfig, decoder_kind="lstm")
+    with pytest.raises(
+        UnsupportedError, match="c: the runtime has a stateless decoder and a joiner, not a decoder lstm"
+    ):
+        PackedTransducer.load(export(lstm, tmp_path / "c"))
     reference = tmp_path / "c"
     export(random_model(QuantConfig.preset("paper")), reference, lambda m, p: export_float(m, p, {"reference": True}))
     with pytest.raises(UserError, match="c: it holds the latent weights"):
