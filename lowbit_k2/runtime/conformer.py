@@ -10,6 +10,8 @@ from lowbit_k2.core.encoders import ConformerConfig
 from lowbit_k2.runtime.layers import glu, relative_attention, swish
 from lowbit_k2.runtime.weights import Weights
 
+SUBSAMPLED_AT_ONCE = 64  # frames that come out
+
 
 def relative_positions(num_frames: int, d_model: int) -> np.ndarray:
     """Sinusoids for the distances num_frames-1 .. -(num_frames-1): (2 * num_frames - 1, d_model), float32.
@@ -103,10 +105,19 @@ class ConformerEncoder:
 
     def __call__(self, features: np.ndarray) -> np.ndarray:
         """features (T, F) with T >= config.min_frames."""
-        x = self.conv2(self.conv1(features[:, :, None]))  # (T', F', channels)
-        x = x.transpose(0, 2, 1).reshape(len(x), -1)  # (T', channels * F')
-        x = self.out(x) * np.float32(self.config.d_model**0.5)
+        x = self._subsample(features) * np.float32(self.config.d_model**0.5)
         positions = relative_positions(*x.shape)
         for layer in self.layers:
             x = layer(x, positions)
         return self.norm(x)
+
+    def _subsample(self, features: np.ndarray) -> np.ndarray:
+        """(T, F) -> (T', C), some frames at a time: the first convolution puts out much more than it gets."""
+        frames = self.config.output_lens(len(features))
+        whole = self.conv1.input_bits or self.conv2.input_bits  # rounded on one grid over all frames
+        x, step = np.empty((frames, self.config.d_model), np.float32), frames if whole else SUBSAMPLED_AT_ONCE
+        for begin in range(0, frames, step):
+            end = min(begin + step, frames)
+            part = self.conv2(self.conv1(features[4 * begin : 4 * end + 3, :, None]))  # (end - begin, F', channels)
+            x[begin:end] = self.out(part.transpose(0, 2, 1).reshape(end - begin, -1))  # of (n, channels * F')
+        return x

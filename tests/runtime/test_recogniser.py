@@ -160,12 +160,14 @@ def test_what_it_refuses(tmp_path: Path) -> None:
         Recogniser.load(export(chain, changed, tokenizer=TOKENIZERS["bpe"], features=FEATURES))
 
 
+# getrusage would give the peak of the process that started this one, too
 PROGRAM = """
-import json, resource, sys
+import json, sys
 from lowbit_k2.cli import run
 run(sys.argv[1:])
 loaded = {name.split(".")[0] for name in sys.modules}
-print(json.dumps([sorted(loaded), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss]), file=sys.stderr)
+status = open("/proc/self/status").read().split()
+print(json.dumps([sorted(loaded), int(status[status.index("VmHWM:") + 1])]), file=sys.stderr)
 """
 HEAVY = {"torch", "k2", "lhotse", "onnxruntime", "torchaudio", "sentencepiece", "scipy", "tqdm"}
 
@@ -204,4 +206,4 @@ def test_memory_does_not_grow_with_the_audio(tmp_path: Path, repo_root: Path) ->
         [line], _, memory = in_a_process(repo_root, "--packed", packed, tmp_path / name, "--mode", "a8")
         assert line.startswith(f"{tmp_path / name}\t")
         found.append(memory)
-    assert found[1] < found[0] + 10
+    assert found[1] < found[0] + 10 and found[0] < 150
