@@ -1,7 +1,7 @@
 """The command `lowbit-k2`, also `python -m lowbit_k2.cli`.
 
 lowbit-k2 inspect model.safetensors --float float.safetensors    # what takes how many bytes; needs numpy only
-lowbit-k2 transcribe --packed model.safetensors a.wav b.flac     # FILE<tab>words, by greedy search
+lowbit-k2 transcribe --packed model.safetensors a.wav b.flac     # FILE<tab>words, without PyTorch where it can
 lowbit-k2 compare float/recogs-test.txt 1bit/recogs-test.txt     # worse, better, equivalent, or cannot tell
 """
 
@@ -15,12 +15,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lowbit_k2.asr.engines import EngineConfig, transcribe_packed
 from lowbit_k2.core.chunks import ChunkConfig
 from lowbit_k2.core.text import printable
 from lowbit_k2.errors import UserError, run_main
 from lowbit_k2.packed import PackedFileError, PackedModel, entropy_rows, format_entropy, read_packed, size_table
 from lowbit_k2.plugins import PLUGIN_HELP, load_plugins
 from lowbit_k2.recipe.flags import add_flags, read_flags
+from lowbit_k2.runtime import SearchConfig
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -39,11 +41,12 @@ def get_parser() -> argparse.ArgumentParser:
     inspect.add_argument("--json", action="store_true", help="for programs")
     inspect.set_defaults(run=run_inspect)
 
-    transcribe = commands.add_parser("transcribe", help="audio files to text with a packed model, by greedy search")
+    transcribe = commands.add_parser("transcribe", help="audio files to text with a packed model")
     transcribe.add_argument("--packed", type=Path, required=True, metavar="FILE", help="a packed file of export.py")
     transcribe.add_argument("--plugin", type=Path, action="append", default=[], metavar="FILE", help=PLUGIN_HELP)
-    transcribe.add_argument("--num-threads", type=int, default=0, help="CPU threads; 0 leaves PyTorch's choice")
-    add_flags(transcribe, ChunkConfig)
+    add_flags(transcribe, EngineConfig, SearchConfig, ChunkConfig)
+    transcribe.add_argument("--threads", type=int, dest="num_threads", default=argparse.SUPPRESS, help="the same")
+    transcribe.add_argument("--rtf", action="store_true", help="seconds of audio and of work on stderr, file by file")
     transcribe.add_argument("wav", type=Path, nargs="+", metavar="WAV", help="any format that libsndfile reads")
     transcribe.set_defaults(run=run_transcribe)
 
@@ -110,18 +113,12 @@ def _spell(values: Mapping[str, Any]) -> str:
 
 
 def run_transcribe(args: argparse.Namespace) -> None:
-    """Print `FILE<tab>words` for each audio file, one by one."""
-    import torch
-
-    from lowbit_k2.asr.model_io import load_packed
-    from lowbit_k2.asr.recognizer import greedy_recognizer
-    from lowbit_k2.asr.transcription import transcribe_files
-
-    if args.num_threads > 0:
-        torch.set_num_threads(args.num_threads)
+    """Print `FILE<tab>words` for each audio file, one by one. torch is imported only where the packed runtime has no
+    parts for the model.
+    """
     load_plugins(args.plugin)
-    chunking = read_flags(ChunkConfig, args)
-    transcribe_files(args.wav, [greedy_recognizer(load_packed(args.packed), chunking)])
+    engine = read_flags(EngineConfig, args, rtf=args.rtf)
+    transcribe_packed(args.packed, args.wav, engine, read_flags(SearchConfig, args), read_flags(ChunkConfig, args))
 
 
 def run_align(args: argparse.Namespace) -> None:
@@ -132,13 +129,13 @@ def run_align(args: argparse.Namespace) -> None:
 
     from lowbit_k2.asr.alignment import align_files, read_pairs
     from lowbit_k2.asr.model_io import load_packed
-    from lowbit_k2.asr.recognizer import greedy_recognizer
+    from lowbit_k2.asr.recognizer import packed_recognizer
 
     if args.num_threads > 0:
         torch.set_num_threads(args.num_threads)
     load_plugins(args.plugin)
     pairs = read_pairs(args.transcripts) if args.transcripts else [(args.wav, args.text)]
-    align_files(pairs, greedy_recognizer(load_packed(args.packed), read_flags(ChunkConfig, args)), args.level)
+    align_files(pairs, packed_recognizer(load_packed(args.packed), read_flags(ChunkConfig, args)), args.level)
 
 
 def read_paths(text: str) -> tuple[Path, ...]:

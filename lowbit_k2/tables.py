@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from tabulate import tabulate
-
 from lowbit_k2.core.text import printable
 from lowbit_k2.errors import UserError
 
 
 def text_table(headers: Sequence[object], rows: Sequence[Sequence[object]], left: Sequence[int] = (0,)) -> str:
     """Columns side by side, without rules; those numbered in `left` begin at the left, the others end at the right."""
+    from tabulate import tabulate  # which the packed runtime does without
+
     aligned = ["left" if i in left else "right" for i in range(len(headers))]
     cells = [[printable(str(cell)) for cell in row] for row in (headers, *rows)]
     table = tabulate(cells, tablefmt="plain", colalign=aligned, disable_numparse=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from lowbit_k2.cli import run
+from lowbit_k2.errors import UserError
 from lowbit_k2.packed import PackedFileError, PackedTensor, write_packed
 from tests.packed.samples import sample_model
 
@@ -138,7 +140,8 @@ def write_wav(path: Path, seconds: float, sampling_rate: int = 16000) -> Path:
     return path
 
 
-def test_transcribe(toy_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("flags", [[], ["--engine", "torch"], ["--mode", "exact"]])
+def test_transcribe(flags: list[str], toy_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     import torch
 
     from lowbit_k2.asr.model_io import load_packed
@@ -146,7 +149,7 @@ def test_transcribe(toy_file: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     from lowbit_k2.decode.greedy import ctc_greedy_search
 
     long, short = write_wav(tmp_path / "long.wav", 1.3, 22050), write_wav(tmp_path / "short.wav", 0.05)
-    run(["transcribe", "--packed", str(toy_file), str(long), str(short)])
+    run(["transcribe", "--packed", str(toy_file), str(long), str(short), *flags])
     loaded = load_packed(toy_file)
     features = extract_wav(long, FeatureConfig.from_dict(loaded.features))
     with torch.no_grad():
@@ -154,6 +157,36 @@ def test_transcribe(toy_file: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     expected = loaded.tokenizer.decode(best.labels)
     assert expected, "a random model that says nothing tests nothing: choose another seed"
     assert capsys.readouterr().out.splitlines() == [f"{long}\t{expected}", f"{short}\t"]
+
+
+@pytest.mark.parametrize("engine", ["auto", "torch"])
+def test_the_real_time_factor(engine: str, toy_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    audio = write_wav(tmp_path / "a.wav", 1.5)
+    run(["transcribe", "--packed", str(toy_file), str(audio), "--engine", engine, "--rtf", "--threads", "1"])
+    [line] = capsys.readouterr().err.splitlines()
+    found = re.fullmatch(rf"{audio}: 1\.50 s of audio in (\d+\.\d\d) s, RTF (\d\.\d+)", line)
+    assert found and abs(float(found[1]) - 1.5 * float(found[2])) < 0.01
+
+
+def test_engines_that_cannot(toy_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """auto takes PyTorch where the packed runtime lacks something; each engine by itself says what it lacks."""
+    from lowbit_k2.asr import engines
+    from lowbit_k2.runtime import UnsupportedError
+
+    audio, used = write_wav(tmp_path / "a.wav", 0.5), []
+    monkeypatch.setattr(engines, "transcribe_by_torch", lambda *args: used.append("torch"))
+    command = ["transcribe", "--packed", str(toy_file), str(audio), "--engine"]
+    monkeypatch.setitem(sys.modules, "kaldi_native_fbank", None)
+    run([*command, "auto"])
+    with pytest.raises(UnsupportedError, match="toy.safetensors: kaldi-native-fbank, .* is not installed: pip install"):
+        run([*command, "native"])
+    monkeypatch.setattr(engines, "isa_in_use", lambda: "numpy")
+    run([*command, "auto"])
+    monkeypatch.undo()
+    monkeypatch.setattr(engines, "has_torch", lambda: False)
+    with pytest.raises(UserError, match="engine torch needs PyTorch, which is not installed: choose native"):
+        run([*command, "torch"])
+    assert used == ["torch"] * 2
 
 
 def test_transcribe_refuses_what_is_no_audio(toy_file: Path, tmp_path: Path, repo_root: Path) -> None:
@@ -173,24 +206,23 @@ def test_one_bad_file_costs_the_others_nothing(toy_file: Path, tmp_path: Path, r
     assert line.startswith(f"error: {tmp_path / 'bad.wav'} cannot be read as audio")
 
 
-def test_a_file_that_needs_too_much_memory(
-    toy_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    from lowbit_k2.asr import transcription
+@pytest.mark.parametrize(
+    "error",
+    [MemoryError(), RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to ...")],
+)
+def test_a_file_that_needs_too_much_memory(error: Exception, capsys: pytest.CaptureFixture[str]) -> None:
+    from lowbit_k2.asr.transcripts import print_transcripts
     from lowbit_k2.errors import ReportedError
 
-    def extract(file: Path, *rest: object):
+    def transcribe(file: Path):
         if file.name == "long.wav":
-            raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to ...")
-        return extract_wav(file, *rest)
+            raise error
+        return ["yes"], 0.8
 
-    extract_wav = transcription.extract_wav
-    monkeypatch.setattr(transcription, "extract_wav", extract)
-    short = write_wav(tmp_path / "short.wav", 0.8)
     with pytest.raises(ReportedError):
-        run(["transcribe", "--packed", str(toy_file), str(tmp_path / "long.wav"), str(short)])
+        print_transcripts([Path("long.wav"), Path("short.wav")], transcribe)
     printed = capsys.readouterr()
-    assert printed.out.startswith(f"{short}\t") and printed.err.count("\n") == 1
+    assert printed.out == "short.wav\tyes\n" and printed.err.count("\n") == 1
     assert "long.wav needs more memory than there is" in printed.err
 
 

@@ -50,6 +50,7 @@ ARROWS: dict[str, set[str]] = {
     "synthesis": set(),  # speech for the demonstration recipes; nothing of the library needs it
     "scoring": set(),
     "packed": set(),
+    "runtime": {"packed", "data.audio", "graphs.lexicon"},  # no torch in these
     "export": {"quant", "models", "packed"},
     "launch": set(),  # finds the interpreter, before anything can be imported
 }
@@ -152,6 +153,13 @@ def test_packed_needs_numpy_and_safetensors_only(path: Path) -> None:
     assert {name.split(".")[0] for name in own} <= PACKED_MAY_IMPORT
 
 
+@pytest.mark.parametrize("path", sorted((PACKAGE / "runtime").rglob("*.py")), ids=name_of)
+def test_the_runtime_needs_little(path: Path) -> None:
+    """numpy, and what computes features; soundfile reads audio in data/audio.py."""
+    may = PACKED_MAY_IMPORT | {"lowbit_k2", "kaldi_native_fbank"}
+    assert {name.split(".")[0] for name in imported_names(path)} <= may
+
+
 def test_recipes_never_import_recipes() -> None:
     recipe_of = {path: path.relative_to(ROOT / "egs").parts[0] for path in EGS}
     for path, recipe in recipe_of.items():
@@ -217,7 +225,7 @@ def test_training_and_tokens_load_no_k2() -> None:
 
 
 def test_packed_does_not_load_torch() -> None:
-    loaded = loaded_after("import lowbit_k2.packed, lowbit_k2.core.encodings, lowbit_k2.core.config")
+    loaded = loaded_after("import lowbit_k2.packed, lowbit_k2.runtime, lowbit_k2.core.encodings, lowbit_k2.core.config")
     assert not loaded & {"torch", "k2", "lhotse", "torchaudio"}
 
 

@@ -8,7 +8,6 @@ stay together; an n-gram or a prediction network starts anew behind a pause, as 
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
@@ -17,11 +16,10 @@ from torch import Tensor
 
 from lowbit_k2.asr.recognizer import Recognizer, Search
 from lowbit_k2.asr.results import Timing
-from lowbit_k2.core.chunks import chunks
+from lowbit_k2.core import chunks
 from lowbit_k2.data.features import normalize_features
 from lowbit_k2.decode.method import NetworkOutput
 
-QUIET = math.log(0.5)  # log-probability of the blank above which a frame counts as pause
 Words = dict[Search, list[str]]
 
 
@@ -87,7 +85,9 @@ def network_pieces(recognizer: Recognizer, features: Tensor) -> Iterator[Network
     """
     config = recognizer.features
     overlap = round(recognizer.chunking.chunk_overlap / config.frame_shift)
-    for chunk in chunks(len(features), recognizer.chunk_frames, overlap, recognizer.loaded.model_config.output_lens):
+    for chunk in chunks.chunks(
+        len(features), recognizer.chunk_frames, overlap, recognizer.loaded.model_config.output_lens
+    ):
         part = normalize_features(features[chunk.start : chunk.stop], config)[None]  # (1, size, F)
         output = recognizer.run(part, torch.tensor([part.size(1)]))
         yield frames_of(output, chunk.first, chunk.last)
@@ -96,38 +96,15 @@ def network_pieces(recognizer: Recognizer, features: Tensor) -> Iterator[Network
 def cut_at_pauses(
     pieces: Iterable[NetworkOutput], longest: int, blank_scores: Callable[[NetworkOutput], Tensor | None]
 ) -> Iterator[NetworkOutput]:
-    """The same frames in other pieces: at most `longest` each, if the scores say where pauses are.
+    """`chunks.cut_at_pauses`; blank_scores: (1, T) log-probabilities that a frame brings nothing, or None."""
 
-    Args:
-      blank_scores: (1, T) log-probabilities that a frame brings nothing, or None: then all comes in one piece.
-    """
-    waiting: NetworkOutput | None = None
-    for piece in pieces:
-        waiting = piece if waiting is None else joined([waiting, piece])
-        while int(waiting.lens) > longest and (scores := blank_scores(waiting)) is not None:
-            place = pause(scores[0, :longest])
-            yield frames_of(waiting, 0, place)
-            waiting = frames_of(waiting, place, int(waiting.lens))
-    if waiting is not None:
-        yield waiting
+    def scores(piece: NetworkOutput) -> list[float] | None:
+        found = blank_scores(piece)
+        return None if found is None else found[0].tolist()
 
-
-def pause(scores: Tensor) -> int:
-    """Where to cut: in the middle of the longest pause of the second half, or where the blank is likeliest.
-
-    Args:
-      scores: (T,) log-probabilities of the blank, at least two.
-
-    Returns:
-      The first frame behind the cut, between T / 2 and T.
-    """
-    half = len(scores) // 2
-    quiet = torch.nn.functional.pad((scores[half:].cpu() > QUIET).int(), (1, 1))
-    edges = torch.nonzero(quiet.diff()).flatten().view(-1, 2)  # beginning and end of each pause
-    if not len(edges):
-        return half + int(scores[half:].argmax())
-    start, end = edges[(edges[:, 1] - edges[:, 0]).argmax()].tolist()
-    return half + (start + end) // 2
+    return chunks.cut_at_pauses(
+        pieces, longest, lambda piece: int(piece.lens), lambda *two: joined(two), frames_of, scores
+    )
 
 
 def frames_of(output: NetworkOutput, first: int, last: int) -> NetworkOutput:

@@ -32,6 +32,7 @@ from lowbit_k2.decode.transducer import blank_log_probs
 from lowbit_k2.errors import UserError
 from lowbit_k2.models.lhuc import SpeakerVectors
 from lowbit_k2.quant import Allocation, use_precision
+from lowbit_k2.runtime.search import SearchConfig as PlainSearchConfig
 
 Search = tuple[str, str]  # method, setting of the method
 
@@ -194,11 +195,24 @@ def make_recognizers(
     ]
 
 
-def greedy_recognizer(loaded: LoadedModel, chunking: ChunkConfig | None = None) -> Recognizer:
-    """A packed model with its greedy search, on the CPU: needs neither graphs nor k2. Phones are put out as phones."""
-    [name] = methods_for("", loaded)
+def packed_recognizer(
+    loaded: LoadedModel, chunking: ChunkConfig | None = None, search: PlainSearchConfig | None = None
+) -> Recognizer:
+    """A packed model with a search that needs neither graphs nor k2, on the CPU. Phones are put out as phones.
+
+    Raises:
+      UserError: a search that does not fit the model.
+    """
+    search = search or PlainSearchConfig()
+    [name] = methods_for(search.decoding_method, loaded)
     method = METHODS[name](
-        Setup(loaded.tokenizer, loaded.model, phones_are_words=True, topology=loaded.model_config.topology)
+        Setup(
+            loaded.tokenizer,
+            loaded.model,
+            SearchConfig(beam_size=search.beam_size, blank_penalty=search.blank_penalty),
+            phones_are_words=True,
+            topology=loaded.model_config.topology,
+        )
     )
     searches = {(name, ""): method}
     return Recognizer(loaded, name, None, torch.device("cpu"), searches, chunking or ChunkConfig())

@@ -11,10 +11,10 @@ from torch import Tensor
 from lowbit_k2.asr.long_audio import decode_long
 from lowbit_k2.asr.recognizer import DecodeConfig, Recognizer, make_recognizers
 from lowbit_k2.asr.results import best_words
+from lowbit_k2.asr.transcripts import print_transcripts
 from lowbit_k2.core.config import ConfigError
-from lowbit_k2.core.text import printable
 from lowbit_k2.data.features import extract_wav, make_extractor
-from lowbit_k2.errors import ReportedError, UserError, is_one_line_error, is_out_of_memory, print_error
+from lowbit_k2.errors import UserError
 
 
 def run_transcription(config: DecodeConfig, files: Sequence[Path]) -> None:
@@ -28,11 +28,11 @@ def run_transcription(config: DecodeConfig, files: Sequence[Path]) -> None:
     transcribe_files(files, make_recognizers(config))
 
 
-def transcribe_files(files: Sequence[Path], recognizers: Sequence[Recognizer]) -> None:
-    """Print `FILE<tab>words` for each audio file, one by one, so that a file never depends on its neighbours.
+def transcribe_files(files: Sequence[Path], recognizers: Sequence[Recognizer], rtf: bool = False) -> None:
+    """`print_transcripts` by PyTorch.
 
     Raises:
-      ReportedError: at the end, where some could not be transcribed; each has had its line on stderr.
+      ReportedError: some could not be transcribed.
       UserError: several methods, scales or precisions.
     """
     if len(recognizers) != 1 or len(recognizers[0].searches) != 1:
@@ -40,20 +40,13 @@ def transcribe_files(files: Sequence[Path], recognizers: Sequence[Recognizer]) -
     [recognizer] = recognizers
     config = recognizer.features
     extractor = make_extractor(config)
-    failed = 0
+
+    def words_of(file: Path) -> tuple[list[str], float]:
+        features = extract_wav(file, config, extractor)
+        return transcribe(recognizer, features), len(features) * config.frame_shift
+
     with recognizer.precision():
-        for file in files:
-            try:
-                words = transcribe(recognizer, extract_wav(file, config, extractor))
-            except Exception as error:
-                if not (is_one_line_error(error) or is_out_of_memory(error)):
-                    raise
-                failed += 1
-                print_error(str(error) if is_one_line_error(error) else f"{file} needs more memory than there is")
-            else:
-                print(f"{printable(str(file))}\t{printable(' '.join(words))}", flush=True)
-    if failed:
-        raise ReportedError(f"{failed} of {len(files)} files could not be transcribed")
+        print_transcripts(files, words_of, rtf)
 
 
 def transcribe(recognizer: Recognizer, features: Tensor) -> list[str]:

@@ -1,11 +1,16 @@
-"""Long audio in overlapping chunks: where they lie, and which output frames of each are kept."""
+"""Long audio in overlapping chunks: where they lie, which output frames are kept, and where pauses cut these."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from lowbit_k2.core.config import Config, ConfigError, option
+
+QUIET = math.log(0.5)  # log-probability of the blank above which a frame counts as pause
+F = TypeVar("F")  # output frames of any kind
 
 
 @dataclass(frozen=True)
@@ -65,3 +70,49 @@ def chunks(num_frames: int, size: int, overlap: int, output_lens: Callable[[int]
             end = (starts[i + 1] // step + end) // 2
         yield Chunk(start, stop, begin - offset, end - offset)
         begin = end
+
+
+def cut_at_pauses(
+    pieces: Iterable[F],
+    longest: int,
+    length: Callable[[F], int],
+    join: Callable[[F, F], F],
+    cut: Callable[[F, int, int], F],
+    blank_scores: Callable[[F], Sequence[float] | None],
+) -> Iterator[F]:
+    """The same frames in other pieces: at most `longest` each, if the scores say where pauses are.
+
+    Args:
+      join, cut: two pieces behind each other; the frames first .. last-1 of a piece.
+      blank_scores: log-probability that a frame brings nothing, of each; or None: then all comes in one piece.
+    """
+    waiting: F | None = None
+    for piece in pieces:
+        waiting = piece if waiting is None else join(waiting, piece)
+        while length(waiting) > longest and (scores := blank_scores(waiting)) is not None:
+            place = pause(scores[:longest])
+            yield cut(waiting, 0, place)
+            waiting = cut(waiting, place, length(waiting))
+    if waiting is not None:
+        yield waiting
+
+
+def pause(scores: Sequence[float]) -> int:
+    """Where to cut: in the middle of the longest pause of the second half, or where the blank is likeliest.
+
+    Args:
+      scores: log-probabilities of the blank, at least two.
+
+    Returns:
+      The first frame behind the cut, between half of them and all.
+    """
+    half = len(scores) // 2
+    longest, start = (0, 0), half  # length and place of a pause
+    for place in range(half, len(scores) + 1):
+        if place == len(scores) or not scores[place] > QUIET:
+            if place - start > longest[0]:
+                longest = place - start, start
+            start = place + 1
+    if not longest[0]:
+        return max(range(half, len(scores)), key=lambda i: scores[i])
+    return longest[1] + longest[0] // 2

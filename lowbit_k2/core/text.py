@@ -1,4 +1,4 @@
-"""Text of files and models, as it may reach a terminal."""
+"""Text of files and models: what may reach a terminal, and what is no text of a transcript."""
 
 from __future__ import annotations
 
@@ -16,3 +16,8 @@ def printable(text: str) -> str:
         c if c in JOINERS or unicodedata.category(c) not in UNSEEN else c.encode("unicode_escape").decode()
         for c in text.encode("utf-8", "backslashreplace").decode("utf-8")
     )
+
+
+def is_special(piece: str) -> bool:
+    """True for `<blk>`, `<unk>`, `<sos/eos>` and their like."""
+    return len(piece) > 2 and piece.startswith("<") and piece.endswith(">")

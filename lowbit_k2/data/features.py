@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from lowbit_k2.core.features import EXTRACTORS, NORMALIZATIONS, FeatureConfig
-from lowbit_k2.data.resampling import check_rate, resample_in_lhotse, resampled
-from lowbit_k2.data.sources import check_audio_file, check_sources, parts_of
+from lowbit_k2.data.audio import AudioFile
+from lowbit_k2.data.resampling import resample_in_lhotse
+from lowbit_k2.data.sources import check_sources, parts_of
 from lowbit_k2.data.sphere import choose_backend
 from lowbit_k2.errors import UserError
 from lowbit_k2.fileio import read_json, write_json
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 
 __all__ = ["EXTRACTORS", "NORMALIZATIONS", "FeatureConfig"]
 
-READ_BLOCK = 1 << 20  # samples of a channel
 FEATURES_FILE = "features.json"  # beside the cut manifests: the settings that the stored features were made with
 
 
@@ -182,30 +182,16 @@ def _has(part: Cut, what: str) -> bool:
 
 
 def read_audio(path: str | Path, sampling_rate: int) -> Tensor:
-    """Read the first channel of an audio file (WAV, FLAC, OGG, SPHERE, ... as libsndfile can). -> (num_samples,)
+    """The first channel of an audio file, see `AudioFile`. -> (num_samples,)
 
-    It is read and resampled piece by piece: an hour takes 230 MB at 16 kHz, whatever the file's rate and channels.
+    An hour takes 230 MB at 16 kHz, whatever the file's rate and channels.
 
     Raises:
-      UserError: missing, unreadable, damaged or empty file, samples that are no numbers, or an unlikely rate.
+      UserError: missing, unreadable, damaged or empty file, or an unlikely rate.
     """
-    import soundfile
-
-    if not Path(path).is_file():
-        raise UserError(f"{path} does not exist, or is no file: give the path of an audio file")
-    check_audio_file(Path(path))
     samples = bytearray()  # grows without being copied for every piece
-    try:
-        with soundfile.SoundFile(str(path)) as file:
-            check_rate(file.samplerate, str(path))
-            blocks = (block[:, 0] for block in file.blocks(READ_BLOCK, dtype="float32", always_2d=True))
-            for block in resampled(blocks, file.samplerate, sampling_rate):
-                samples += np.ascontiguousarray(block).data.cast("B")
-    except (soundfile.SoundFileError, RuntimeError, OSError) as error:
-        reason = str(error).split(": ")[-1].strip()
-        raise UserError(f"{path} cannot be read as audio ({reason}): convert it to WAV or FLAC") from None
-    if not samples:
-        raise UserError(f"{path} holds no audio samples")
+    for block in AudioFile(path, sampling_rate).blocks():
+        samples += np.ascontiguousarray(block).data.cast("B")
     return torch.frombuffer(samples, dtype=torch.float32)
 
 

@@ -12,6 +12,7 @@ from typing import Protocol
 
 import sentencepiece
 
+from lowbit_k2.core.text import is_special
 from lowbit_k2.errors import UserError
 from lowbit_k2.graphs.lexicon import BLANK, Entry, read_lexicon, read_symbols
 
@@ -76,7 +77,7 @@ class SentencePieceTokenizer:
         if odd is not None:
             raise UserError(f"piece {odd!r} of the sentencepiece model is not printable: make it with train_bpe")
         self._unknown = self._processor.unk_id()
-        self._special = {i for i, piece in enumerate(pieces) if _is_special(piece)}
+        self._special = {i for i, piece in enumerate(pieces) if is_special(piece)}
 
     @property
     def vocab_size(self) -> int:
@@ -161,11 +162,6 @@ class LexiconTokenizer:
     def to_bytes(self) -> bytes:
         value = {"tokens": self._symbols, "lexicon": [[word, *pron] for word, pron in self._entries]}
         return json.dumps(value, ensure_ascii=False).encode("utf-8")
-
-
-def _is_special(piece: str) -> bool:
-    """True for `<blk>`, `<unk>`, `<sos/eos>` and their like."""
-    return len(piece) > 2 and piece.startswith("<") and piece.endswith(">")
 
 
 def tokenizer_from_bytes(kind: str, data: bytes) -> Tokenizer:

@@ -13,7 +13,7 @@ import soundfile
 import torch
 
 from lowbit_k2.asr.decoding import decode_set
-from lowbit_k2.asr.long_audio import cut_at_pauses, decode_long, joined, network_pieces, pause, segments
+from lowbit_k2.asr.long_audio import cut_at_pauses, decode_long, joined, network_pieces, segments
 from lowbit_k2.asr.model_io import LoadedModel
 from lowbit_k2.asr.recognizer import Recognizer
 from lowbit_k2.core.chunks import ChunkConfig
@@ -124,16 +124,6 @@ def test_no_method_sees_more_than_a_chunk() -> None:
     Spy.name = "spy"
     decode_long(recognizer(Spy), torch.randn(4000, V))
     assert len(seen) > 20 and max(seen) <= 49
-
-
-def test_cuts_lie_in_the_longest_pause() -> None:
-    quiet = torch.full((100,), -5.0)
-    quiet[10:40] = quiet[60:64] = quiet[70:81] = quiet[99:] = -0.1
-    assert pause(quiet) == 75
-    assert pause(torch.full((100,), -0.1)) == 75
-    busy = torch.linspace(-9, -8, 100)
-    busy[60] = -7.0
-    assert pause(busy) == 60 and pause(busy[:2]) == pause(quiet[:2]) == 1
 
 
 def test_without_scores_all_comes_in_one_piece() -> None:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lowbit_k2.core.chunks import Chunk, ChunkConfig, chunks
+from lowbit_k2.core.chunks import Chunk, ChunkConfig, chunks, pause
 from lowbit_k2.core.config import ConfigError
 from lowbit_k2.core.encoders import ConformerConfig
 
@@ -46,3 +46,14 @@ def test_settings() -> None:
     assert ChunkConfig().frames(0.01) == 3000 and ChunkConfig(chunk_seconds=0).frames(0.01) == 0
     with pytest.raises(ConfigError, match="chunk_seconds of 5 must be at least twice chunk_overlap 4"):
         ChunkConfig(chunk_seconds=5)
+
+
+def test_cuts_lie_in_the_longest_pause() -> None:
+    quiet = [-5.0] * 100
+    for first, last in ((10, 40), (60, 64), (70, 81), (99, 100)):
+        quiet[first:last] = [-0.1] * (last - first)
+    assert pause(quiet) == 75
+    assert pause([-0.1] * 100) == 75
+    busy = [-9 + i / 99 for i in range(100)]
+    busy[60] = -7.0
+    assert pause(busy) == 60 and pause(busy[:2]) == pause(quiet[:2]) == 1

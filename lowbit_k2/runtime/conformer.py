@@ -1,0 +1,123 @@
+"""The Conformer of models/conformer.py on packed weights, one utterance at a time."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from lowbit_k2.core.encoders import ConformerConfig
+from lowbit_k2.runtime.layers import glu, relative_attention, swish
+from lowbit_k2.runtime.weights import Weights
+
+SUBSAMPLED_AT_ONCE = 64  # frames that come out
+
+
+def relative_positions(num_frames: int, d_model: int) -> np.ndarray:
+    """Sinusoids for the distances num_frames-1 .. -(num_frames-1): (2 * num_frames - 1, d_model), float32.
+
+    Angles are rounded to float32 where models/attention.py rounds them; the rest is as exact as float32 can be.
+    """
+    distance = np.arange(num_frames - 1, -num_frames, -1, dtype=np.float32)
+    exponent = np.arange(0, d_model, 2, dtype=np.float32) * np.float32(-math.log(10000.0) / d_model)
+    rate = np.exp(exponent.astype(np.float64)).astype(np.float32)
+    angle = (distance[:, None] * rate).astype(np.float64)  # (2T-1, d_model / 2)
+    both = np.stack([np.sin(angle), np.cos(angle)], axis=-1)
+    return both.astype(np.float32).reshape(len(distance), d_model)  # (2T-1, d_model)
+
+
+class FeedForward:
+    """linear, swish, linear."""
+
+    def __init__(self, weights: Weights, name: str) -> None:
+        self.w1, self.w2, self.threads = weights.linear(f"{name}.w1"), weights.linear(f"{name}.w2"), weights.how.threads
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        hidden = self.w1(x)
+        return self.w2(swish(hidden, self.threads, out=hidden))
+
+
+class SelfAttention:
+    """With relative positions."""
+
+    def __init__(self, weights: Weights, name: str) -> None:
+        self.query, self.key, self.value, self.out, self.pos = (
+            weights.linear(f"{name}.{part}") for part in ("query", "key", "value", "out", "pos")
+        )
+        self.u, self.v = (weights.floats(f"{name}.pos_bias_{part}") for part in "uv")
+        self.threads = weights.how.threads
+
+    def __call__(self, x: np.ndarray, positions: np.ndarray) -> np.ndarray:
+        arrays = self.query(x), self.key(x), self.value(x), self.pos(positions)
+        return self.out(relative_attention(*arrays, self.u, self.v, self.threads))
+
+
+class Convolution:
+    """pointwise, GLU, depthwise, norm, swish, pointwise."""
+
+    def __init__(self, weights: Weights, name: str, norm: str) -> None:
+        self.pointwise1, self.pointwise2 = weights.linear(f"{name}.pointwise1"), weights.linear(f"{name}.pointwise2")
+        self.depthwise, self.threads = weights.depthwise(f"{name}.depthwise"), weights.how.threads
+        self.norm = None
+        if norm == "batch":
+            parts = ("weight", "bias", "running_mean", "running_var")
+            self.depthwise.fold(*(weights.floats(f"{name}.norm.{part}") for part in parts))
+        else:
+            self.norm = weights.layer_norm(f"{name}.norm")
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        x = self.depthwise(glu(self.pointwise1(x), self.threads))
+        if self.norm is not None:
+            x = self.norm(x)
+        return self.pointwise2(swish(x, self.threads, out=x))
+
+
+class Layer:
+    """Half feed-forward, self-attention, convolution, half feed-forward, each pre-normed with a residual."""
+
+    def __init__(self, weights: Weights, name: str, norm: str) -> None:
+        self.norm_ff1, self.norm_attention, self.norm_conv, self.norm_ff2, self.norm_out = (
+            weights.layer_norm(f"{name}.norm_{part}") for part in ("ff1", "attention", "conv", "ff2", "out")
+        )
+        self.ff1, self.ff2 = FeedForward(weights, f"{name}.ff1"), FeedForward(weights, f"{name}.ff2")
+        self.attention = SelfAttention(weights, f"{name}.attention")
+        self.conv = Convolution(weights, f"{name}.conv", norm)
+
+    def __call__(self, x: np.ndarray, positions: np.ndarray) -> np.ndarray:
+        """x (T, C), which is changed; positions (2T-1, C) -> (T, C)."""
+        half = np.float32(0.5)
+        x += half * self.ff1(self.norm_ff1(x))
+        x += self.attention(self.norm_attention(x), positions)
+        x += self.conv(self.norm_conv(x))
+        x += half * self.ff2(self.norm_ff2(x))
+        return self.norm_out(x)
+
+
+class ConformerEncoder:
+    """Features (T, F) to encoder frames (T', C) at a quarter of the rate."""
+
+    def __init__(self, config: ConformerConfig, weights: Weights, name: str = "encoder") -> None:
+        self.config = config
+        self.conv1, self.conv2 = (weights.convolution(f"{name}.subsampling.conv{i}") for i in (1, 2))
+        self.out = weights.linear(f"{name}.subsampling.out")
+        self.layers = [Layer(weights, f"{name}.layers.{i}", config.conv_norm) for i in range(config.num_layers)]
+        self.norm = weights.layer_norm(f"{name}.norm")
+
+    def __call__(self, features: np.ndarray) -> np.ndarray:
+        """features (T, F) with T >= config.min_frames."""
+        x = self._subsample(features) * np.float32(self.config.d_model**0.5)
+        positions = relative_positions(*x.shape)
+        for layer in self.layers:
+            x = layer(x, positions)
+        return self.norm(x)
+
+    def _subsample(self, features: np.ndarray) -> np.ndarray:
+        """(T, F) -> (T', C), some frames at a time: the first convolution puts out much more than it gets."""
+        frames = self.config.output_lens(len(features))
+        whole = self.conv1.input_bits or self.conv2.input_bits  # rounded on one grid over all frames
+        x, step = np.empty((frames, self.config.d_model), np.float32), frames if whole else SUBSAMPLED_AT_ONCE
+        for begin in range(0, frames, step):
+            end = min(begin + step, frames)
+            part = self.conv2(self.conv1(features[4 * begin : 4 * end + 3, :, None]))  # (end - begin, F', channels)
+            x[begin:end] = self.out(part.transpose(0, 2, 1).reshape(end - begin, -1))  # of (n, channels * F')
+        return x

@@ -1,0 +1,145 @@
+"""Packed weights times float32 activations."""
+
+from __future__ import annotations
+
+import weakref
+
+import numpy as np
+
+from lowbit_k2.core.grids import matrix_shape
+from lowbit_k2.errors import UserError
+from lowbit_k2.packed import PackedFileError, PackedTensor
+from lowbit_k2.runtime.native import GRANULARITY, MODES, Tensor, check, library, pointer
+from lowbit_k2.runtime.reference import reference_matmul
+
+DEFAULT_MODE = "a16"
+
+
+class PackedMatrix:
+    """A tensor of a packed file, ready to be multiplied: dimension 0 are outputs, the others together inputs.
+
+    The library keeps the weights in 1, 2, 4 or 8 bits each (ternary 2, 3 bits 4, 5 to 7 bits 8; floats in theirs), in a
+    layout of its own; without the library the tensor is unpacked anew at each call, a few rows at a time.
+
+    Attributes:
+      shape: (outputs, inputs).
+      nbytes: of memory, steps included.
+    """
+
+    def __init__(self, tensor: PackedTensor) -> None:
+        """Raises:
+        PackedFileError: bytes that no writer makes, or numbers that are not finite.
+        """
+        self.shape = matrix_shape(tensor.shape)
+        self.name = tensor.name
+        self._library = library()
+        if self._library is None:
+            if not tensor.is_float:
+                tensor.codes  # noqa: B018  raises where bytes are damaged
+            self._tensor, self.nbytes = tensor, tensor.nbytes
+            return
+        self._handle = self._library.lbk_matrix_new(_describe(tensor))
+        if not self._handle:
+            raise PackedFileError(f"tensor {tensor.name}: {self._library.lbk_error().decode(errors='replace')}")
+        self.nbytes = self._library.lbk_matrix_bytes(self._handle)
+        weakref.finalize(self, self._library.lbk_matrix_free, self._handle)
+
+    def matmul(
+        self,
+        x: np.ndarray,
+        mode: str = DEFAULT_MODE,
+        bias: np.ndarray | None = None,
+        threads: int = 1,
+        out: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """x (..., inputs) times the weights: (..., outputs), float32.
+
+        Args:
+          x: numbers of any float type, computed with in float32.
+          mode: "exact": x as it is; "a16", "a8": each row of x rounded to integers of 16 or 8 bits, with a step of its
+            own. Tensors of floats or with a table are multiplied exactly in every mode. If the model quantizes the
+            inputs of this tensor (`input_bits`), x is rounded as there; "a8" then adds no error up to 8 bits, "a16"
+            none up to 15.
+          bias: (outputs,), added.
+          threads: that work at most; small products take fewer.
+          out: float32 (..., outputs), contiguous and apart from x: where the result goes, which is also returned.
+        Raises:
+          UserError: an unknown mode, or shapes that do not fit.
+        """
+        _check_call(self, x, mode, bias, threads)
+        y = _result((*x.shape[:-1], self.shape[0]), out)  # (..., N)
+        rows = np.ascontiguousarray(x, dtype=np.float32).reshape(-1, self.shape[1])  # (M, K)
+        bias = None if bias is None else np.ascontiguousarray(bias, dtype=np.float32)
+        if self._library is None:
+            y[...] = reference_matmul(self._tensor, rows, mode, bias).reshape(y.shape)
+            return y
+        outputs, inputs = self.shape
+        failed = self._library.lbk_matmul(
+            self._handle, pointer(rows), len(rows), inputs, pointer(bias), pointer(y), outputs, MODES[mode], threads
+        )
+        check(self._library, failed)
+        return y
+
+
+_matrices: weakref.WeakKeyDictionary[PackedTensor, PackedMatrix] = weakref.WeakKeyDictionary()
+
+
+def matmul(
+    tensor: PackedTensor | PackedMatrix,
+    x: np.ndarray,
+    mode: str = DEFAULT_MODE,
+    bias: np.ndarray | None = None,
+    threads: int = 1,
+    out: np.ndarray | None = None,
+) -> np.ndarray:
+    """`PackedMatrix(tensor).matmul(x, ...)`; the matrix is kept as long as the tensor lives."""
+    if isinstance(tensor, PackedTensor):
+        matrix = _matrices.get(tensor)
+        if matrix is None:
+            matrix = _matrices[tensor] = PackedMatrix(tensor)
+        tensor = matrix
+    return tensor.matmul(x, mode, bias, threads, out)
+
+
+def _result(shape: tuple[int, ...], out: np.ndarray | None) -> np.ndarray:
+    if out is None:
+        return np.empty(shape, np.float32)
+    if out.shape != shape or out.dtype != np.float32 or not out.flags.c_contiguous:
+        raise UserError(f"out must be contiguous float32 of shape {shape}, it is {out.dtype} of {out.shape}")
+    return out
+
+
+def _check_call(matrix: PackedMatrix, x: np.ndarray, mode: str, bias: np.ndarray | None, threads: int) -> None:
+    outputs, inputs = matrix.shape
+    if mode not in MODES:
+        raise UserError(f"mode {mode!r} is unknown: take one of {', '.join(MODES)}")
+    if not isinstance(x, np.ndarray) or x.dtype.kind != "f" or not x.ndim or x.shape[-1] != inputs:
+        found = f"{x.dtype} of shape {x.shape}" if isinstance(x, np.ndarray) else type(x).__name__
+        raise UserError(f"{matrix.name} takes floats of shape (..., {inputs}), not {found}")
+    if bias is not None and bias.shape != (outputs,):
+        raise UserError(f"{matrix.name} takes a bias of shape ({outputs},), not {bias.shape}")
+    if type(threads) is not int or threads < 1:
+        raise UserError(f"threads {threads!r}: give a number from 1")
+
+
+def _describe(tensor: PackedTensor) -> Tensor:
+    """lbk_tensor; it points into the tensor's arrays, which live as long as the structure does."""
+    rows, cols = matrix_shape(tensor.shape)
+    data = np.ascontiguousarray(tensor.data)
+    steps, table = (
+        None if a is None else np.ascontiguousarray(a, dtype=np.float32) for a in (tensor.step, tensor.table)
+    )
+    description = Tensor(
+        encoding=tensor.encoding.encode(),
+        rows=rows,
+        cols=cols,
+        data=pointer(data),
+        granularity=GRANULARITY[tensor.granularity],
+        steps=pointer(steps),
+        table=pointer(table),
+        table_size=0 if table is None else len(table),
+        zero_point=tensor.zero_point,
+        input_bits=tensor.input_bits,
+    )
+    description.arrays = (data, steps, table)
+    return description

@@ -1,0 +1,117 @@
+// What the translation units share. No inline functions and no standard containers in here: each unit is compiled for
+// other instructions, and the linker keeps one copy of an inline function, which then may not run on this CPU.
+#pragma once
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "lowbit_k2.h"
+
+namespace lbk {
+
+// Weights lie in panels of 16 outputs; a panel in blocks of 64 inputs; a block in 2 * bits lines of 64 bytes. A line
+// is 16 lanes (outputs) of 32 bits. Bits j * bits .. of byte c of a lane are input 4 j + c of the line's 32 / bits, so
+// that `(line >> j * bits) & mask` holds 4 neighbouring inputs of each output, one a byte. Floats lie as rows of 16
+// outputs, one row after the other; a block of them takes as many bytes a bit.
+constexpr int kLanes = 16;
+constexpr int kBlock = 64;
+// Blocks whose products are summed in int32 before they become floats: 8 * 64 * 127 * 32639 < 2^31.
+constexpr int kChunk = 8;
+constexpr int kMaxTop16 = 32639;  // 127 * 256 + 127, so that an activation is two signed bytes
+
+}  // namespace lbk
+
+// Stored numbers are u = 0, 1, ..; a weight is (mult * u - base - zero_point) * step, or table[u] * step.
+struct lbk_matrix {
+  int64_t rows, cols, panels, blocks;  // blocks: of a panel
+  int bits;                            // of a stored number: 1, 2, 4 or 8; 16 and 32: floats
+  int mult, base, zero_point;
+  int granularity;
+  int input_bits;
+  int table_size;
+  size_t bytes;
+  uint8_t *lines;  // panels * blocks * 128 * bits, aligned to 64 bytes
+  float *steps;    // (groups, 16): one group for all, for each panel, or for each block of each panel
+  float *table;    // table_size
+};
+
+namespace lbk {
+
+// One multiplication of a slice of rows, and what was prepared for it.
+struct Call {
+  const lbk_matrix *w;
+  int mode;
+  int64_t rows;
+  int64_t full_rows;     // of a full slice, by which kernels choose; the last slice may have fewer
+  const float *x;
+  int64_t x_stride;
+  const float *bias;
+  float *y;
+  int64_t y_stride;
+  uint8_t *prepared;     // rows of row_bytes: activations as the kernels want them; null where row_bytes is 0
+  size_t row_bytes;
+  float *x_steps;        // (rows,), integer modes
+  int32_t *sums;         // (rows, blocks) sums of the integers of each block, integer modes
+};
+
+// What is done to each row by itself.
+enum RowKind { kLayerNorm, kSwish, kGlu, kSoftmax, kLogSoftmax };
+
+struct RowCall {
+  RowKind kind;
+  const float *x;  // (rows, cols); kGlu: (rows, 2 cols)
+  float *y;        // (rows, cols)
+  int64_t cols;
+  const float *scale, *shift;  // (cols,), kLayerNorm
+  float epsilon;
+};
+
+// y (frames, channels) = sum over taps of weight (taps, channels) times x, frames beyond the ends being zero, + bias.
+struct Depthwise {
+  const float *x, *weight, *bias;
+  float *y;
+  int64_t frames, channels, taps;
+};
+
+// Self-attention with relative positions over one utterance. Keys, values and positions lie in panels as weights do.
+struct Attention {
+  const float *query, *key, *value;  // (frames, heads * size)
+  const float *position;             // (2 frames - 1, heads * size)
+  const float *bias_u, *bias_v;      // (heads * size,)
+  float *out;                        // (frames, heads * size)
+  int64_t frames, heads, size;
+  float *keys, *positions, *values;  // panels of all heads
+  int *failed;                       // set where memory ran out
+};
+
+constexpr int kQueries = 24;  // of an attention task
+
+// What a set of instructions offers.
+struct Kernels {
+  const char *name;
+  // Bytes that a prepared row of activations takes, a multiple of 64; 0: rows are read as they are.
+  size_t (*row_bytes)(const lbk_matrix &w, int mode, int64_t rows);
+  void (*prepare)(const Call &call, int64_t begin, int64_t end);   // rows
+  void (*multiply)(const Call &call, int64_t begin, int64_t end);  // panels
+  void (*rows)(const RowCall &call, int64_t begin, int64_t end);
+  void (*depthwise)(const Depthwise &call, int64_t begin, int64_t end);  // frames
+  void (*pack_head)(const Attention &call, int64_t head);
+  void (*attend)(const Attention &call, int64_t head, int64_t begin, int64_t end);  // queries
+};
+
+extern const Kernels kPortable;
+#if defined(__x86_64__)
+extern const Kernels kAvx2;
+#endif
+
+const Kernels &kernels();  // in use
+
+// Whether a matrix is multiplied in float32 although the mode asks for integers.
+bool needs_floats(const lbk_matrix &w);
+
+// Run task(context, 0 .. tasks-1) on up to `threads` threads, of which the caller is one; returns when all are done.
+void parallel(int64_t tasks, int threads, void (*task)(void *context, int64_t index), void *context);
+
+int fail(const char *format, ...) __attribute__((format(printf, 1, 2)));  // sets lbk_error(), returns -1
+
+}  // namespace lbk

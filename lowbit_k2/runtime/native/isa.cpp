@@ -1,0 +1,126 @@
+// Which instructions this CPU and its system offer, and which are in use.
+#include <atomic>
+#include <cstdarg>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
+#include "internal.h"
+
+namespace lbk {
+namespace {
+
+thread_local char last_error[512] = "";
+
+#if defined(__x86_64__)
+struct Features {
+  bool avx2 = false, avx_vnni = false, avx512_vnni = false;
+};
+
+// State of registers that the system saves: 0x6 for AVX, 0xe6 for AVX-512.
+bool saves(uint64_t wanted) {
+  uint32_t low, high;
+  __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+  return ((static_cast<uint64_t>(high) << 32 | low) & wanted) == wanted;
+}
+
+Features detect() {
+  Features found;
+  uint32_t a, b, c, d;
+  if (!__get_cpuid(1, &a, &b, &c, &d)) return found;
+  const bool fma = c >> 12 & 1, osxsave = c >> 27 & 1;
+  if (!osxsave || !fma || !saves(0x6) || !__get_cpuid_count(7, 0, &a, &b, &c, &d)) return found;
+  found.avx2 = b >> 5 & 1;
+  const bool avx512 = (b >> 16 & 1) && (b >> 30 & 1) && (b >> 31 & 1);  // F, BW, VL
+  found.avx512_vnni = found.avx2 && avx512 && (c >> 11 & 1) && saves(0xe6);
+  const bool leaf1 = a >= 1 && __get_cpuid_count(7, 1, &a, &b, &c, &d);
+  found.avx_vnni = found.avx2 && leaf1 && (a >> 4 & 1);
+  return found;
+}
+
+const Features &features() {
+  static const Features found = detect();
+  return found;
+}
+#endif
+
+// The best first. A name without kernels is one that this build lacks.
+struct Choice {
+  const char *name;
+  const Kernels *kernels;
+  bool (*offered)();
+};
+
+const Choice kChoices[] = {
+#if defined(__x86_64__)
+    {"avx2", &kAvx2, [] { return features().avx2; }},
+#endif
+    {"portable", &kPortable, [] { return true; }},
+};
+
+const Choice *find(const char *name) {
+  for (const Choice &choice : kChoices)
+    if (!std::strcmp(choice.name, name)) return &choice;
+  return nullptr;
+}
+
+const Kernels *best() {
+  for (const Choice &choice : kChoices)
+    if (choice.offered()) return choice.kernels;
+  return &kPortable;
+}
+
+std::atomic<const Kernels *> in_use{nullptr};
+
+}  // namespace
+
+int fail(const char *format, ...) {
+  va_list values;
+  va_start(values, format);
+  std::vsnprintf(last_error, sizeof last_error, format, values);
+  va_end(values);
+  return -1;
+}
+
+const Kernels &kernels() {
+  const Kernels *chosen = in_use.load(std::memory_order_acquire);
+  if (!chosen) {
+    if (lbk_use_isa(nullptr)) in_use = best();
+    chosen = in_use;
+  }
+  return *chosen;
+}
+
+}  // namespace lbk
+
+using namespace lbk;
+
+extern "C" {
+
+int lbk_abi(void) { return LBK_ABI; }
+
+const char *lbk_error(void) { return last_error; }
+
+const char *lbk_isa_missing(const char *name) {
+  const Choice *choice = find(name);
+  if (!choice) return "unknown";
+  return choice->offered() ? nullptr : "this CPU lacks it";
+}
+
+int lbk_use_isa(const char *name) {
+  if (!name) name = std::getenv("LOWBIT_K2_ISA");
+  if (!name || !*name) {
+    in_use = best();
+    return 0;
+  }
+  if (const char *why = lbk_isa_missing(name)) return fail("instructions %.40s: %s", name, why);
+  in_use = find(name)->kernels;
+  return 0;
+}
+
+const char *lbk_isa(void) { return kernels().name; }
+}

@@ -1,0 +1,403 @@
+// What all instruction sets have in common: activations to integers, panels to tiles, sums to results. Included by each
+// kernels_*.cpp, which gives an `Isa` with the inner products. In an unnamed namespace, so that every unit has its own
+// copy, compiled for its own instructions.
+#pragma once
+
+#include <string.h>
+
+#include "internal.h"
+
+namespace lbk {
+namespace {
+
+constexpr int kFloatChunk = 4;  // blocks of inputs in a tile of floats: 16 KiB
+constexpr int kPiece = kChunk * kBlock;  // activations that are prepared at a time
+
+typedef float Floats __attribute__((vector_size(32)));
+typedef uint32_t Words __attribute__((vector_size(32)));
+typedef int32_t Ints __attribute__((vector_size(32)));
+
+inline void load(const float *from, Floats *to) { memcpy(to, from, sizeof *to); }
+
+inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+
+template <int N>
+struct Number {
+  static constexpr int value = N;
+  constexpr operator int() const { return N; }
+};
+
+// f(0), .. f(N-1), written out: arrays of sums that are indexed by these numbers live in registers. With loops, which
+// gcc 12 unrolls too late for that, they live on the stack, and the products take twice the time.
+#define LBK_INLINE __attribute__((always_inline))
+template <int N, class F>
+LBK_INLINE inline void times(const F &f) {
+  if constexpr (N > 0) {
+    times<N - 1>(f);
+    f(Number<N - 1>{});
+  }
+}
+
+// f(Number<R>, row) over groups of R rows, and of fewer at the end.
+template <int R, class F>
+inline void each_group(int64_t row, int64_t rows, const F &f) {
+  for (; row + R <= rows; row += R) f(Number<R>{}, row);
+  if constexpr (R > 1) {
+    if (row < rows) each_group<R - 1>(row, rows, f);
+  }
+}
+
+inline const float *steps_of(const lbk_matrix &w, int64_t panel, int64_t block) {
+  if (w.granularity == LBK_TENSOR) return w.steps;
+  return w.steps + kLanes * (w.granularity == LBK_CHANNEL ? panel : panel * w.blocks + block);
+}
+
+// ---- activations
+
+// max|x|, or infinity where x holds a number that is not finite.
+inline float largest(const float *x, int64_t count) {
+  uint32_t top = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    uint32_t bits;
+    memcpy(&bits, x + i, 4);
+    bits &= 0x7fffffff;
+    top = bits > top ? bits : top;
+  }
+  if (top > 0x7f800000) top = 0x7f800000;
+  float result;
+  memcpy(&result, &top, 4);
+  return result;
+}
+
+// To the nearest integer, ties to even, of |x| < 2^22: where the mantissa ends.
+inline float nearest(float x) { return (x + 12582912.f) - 12582912.f; }
+
+// Step of a row on a grid of -top .. top. Inputs that the model itself quantizes have the model's least step.
+inline float step_of(const lbk_matrix &w, float max, int top) {
+  const float step = max / top, low = w.input_bits ? 1e-30f : 1.17549435e-38f;
+  return step > low ? step : low;
+}
+
+inline int top_of(const lbk_matrix &w, int mode) {
+  const int top = mode == LBK_A8 ? 127 : mode == LBK_A16 ? kMaxTop16 : 1 << 22;
+  return w.input_bits ? least(top, (1 << (w.input_bits - 1)) - 1) : top;
+}
+
+template <class Isa>
+void prepare_integers(const Call &c, int64_t row, bool wide) {
+  const lbk_matrix &w = *c.w;
+  const float *x = c.x + row * c.x_stride;
+  const float max = largest(x, w.cols), step = step_of(w, max, top_of(w, c.mode));
+  const bool finite = max <= 3.40282347e38f;
+  c.x_steps[row] = finite ? step : __builtin_nanf("");
+  uint8_t *out = c.prepared + row * c.row_bytes;
+  int32_t *sums = c.sums + row * w.blocks;
+  int16_t codes[kPiece];
+  for (int64_t begin = 0; begin < w.cols; begin += kPiece) {
+    const int64_t count = least(kPiece, w.cols - begin), blocks = (count + kBlock - 1) / kBlock;
+    memset(codes, 0, sizeof codes);
+    if (finite)
+      for (int64_t i = 0; i < count; ++i) codes[i] = static_cast<int16_t>(static_cast<int32_t>(nearest(x[begin + i] / step)));
+    for (int64_t b = 0; b < blocks; ++b) {
+      int32_t sum = 0;
+      for (int i = 0; i < kBlock; ++i) sum += codes[b * kBlock + i];
+      *sums++ = sum;
+    }
+    out = wide ? Isa::arrange_wide(codes, blocks * kBlock, out) : Isa::arrange_narrow(codes, blocks * kBlock, out);
+  }
+}
+
+// Values of the four numbers that two bits can be, or the two of one bit.
+inline void small_values(const lbk_matrix &w, float *values) {
+  for (int u = 0; u < 1 << w.bits; ++u)
+    values[u] = w.table_size ? (u < w.table_size ? w.table[u] : 0.f)
+                             : static_cast<float>(w.mult * u - w.base - w.zero_point);
+}
+
+// For every two bits of a line what they contribute: of one input at 2 bits, of two inputs at 1 bit. The 16 tables of
+// a line follow each other as a lane's pairs of bits do: byte c, pair p is number 4 c + p.
+inline float *sum_tables(const lbk_matrix &w, const float *values, const float *x, int64_t blocks, float *out) {
+  const int per_line = 32 / w.bits;
+  for (int64_t line = 0; line < blocks * 2 * w.bits; ++line, x += per_line)
+    for (int c = 0; c < 4; ++c)
+      for (int p = 0; p < 4; ++p, out += 4)
+        for (int u = 0; u < 4; ++u)
+          out[u] = w.bits == 2 ? values[u] * x[4 * p + c]
+                               : values[u & 1] * x[8 * p + c] + values[u >> 1] * x[8 * p + 4 + c];
+  return out;
+}
+
+__attribute__((noinline)) void prepare_floats(const Call &c, int64_t row, bool tables) {
+  const lbk_matrix &w = *c.w;
+  const float *x = c.x + row * c.x_stride;
+  const float step = w.input_bits ? step_of(w, largest(x, w.cols), top_of(w, c.mode)) : 0.f;
+  float *out = reinterpret_cast<float *>(c.prepared + row * c.row_bytes);
+  float values[4] = {}, piece[kPiece];
+  if (tables) small_values(w, values);
+  for (int64_t begin = 0; begin < w.cols; begin += kPiece) {
+    const int64_t count = least(kPiece, w.cols - begin), blocks = (count + kBlock - 1) / kBlock;
+    memset(piece, 0, sizeof piece);
+    for (int64_t i = 0; i < count; ++i) piece[i] = step ? nearest(x[begin + i] / step) * step : x[begin + i];
+    if (tables) {
+      out = sum_tables(w, values, piece, blocks, out);
+    } else {
+      memcpy(out + begin, piece, count * sizeof(float));
+    }
+  }
+}
+
+// ---- results
+
+// Results of a panel for one row: those of this chunk of inputs, on top of those before.
+__attribute__((noinline)) void store(const Call &c, int64_t row, int64_t panel, bool first, const float *values) {
+  const int64_t begin = panel * kLanes, lanes = least(kLanes, c.w->rows - begin);
+  float *y = c.y + row * c.y_stride + begin;
+  const float *before = !first ? y : c.bias ? c.bias + begin : nullptr;
+  for (int64_t i = 0; i < lanes; ++i) y[i] = before ? before[i] + values[i] : values[i];
+}
+
+// ---- integers
+
+// out = or += (mult u - base - zero_point) . x of `blocks` blocks, times their steps. Sums may have left int32 on the way,
+// where only their difference fits: hence uint32.
+__attribute__((noinline)) void add_scaled(const Call &c, int64_t row, int64_t panel, int64_t block, int64_t blocks, const int32_t *acc,
+                       bool add, float *out) {
+  const lbk_matrix &w = *c.w;
+  const float *steps = steps_of(w, panel, block);
+  const int32_t *sums = c.sums + row * w.blocks + block;
+  int32_t sum = 0;
+  for (int64_t i = 0; i < blocks; ++i) sum += sums[i];
+  const uint32_t mult = w.mult, correction = static_cast<uint32_t>(w.base) * static_cast<uint32_t>(sum);
+  const float zero = static_cast<float>(w.zero_point) * static_cast<float>(sum);
+  for (int i = 0; i < kLanes; ++i) {
+    const int32_t product = static_cast<int32_t>(static_cast<uint32_t>(acc[i]) * mult - correction);
+    out[i] = (static_cast<float>(product) - zero) * steps[i] + (add ? out[i] : 0.f);
+  }
+}
+
+template <class Isa, int BITS, bool WIDE>
+void multiply_integers(const Call &c, int64_t begin, int64_t end) {
+  const lbk_matrix &w = *c.w;
+  constexpr int kLineBytes = 128 * BITS;  // of a block
+  constexpr int kTileBytes = WIDE ? Isa::kWideTile : Isa::kNarrowTile;
+  constexpr int kXBytes = kBlock * (WIDE ? 2 : Isa::kNarrowBytes);
+  alignas(64) uint8_t tile[kChunk * kTileBytes];
+  const bool tiled = c.full_rows > Isa::kDirectRows;
+  for (int64_t panel = begin; panel < end; ++panel)
+    for (int64_t block = 0; block < w.blocks; block += kChunk) {
+      const int64_t blocks = least(kChunk, w.blocks - block), span = w.granularity == LBK_BLOCK64 ? 1 : blocks;
+      const uint8_t *lines = w.lines + (panel * w.blocks + block) * kLineBytes;
+      if (tiled) Isa::template unpack<BITS, WIDE>(lines, blocks, tile);
+      each_group<Isa::kRows>(0, c.rows, [&](auto group, int64_t row) {
+        constexpr int R = decltype(group)::value;
+        float out[R][kLanes];
+        for (int64_t b = 0; b < blocks; b += span) {
+          alignas(64) int32_t acc[R][kLanes];
+          const uint8_t *x = c.prepared + row * c.row_bytes + (block + b) * kXBytes;
+          if (tiled)
+            Isa::template dot<BITS, WIDE, true, R>(tile + b * kTileBytes, span, x, c.row_bytes, acc);
+          else if constexpr (Isa::kDirectRows > 0)
+            Isa::template dot<BITS, WIDE, false, R>(lines + b * kLineBytes, span, x, c.row_bytes, acc);
+          for (int r = 0; r < R; ++r) add_scaled(c, row + r, panel, block + b, span, acc[r], b > 0, out[r]);
+        }
+        for (int r = 0; r < R; ++r) {
+          for (int i = 0; i < kLanes; ++i) out[r][i] *= c.x_steps[row + r];
+          store(c, row + r, panel, block == 0, out[r]);
+        }
+      });
+    }
+}
+
+// ---- floats
+
+// Inputs of `blocks` blocks as rows of 16 floats; without a table and steps of blocks.
+template <int BITS>
+void unpack_floats(const lbk_matrix &w, const uint8_t *lines, int64_t blocks, float *tile) {
+  constexpr uint32_t kMask = (1u << BITS) - 1;
+  const float mult = w.mult, offset = w.base + w.zero_point;
+  for (int64_t line = 0; line < blocks * 2 * BITS; ++line, lines += 64)
+    for (int half = 0; half < 2; ++half) {
+      Words words;
+      memcpy(&words, lines + 32 * half, sizeof words);
+#pragma GCC unroll 32
+      for (int place = 0; place < 32 / BITS; ++place) {
+        const Words numbers = words >> (8 * (place % 4) + place / 4 * BITS) & kMask;
+        const Floats values = __builtin_convertvector(reinterpret_cast<const Ints &>(numbers), Floats) * mult - offset;
+        memcpy(tile + (line * (32 / BITS) + place) * kLanes + 8 * half, &values, sizeof values);
+      }
+    }
+}
+
+// The same by a table.
+template <int BITS>
+void unpack_table(const lbk_matrix &w, const uint8_t *lines, int64_t blocks, float *tile) {
+  for (int64_t line = 0; line < blocks * 2 * BITS; ++line, lines += 64)
+    for (int j = 0; j < 8 / BITS; ++j)
+      for (int c = 0; c < 4; ++c, tile += kLanes)
+        for (int lane = 0; lane < kLanes; ++lane) tile[lane] = w.table[lines[4 * lane + c] >> j * BITS & ((1 << BITS) - 1)];
+}
+
+// Halves to floats: exponent and mantissa moved up, and 2^112 for the exponents' other zero. Right for what is finite.
+inline void unpack_halves(const uint8_t *lines, int64_t count, float *tile) {
+  for (int64_t i = 0; i < count; ++i) {
+    uint16_t half;
+    memcpy(&half, lines + 2 * i, 2);
+    const uint32_t bits = static_cast<uint32_t>(half & 0x7fff) << 13, sign = static_cast<uint32_t>(half & 0x8000) << 16;
+    float value;
+    memcpy(&value, &bits, 4);
+    value *= 5.192296858534828e33f;
+    uint32_t whole;
+    memcpy(&whole, &value, 4);
+    whole |= sign;
+    memcpy(tile + i, &whole, 4);
+  }
+}
+
+inline void scale_tile(const lbk_matrix &w, int64_t panel, int64_t block, int64_t blocks, float *tile) {
+  for (int64_t b = 0; b < blocks; ++b) {
+    const float *steps = steps_of(w, panel, block + b);
+    for (int k = 0; k < kBlock; ++k, tile += kLanes)
+      for (int lane = 0; lane < kLanes; ++lane) tile[lane] *= steps[lane];
+  }
+}
+
+// Sums of few rows go in several chains, since an addition waits for the one before.
+template <int R>
+__attribute__((noinline)) void dot_floats(const float *tile, int64_t count, const float *x, int64_t stride,
+                                          float (*out)[kLanes]) {
+  constexpr int kChains = R == 1 ? 4 : R <= 3 ? 2 : 1;
+  Floats acc[kChains][R][2];
+  times<kChains>([&](auto chain) LBK_INLINE { times<R>([&](auto r) LBK_INLINE {
+    acc[chain][r][0] = acc[chain][r][1] = Floats{};
+  }); });
+  const auto add = [&](int64_t k, auto chain) LBK_INLINE {
+    Floats w0, w1;
+    load(tile + kLanes * k, &w0);
+    load(tile + kLanes * k + 8, &w1);
+    times<R>([&](auto r) LBK_INLINE {
+      const float value = x[r * stride + k];
+      acc[chain][r][0] += w0 * value;
+      acc[chain][r][1] += w1 * value;
+    });
+  };
+  int64_t k = 0;
+  for (; k + kChains <= count; k += kChains) times<kChains>([&](auto chain) LBK_INLINE { add(k + chain, chain); });
+  for (; k < count; ++k) add(k, Number<0>{});
+  times<R>([&](auto r) LBK_INLINE { times<2>([&](auto half) LBK_INLINE {
+    times<kChains - 1>([&](auto chain) LBK_INLINE { acc[0][r][half] += acc[chain + 1][r][half]; });
+    memcpy(out[r] + 8 * half, &acc[0][r][half], sizeof acc[0][r][half]);
+  }); });
+}
+
+__attribute__((noinline)) void scale_and_store(const Call &c, int64_t row, int64_t panel, int64_t block, float *out) {
+  if (c.w->granularity != LBK_BLOCK64) {
+    const float *steps = steps_of(*c.w, panel, block);
+    for (int i = 0; i < kLanes; ++i) out[i] *= steps[i];
+  }
+  store(c, row, panel, block == 0, out);
+}
+
+template <class Isa, int BITS>
+void multiply_floats(const Call &c, int64_t begin, int64_t end) {
+  const lbk_matrix &w = *c.w;
+  alignas(64) float tile[kFloatChunk * kBlock * kLanes];
+  const float *x = c.row_bytes ? reinterpret_cast<const float *>(c.prepared) : c.x;
+  const int64_t stride = c.row_bytes ? static_cast<int64_t>(c.row_bytes / sizeof(float)) : c.x_stride;
+  for (int64_t panel = begin; panel < end; ++panel)
+    for (int64_t block = 0; block < w.blocks; block += kFloatChunk) {
+      const int64_t blocks = least(kFloatChunk, w.blocks - block);
+      const int64_t first = block * kBlock, count = least(blocks * kBlock, w.cols - first);
+      const uint8_t *lines = w.lines + (panel * w.blocks + block) * 128 * BITS;
+      const float *weights = tile;
+      if constexpr (BITS == 32) weights = reinterpret_cast<const float *>(lines);
+      else if constexpr (BITS == 16) unpack_halves(lines, blocks * kBlock * kLanes, tile);
+      else if (w.table_size) unpack_table<BITS>(w, lines, blocks, tile);
+      else unpack_floats<BITS>(w, lines, blocks, tile);
+      if (w.granularity == LBK_BLOCK64) scale_tile(w, panel, block, blocks, tile);
+      each_group<Isa::kFloatRows>(0, c.rows, [&](auto group, int64_t row) {
+        constexpr int R = decltype(group)::value;
+        float out[R][kLanes];
+        dot_floats<R>(weights, count, x + row * stride + first, stride, out);
+        for (int r = 0; r < R; ++r) scale_and_store(c, row + r, panel, block, out[r]);
+      });
+    }
+}
+
+// By the tables of `sum_tables`: an addition for every two bits.
+template <class Isa>
+void multiply_tables(const Call &c, int64_t begin, int64_t end) {
+  const lbk_matrix &w = *c.w;
+  const int64_t of_block = 2 * w.bits, lines = w.blocks * of_block;
+  for (int64_t panel = begin; panel < end; ++panel)
+    each_group<Isa::kTableRows>(0, c.rows, [&](auto group, int64_t row) {
+      constexpr int R = decltype(group)::value;
+      const int64_t span = w.granularity == LBK_BLOCK64 ? 1 : kChunk;
+      for (int64_t block = 0; block < w.blocks; block += span) {
+        const int64_t blocks = least(span, w.blocks - block);
+        float out[R][kLanes];
+        Isa::template dot_tables<R>(w.lines + (panel * lines + block * of_block) * 64, blocks * of_block,
+                                    c.prepared + row * c.row_bytes + block * of_block * 256, c.row_bytes, out);
+        const float *steps = steps_of(w, panel, block);
+        for (int r = 0; r < R; ++r) {
+          for (int i = 0; i < kLanes; ++i) out[r][i] *= steps[i];
+          store(c, row + r, panel, block == 0, out[r]);
+        }
+      }
+    });
+}
+
+// ---- the entries of a set of instructions
+
+template <class Isa>
+bool takes_tables(const lbk_matrix &w, int64_t rows) {
+  return Isa::kTableRows > 0 && (w.bits == 1 || (w.bits == 2 && rows <= Isa::kTableRows));
+}
+
+template <class Isa>
+bool is_wide(const lbk_matrix &w, int mode) {
+  return mode == LBK_A16 || (w.bits == 8 && Isa::kWideAt8);
+}
+
+template <class Isa>
+size_t row_bytes(const lbk_matrix &w, int mode, int64_t rows) {
+  if (mode != LBK_EXACT) return w.blocks * kBlock * (is_wide<Isa>(w, mode) ? 2 : Isa::kNarrowBytes);
+  if (takes_tables<Isa>(w, rows)) return w.blocks * 2 * w.bits * 256;
+  return w.input_bits ? w.blocks * kBlock * sizeof(float) : 0;
+}
+
+template <class Isa>
+void prepare(const Call &c, int64_t begin, int64_t end) {
+  for (int64_t row = begin; row < end; ++row)
+    if (c.mode == LBK_EXACT)
+      prepare_floats(c, row, takes_tables<Isa>(*c.w, c.full_rows));
+    else
+      prepare_integers<Isa>(c, row, is_wide<Isa>(*c.w, c.mode));
+}
+
+template <class Isa, int BITS>
+void multiply_bits(const Call &c, int64_t begin, int64_t end) {
+  if (c.mode == LBK_EXACT) {
+    if constexpr (BITS <= 2 && Isa::kTableRows > 0) {
+      if (takes_tables<Isa>(*c.w, c.full_rows)) return multiply_tables<Isa>(c, begin, end);
+    }
+    return multiply_floats<Isa, BITS>(c, begin, end);
+  }
+  if constexpr (BITS == 8 && Isa::kWideAt8) return multiply_integers<Isa, BITS, true>(c, begin, end);
+  else if (c.mode == LBK_A16) return multiply_integers<Isa, BITS, true>(c, begin, end);
+  else return multiply_integers<Isa, BITS, false>(c, begin, end);
+}
+
+template <class Isa>
+void multiply(const Call &c, int64_t begin, int64_t end) {
+  switch (c.w->bits) {
+    case 1: return multiply_bits<Isa, 1>(c, begin, end);
+    case 2: return multiply_bits<Isa, 2>(c, begin, end);
+    case 4: return multiply_bits<Isa, 4>(c, begin, end);
+    case 16: return multiply_floats<Isa, 16>(c, begin, end);
+    case 32: return multiply_floats<Isa, 32>(c, begin, end);
+    default: return multiply_bits<Isa, 8>(c, begin, end);
+  }
+}
+
+}  // namespace
+}  // namespace lbk

@@ -1,0 +1,144 @@
+"""From the tensors of a packed file to what an encoder is made of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from lowbit_k2.core.grids import BLOCK
+from lowbit_k2.errors import UserError
+from lowbit_k2.packed import PackedModel, PackedTensor
+from lowbit_k2.runtime.layers import depthwise, layer_norm, patches
+from lowbit_k2.runtime.matrix import DEFAULT_MODE, PackedMatrix
+from lowbit_k2.runtime.native import MODES
+from lowbit_k2.runtime.reference import SMALLEST_MODEL_STEP
+
+BATCH_NORM_EPSILON = np.float32(1e-5)
+PATCH_BYTES = 1 << 21  # of a convolution's inputs that are laid out at a time
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """How matrices are multiplied.
+
+    mode: "exact", "a16" or "a8", see `PackedMatrix.matmul`.
+    threads: that work on one utterance.
+    """
+
+    mode: str = DEFAULT_MODE
+    threads: int = 1
+
+    def __post_init__(self) -> None:
+        if self.mode not in MODES:
+            raise UserError(f"mode {self.mode!r} is unknown: take one of {', '.join(MODES)}")
+        if type(self.threads) is not int or self.threads < 1:
+            raise UserError(f"threads {self.threads!r}: give a number from 1")
+
+
+class Linear:
+    """x (T, K) -> (T, N)."""
+
+    def __init__(self, weight: PackedTensor, bias: np.ndarray | None, how: Arithmetic) -> None:
+        self.matrix, self.bias, self.how = PackedMatrix(weight), bias, how
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        return self.matrix.matmul(x, self.how.mode, self.bias, self.how.threads)
+
+
+class LayerNorm:
+    """Over the last dimension of (T, C)."""
+
+    def __init__(self, scale: np.ndarray, shift: np.ndarray, how: Arithmetic) -> None:
+        self.scale, self.shift, self.how = scale, shift, how
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        return layer_norm(x, self.scale, self.shift, threads=self.how.threads)
+
+
+class StridedConvolution:
+    """3 x 3, stride 2, no padding, then ReLU: (T, F, C) -> (T', F', N), by a matrix product over patches."""
+
+    def __init__(self, weight: PackedTensor, bias: np.ndarray, how: Arithmetic) -> None:
+        self.input_bits = weight.input_bits
+        weight = replace(weight, input_bits=0) if weight.input_bits else weight
+        # Patches are copied fastest as they lie, channels last; blocks of steps go by the order of the file.
+        self.by_channel = weight.granularity == "block64" and weight.num_weights // weight.shape[0] > BLOCK
+        self.linear = Linear(weight if self.by_channel else channels_last(weight), bias, how)
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        if self.input_bits:
+            x = round_inputs(x, self.input_bits)
+        frames, bands, channels = ((x.shape[0] - 1) // 2, (x.shape[1] - 1) // 2, self.linear.matrix.shape[0])
+        y = np.empty((frames, bands, channels), np.float32)
+        step = max(1, PATCH_BYTES // (bands * self.linear.matrix.shape[1] * 4))
+        for begin in range(0, frames, step):
+            end = min(begin + step, frames)
+            part = self.linear(patches(x, begin, end, self.by_channel))
+            np.maximum(part.reshape(-1, bands, channels), 0, out=y[begin:end])
+        return y
+
+
+class Depthwise:
+    """A filter for each channel over (T, C), the running normalisation behind it folded in."""
+
+    def __init__(self, weight: PackedTensor, bias: np.ndarray, how: Arithmetic) -> None:
+        self.input_bits, self.how = weight.input_bits, how
+        self.weight = weight.dequantize().reshape(weight.shape[0], -1).T  # (taps, C)
+        self.bias = bias
+
+    def fold(self, scale: np.ndarray, shift: np.ndarray, mean: np.ndarray, variance: np.ndarray) -> None:
+        """Give from now on what BatchNorm makes of the output; all (C,)."""
+        factor = scale / np.sqrt(variance + BATCH_NORM_EPSILON)
+        self.weight = self.weight * factor
+        self.bias = (self.bias - mean) * factor + shift
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        if self.input_bits:
+            x = round_inputs(x, self.input_bits)
+        return depthwise(x, self.weight, self.bias, self.how.threads)
+
+
+class Weights:
+    """Layers by the names that the torch model gives their parameters."""
+
+    def __init__(self, packed: PackedModel, how: Arithmetic) -> None:
+        self.tensors = {name: tensor for tensor in packed.tensors for name in tensor.names}
+        self.how = how
+
+    def floats(self, name: str) -> np.ndarray:
+        """A vector or another small tensor, float32."""
+        return np.ascontiguousarray(self.tensors[name].dequantize())
+
+    def linear(self, name: str) -> Linear:
+        bias = self.floats(f"{name}.bias") if f"{name}.bias" in self.tensors else None
+        return Linear(self.tensors[f"{name}.weight"], bias, self.how)
+
+    def layer_norm(self, name: str) -> LayerNorm:
+        return LayerNorm(self.floats(f"{name}.weight"), self.floats(f"{name}.bias"), self.how)
+
+    def convolution(self, name: str) -> StridedConvolution:
+        return StridedConvolution(self.tensors[f"{name}.weight"], self.floats(f"{name}.bias"), self.how)
+
+    def depthwise(self, name: str) -> Depthwise:
+        return Depthwise(self.tensors[f"{name}.weight"], self.floats(f"{name}.bias"), self.how)
+
+
+def channels_last(weight: PackedTensor) -> PackedTensor:
+    """(N, C, 3, 3) -> (N, 3, 3, C), in the same encoding."""
+    values = weight.values if weight.is_float else weight.codes
+    moved = np.ascontiguousarray(values.transpose(0, 2, 3, 1))
+    if weight.is_float:
+        return PackedTensor.from_values(weight.name, weight.role, weight.encoding, moved)
+    table, zero_point = weight.table, weight.zero_point
+    granularity = weight.granularity
+    return PackedTensor.from_codes(
+        weight.name, weight.role, weight.encoding, moved, weight.step, granularity, table, zero_point
+    )
+
+
+def round_inputs(x: np.ndarray, bits: int, axis: tuple[int, ...] | None = None) -> np.ndarray:
+    """An array, or what `axis` runs over, on one grid of so many bits, as the model rounds a convolution's input."""
+    largest = np.abs(x).max(axis=axis, keepdims=True)
+    step = np.maximum(largest / np.float32(2 ** (bits - 1) - 1), SMALLEST_MODEL_STEP)
+    return np.rint(x / step) * step

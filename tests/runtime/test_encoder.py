@@ -1,0 +1,150 @@
+"""The packed Conformer against the torch model that it was exported from."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from lowbit_k2.errors import UserError
+from lowbit_k2.export import export_float, load_packed_model
+from lowbit_k2.models import TransducerConfig
+from lowbit_k2.packed import PackedTensor, read_packed, write_packed
+from lowbit_k2.quant import QuantConfig, use_precision
+from lowbit_k2.runtime import PackedCtc, PackedTransducer, UnsupportedError, layers, matrix
+from lowbit_k2.runtime.conformer import relative_positions
+from tests.runtime.models import export, random_model, schemes
+
+
+def utterance(frames: int = 71) -> np.ndarray:
+    return np.random.default_rng(frames).normal(size=(frames, 20)).astype(np.float32)
+
+
+@torch.no_grad()
+def by_torch(model: torch.nn.Module, features: np.ndarray) -> np.ndarray:
+    return model(torch.from_numpy(features)[None], torch.tensor([len(features)]))[0][0].numpy()
+
+
+def difference(found: np.ndarray, expected: np.ndarray) -> float:
+    assert found.shape == expected.shape and found.dtype == np.float32
+    return float(np.abs(found - expected).max() / np.abs(expected).max())
+
+
+CONFIGS = {
+    "paper": QuantConfig.preset("paper"),
+    "lossless16": QuantConfig.preset("lossless16"),
+    "all-low": QuantConfig.preset("all-low"),
+    "float": QuantConfig.preset("float"),
+    "4 bits by channel": schemes(bits=(4,), scale="lsq", granularity="channel"),
+    "8 bits by block": schemes(bits=(8,), scale="lsq", granularity="block64"),
+    "3 bits, tables": schemes(bits=(3,), quantizer="codebook"),
+}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_exact_is_the_torch_model(name: str, tmp_path: Path) -> None:
+    model = random_model(CONFIGS[name])
+    for bits in CONFIGS[name].switched_precisions or (None,):
+        if bits is None:
+            path, expected = export(model, tmp_path / "a"), by_torch(model, utterance())
+        else:
+            with use_precision(model, bits):
+                path, expected = export(model, tmp_path / str(bits)), by_torch(model, utterance())
+        assert difference(PackedCtc.load(path, "exact")(utterance()), expected) < 1e-5
+        assert difference(PackedCtc.load(path, "a16", threads=2)(utterance()), expected) < 1e-3
+        assert difference(PackedCtc.load(path, "a8")(utterance()), expected) < 0.1
+
+
+@pytest.mark.parametrize("frames", [7, 8, 11, 400])
+def test_lengths(frames: int, tmp_path: Path) -> None:
+    model = random_model(QuantConfig.preset("paper"), conv_norm="layer")
+    runtime = PackedCtc.load(export(model, tmp_path / "a"), "exact")
+    assert difference(runtime(utterance(frames)), by_torch(model, utterance(frames))) < 1e-5
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_quantized_inputs(bits: int, tmp_path: Path) -> None:
+    """A number between two steps may fall to either side, where float32 rounds a sum otherwise."""
+    model = random_model(schemes(bits=(2,), input_bits=bits))
+    path = export(model, tmp_path / "a")
+    loaded = load_packed_model(path).model
+    for mode in ("exact", "a16") + (("a8",) if bits == 8 else ()):
+        found = PackedCtc.load(path, mode)(utterance())
+        assert difference(found, by_torch(loaded, utterance())) < (2e-2 if bits == 8 else 1e-3)
+
+
+def test_coded_files(tmp_path: Path) -> None:
+    """Version 3, whose codes are coded by their frequency."""
+    plain = read_packed(export(random_model(schemes(bits=(4,))), tmp_path / "a"))
+    rng = np.random.default_rng(0)
+
+    def peaked(t: PackedTensor) -> PackedTensor:
+        """With rare codes at the ends, as in a trained model."""
+        codes = np.clip(np.rint(rng.normal(size=t.shape)), -8, 7).astype(np.int8)
+        return PackedTensor.from_codes(t.name, t.role, t.encoding, codes, t.step, t.granularity, aliases=t.aliases)
+
+    model = replace(plain, tensors=[t if t.is_float else peaked(t) for t in plain.tensors])
+    for name, compress in (("b", False), ("c", True)):
+        write_packed(tmp_path / name, model, compress)
+    assert any(tensor.coded_bytes for tensor in read_packed(tmp_path / "c").tensors)
+    one, other = (PackedCtc.load(tmp_path / name, "exact")(utterance()) for name in "bc")
+    assert (one == other).all()
+
+
+def test_without_the_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = random_model(QuantConfig.preset("all-low"))
+    path = export(model, tmp_path / "a")
+    for module in (layers, matrix):
+        monkeypatch.setattr(module, "library", lambda: None)
+    assert difference(PackedCtc.load(path, "exact")(utterance()), by_torch(model, utterance())) < 1e-5
+
+
+def test_threads_give_the_same_bits(tmp_path: Path) -> None:
+    path = export(random_model(QuantConfig.preset("paper")), tmp_path / "a")
+    one, three = (PackedCtc.load(path, "a8", threads)(utterance(300)) for threads in (1, 3))
+    assert (one == three).all()
+
+
+def test_no_torch_is_loaded(tmp_path: Path, repo_root: Path) -> None:
+    path = export(random_model(QuantConfig.preset("paper")), tmp_path / "a")
+    program = f"""
+import sys, numpy as np
+from lowbit_k2.runtime import PackedCtc
+print(PackedCtc.load({str(path)!r})(np.ones((50, 20), np.float32)).shape)
+print({{"torch", "k2", "lhotse", "onnxruntime", "torchaudio"}} & set(sys.modules))
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=repo_root, capture_output=True, text=True, check=False)
+    assert done.stdout == "(11, 30)\nset()\n", done.stderr
+
+
+@pytest.mark.parametrize("frames", [1, 2, 50, 1200])
+def test_positions(frames: int) -> None:
+    from lowbit_k2.models.attention import relative_positions as by_torch
+
+    expected = by_torch(frames, 24, torch.zeros(1)).numpy()
+    assert np.abs(relative_positions(frames, 24) - expected).max() < 1e-6 + 1.3e-7 * frames
+
+
+def test_what_it_cannot_run(tmp_path: Path) -> None:
+    path = export(random_model(QuantConfig.preset("paper")), tmp_path / "a")
+    with pytest.raises(UserError, match="a: mode 'a4' is unknown"):
+        PackedCtc.load(path, "a4")
+    with pytest.raises(UserError, match=r"features of shape \(6, 20\): an utterance is \(T, 20\) with T from 7"):
+        PackedCtc.load(path)(utterance(6))
+    transducer = random_model(QuantConfig.preset("float"), TransducerConfig)
+    with pytest.raises(UserError, match="b: the runtime has Conformers with a CTC head, not a transducer model"):
+        PackedCtc.load(export(transducer, tmp_path / "b"))
+    lstm = random_model(QuantConfig.preset("float"), TransducerConfig, decoder_kind="lstm")
+    with pytest.raises(
+        UnsupportedError, match="c: the runtime has a stateless decoder and a joiner, not a decoder lstm"
+    ):
+        PackedTransducer.load(export(lstm, tmp_path / "c"))
+    reference = tmp_path / "c"
+    export(random_model(QuantConfig.preset("paper")), reference, lambda m, p: export_float(m, p, {"reference": True}))
+    with pytest.raises(UserError, match="c: it holds the latent weights"):
+        PackedCtc.load(reference)
