@@ -88,7 +88,7 @@ def operands(tensor: PackedTensor, least_bits: int) -> tuple[dict[str, int], dic
     """Attributes of the node, and its arrays by what they are.
 
     Returns:
-      K, N, bits, block_size, accuracy_level; "codes" uint8 (N, blocks, bytes of a block), "scales" float32 (N * blocks,).
+      K, N, bits, block_size, accuracy_level; "codes" uint8 (N, blocks, bytes of a block), "scales" float32 (N blocks,).
     """
     n, k = tensor.shape
     bits = width_of(tensor, least_bits)

@@ -137,7 +137,7 @@ def add_metadata(model: Any, metadata: Mapping[str, str]) -> None:
 
 
 def token_lines(loaded: Exportable) -> Iterator[str]:
-    """`SYMBOL ID` for each token. Phones are marked as beginnings of words, so that sherpa-onnx parts them by spaces."""
+    """`SYMBOL ID` of each token. Phones are marked as beginnings of words: sherpa-onnx then parts them by spaces."""
     mark = "" if loaded.tokenizer.spells_words else WORD_START
     for i, piece in enumerate(loaded.tokenizer.pieces()):
         yield f"{piece if piece == BLANK else mark + piece} {i}\n"
