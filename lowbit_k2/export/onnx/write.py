@@ -13,12 +13,11 @@ from typing import Any
 import torch
 
 from lowbit_k2.export.load import restore_packed
-from lowbit_k2.export.onnx.nbits import carry_codes, is_matrix_of_codes
+from lowbit_k2.export.onnx.nbits import carry_codes
 from lowbit_k2.export.onnx.networks import Network, check_onnx, networks_of
 from lowbit_k2.export.onnx.packages import require
 from lowbit_k2.export.pack import Exportable, packed_model
 from lowbit_k2.fileio import atomic_write
-from lowbit_k2.packed import PackedModel
 
 OPSET = 17  # the newest that torch 1.13 writes; it has LayerNormalization
 ONNX_TYPES = ("float", "int8", "4bit", "2bit")
@@ -55,7 +54,7 @@ def export_onnx(
     for network in networks_of(plain.model, plain.model_config, loaded.features):
         model = trace(network)
         if kind == "int8":
-            model = quantize_int8(model, packed)
+            model = quantize_int8(model)
         elif kind != "float":
             carry_codes(model, packed.tensors, least_bits=int(kind[0]))
         add_metadata(model, {**network.metadata, **(notes or {}), "weights": kind})
@@ -94,17 +93,16 @@ def trace(network: Network) -> Any:
     return onnx.load_from_string(file.getvalue())
 
 
-def quantize_int8(model: Any, packed: PackedModel) -> Any:
-    """Matrices in 8 bits with a scale per output, inputs rounded as they come, a scale per tensor.
+def quantize_int8(model: Any) -> Any:
+    """Matrices in 7 of 8 bits with a scale per output, inputs rounded as they come, one scale a call.
 
-    Matrices of few bits are rounded to 7, which holds up to 2 bits exactly: at their full range onnxruntime's kernels
-    for CPUs without VNNI overflow, and these weights are all at the end of it.
+    At the full range of 8 bits onnxruntime's kernels for CPUs without VNNI overflow and words change, above all with
+    weights of few bits, which are all at the end of it. Up to 2 bits are exact in 7.
 
     Raises:
       UserError: onnxruntime is not installed.
     """
     quantization = require("onnxruntime.quantization")
-    few_bits = any(is_matrix_of_codes(tensor) for tensor in packed.tensors)
     file = io.BytesIO()
     with _quiet_root():
         quantization.quantize_dynamic(
@@ -112,7 +110,7 @@ def quantize_int8(model: Any, packed: PackedModel) -> Any:
             file,
             op_types_to_quantize=["MatMul"],
             per_channel=True,
-            reduce_range=few_bits,
+            reduce_range=True,
             weight_type=quantization.QuantType.QInt8,
         )
     return require("onnx").load_from_string(file.getvalue())
