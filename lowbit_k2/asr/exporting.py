@@ -99,7 +99,7 @@ def run_export(config: ExportConfig, load_train_cuts: Callable[[], CutSet]) -> S
     loaded, label = load_trained(config.choice)
     allocation = parse_allocation(config.precision, loaded)
     if config.format == ONNX:
-        check_onnx(loaded.model_config)
+        check_onnx(loaded.model_config, config.onnx_type)
     output = config.output_path
     origin = describe_origin(config.precision, label, loaded)
     if config.save_pretrained:

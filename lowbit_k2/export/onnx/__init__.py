@@ -4,8 +4,8 @@ Reading order: networks (what is traced, and what sherpa-onnx reads about it), w
 The packages `onnx` and `onnxruntime` are optional, and imported when something is written.
 """
 
-from lowbit_k2.export.onnx.networks import check_onnx, feature_notes, networks_of
+from lowbit_k2.export.onnx.networks import check_model, feature_notes, networks_of
 from lowbit_k2.export.onnx.packages import INSTALL
-from lowbit_k2.export.onnx.write import ONNX_TYPES, export_onnx
+from lowbit_k2.export.onnx.write import ONNX_TYPES, check_onnx, export_onnx
 
-__all__ = ["INSTALL", "ONNX_TYPES", "check_onnx", "export_onnx", "feature_notes", "networks_of"]
+__all__ = ["INSTALL", "ONNX_TYPES", "check_model", "check_onnx", "export_onnx", "feature_notes", "networks_of"]

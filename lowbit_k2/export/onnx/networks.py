@@ -50,7 +50,7 @@ class Network:
     metadata: Mapping[str, str]
 
 
-def check_onnx(config: ModelConfig) -> None:
+def check_model(config: ModelConfig) -> None:
     """Whether sherpa-onnx has a search for such a model.
 
     Raises:

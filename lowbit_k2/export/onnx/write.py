@@ -12,17 +12,32 @@ from typing import Any
 
 import torch
 
+from lowbit_k2.core.models import ModelConfig
 from lowbit_k2.export.load import restore_packed
 from lowbit_k2.export.onnx.nbits import carry_codes
-from lowbit_k2.export.onnx.networks import Network, check_onnx, networks_of
+from lowbit_k2.export.onnx.networks import Network, check_model, networks_of
 from lowbit_k2.export.onnx.packages import require
 from lowbit_k2.export.pack import Exportable, packed_model
 from lowbit_k2.fileio import atomic_write
 
 OPSET = 17  # the newest that torch 1.13 writes; it has LayerNormalization
 ONNX_TYPES = ("float", "int8", "4bit", "2bit")
+QUANTIZATION = "onnxruntime.quantization"
 WORD_START = "▁"  # sherpa-onnx puts a space in its place
 BLANK = "<blk>"
+
+
+def check_onnx(config: ModelConfig, kind: str) -> None:
+    """Whether the files can be made, before long work.
+
+    Raises:
+      ConfigError: a model that sherpa-onnx does not take.
+      UserError: a package is not installed.
+    """
+    check_model(config)
+    require("onnx")
+    if kind == "int8":
+        require(QUANTIZATION)
 
 
 def export_onnx(
@@ -46,7 +61,7 @@ def export_onnx(
       UserError: a model that sherpa-onnx does not take, a package is not installed, or a weight cannot be exported.
     """
     assert kind in ONNX_TYPES, kind
-    check_onnx(loaded.model_config)
+    check_onnx(loaded.model_config, kind)
     packed = packed_model(loaded)
     plain = restore_packed(packed)
     Path(folder).mkdir(parents=True, exist_ok=True)
@@ -69,11 +84,7 @@ def export_onnx(
 
 
 def trace(network: Network) -> Any:
-    """An `onnx.ModelProto` of one network, with float weights.
-
-    Raises:
-      UserError: onnx is not installed.
-    """
+    """An `onnx.ModelProto` of one network, with float weights."""
     onnx = require("onnx")
     # torch 2.9 and newer would take another exporter, which needs onnxscript
     exporter = {} if torch.__version__.startswith("1.") else {"dynamo": False}
@@ -98,11 +109,8 @@ def quantize_int8(model: Any) -> Any:
 
     At the full range of 8 bits onnxruntime's kernels for CPUs without VNNI overflow and words change, above all with
     weights of few bits, which are all at the end of it. Up to 2 bits are exact in 7.
-
-    Raises:
-      UserError: onnxruntime is not installed.
     """
-    quantization = require("onnxruntime.quantization")
+    quantization = require(QUANTIZATION)
     file = io.BytesIO()
     with _quiet_root():
         quantization.quantize_dynamic(
