@@ -40,11 +40,20 @@ def load_packed_model(path: str | Path) -> LoadedPackedModel:
             f"{path} holds the latent weights of a low-bit model, as a measure of size: decode from the packed file"
         )
     try:
-        config = model_config_from_dict(packed.model_config)
-        shapes = {name: tensor.shape for tensor in packed.tensors for name in (tensor.name, *tensor.aliases)}
-        check_shapes(config, shapes, for_training=False)
+        return restore_packed(packed)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
+
+
+def restore_packed(packed: PackedModel) -> LoadedPackedModel:
+    """The plain model, of any kind that is registered, in eval mode.
+
+    Raises:
+      UserError: its tensors do not fit its configuration.
+    """
+    config = model_config_from_dict(packed.model_config)
+    shapes = {name: tensor.shape for tensor in packed.tensors for name in tensor.names}
+    check_shapes(config, shapes, for_training=False)
     model = make_model(config, for_training=False)
     missing, unexpected = model.load_state_dict(packed_state(packed), strict=False)
     missing = [name for name in missing if not name.endswith(".num_batches_tracked")]  # not stored
