@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 
 from lowbit_k2.asr.model_io import CheckpointChoice, LoadedModel, load_trained
@@ -20,7 +21,7 @@ from lowbit_k2.asr.recognizer import DecodeConfig, Recognizer, make_searches
 from lowbit_k2.asr.transcription import transcribe
 from lowbit_k2.core.chunks import ChunkConfig
 from lowbit_k2.core.features import FeatureConfig
-from lowbit_k2.data.features import make_extractor
+from lowbit_k2.data.features import make_extractor, read_audio
 from lowbit_k2.quant import use_precision
 from tests.asr.running import export
 from tests.asr.spoken import BITS, Utterance, learn, read_an4
@@ -69,24 +70,23 @@ def file_of(spoken: SimpleNamespace, name: str, kind: str) -> str:
     return str(path)
 
 
-def heard_by_sherpa(spoken: SimpleNamespace, network: str, kind: str, utterances: list[Utterance]) -> list[str]:
+def sherpa_recognizer(spoken: SimpleNamespace, network: str, kind: str = "float") -> Any:
     sherpa_onnx = pytest.importorskip(
         "sherpa_onnx", reason="sherpa-onnx is not installed: pip install -r requirements-onnx.txt"
     )
-    import soundfile
-
-    tokens = str(spoken.folder / "tokens.txt")
+    make, tokens = sherpa_onnx.OfflineRecognizer, str(spoken.folder / "tokens.txt")
     if network == "ctc":
-        recognizer = sherpa_onnx.OfflineRecognizer.from_zipformer_ctc(file_of(spoken, "model", kind), tokens)
-    else:
-        files = {name: file_of(spoken, name, kind) for name in ("encoder", "decoder", "joiner")}
-        recognizer = sherpa_onnx.OfflineRecognizer.from_transducer(**files, tokens=tokens)
-    streams = []
-    for utterance in utterances:
-        samples, rate = soundfile.read(utterance.audio, dtype="float32")
-        streams.append(recognizer.create_stream())
-        streams[-1].accept_waveform(rate, samples)
-    recognizer.decode_streams(streams)  # one batch of several lengths
+        return make.from_zipformer_ctc(file_of(spoken, "model", kind), tokens)
+    files = {name: file_of(spoken, name, kind) for name in ("encoder", "decoder", "joiner")}
+    return make.from_transducer(**files, tokens=tokens)
+
+
+def heard_by_sherpa(recognizer: Any, audio: list[tuple[np.ndarray, int]]) -> list[str]:
+    """Texts of (samples, rate), decoded as one batch."""
+    streams = [recognizer.create_stream() for _ in audio]
+    for stream, (samples, rate) in zip(streams, audio, strict=True):
+        stream.accept_waveform(rate, samples)
+    recognizer.decode_streams(streams)
     return [stream.result.text.strip() for stream in streams]
 
 
@@ -97,19 +97,20 @@ def test_sherpa_onnx_gives_the_words_of_torch(
 ) -> None:
     expected = heard_by_torch(spoken.loaded, network, utterances)
     assert expected == [utterance.text for utterance in utterances], "it has not learned them: the test shows nothing"
-    assert heard_by_sherpa(spoken, network, kind, utterances) == expected
+    audio = [soundfile.read(utterance.audio, dtype="float32") for utterance in utterances]
+    assert heard_by_sherpa(sherpa_recognizer(spoken, network, kind), audio) == expected
 
 
-def test_sherpa_onnx_survives_audio_that_is_too_short(spoken: SimpleNamespace) -> None:
-    """One frame, and six of the seven that an output takes: nothing is heard."""
-    sherpa_onnx = pytest.importorskip("sherpa_onnx", reason="sherpa-onnx is not installed")
-    name, tokens = file_of(spoken, "model", "float"), str(spoken.folder / "tokens.txt")
-    recognizer = sherpa_onnx.OfflineRecognizer.from_zipformer_ctc(name, tokens)
-    for count in (400, 1000):
-        stream = recognizer.create_stream()
-        stream.accept_waveform(16000, np.full(count, 0.1, dtype=np.float32))
-        recognizer.decode_streams([stream])
-        assert stream.result.text == ""
+@pytest.mark.parametrize("network", METHODS)
+def test_sherpa_onnx_hears_nothing_in_audio_that_is_too_short(
+    spoken: SimpleNamespace, network: str, utterances: list[Utterance]
+) -> None:
+    """Two frames, and six of the seven that an output takes, beside an utterance."""
+    short = [(np.full(count, 0.1, dtype=np.float32), 16000) for count in (400, 1000)]
+    recognizer = sherpa_recognizer(spoken, network)
+    assert heard_by_sherpa(recognizer, short) == ["", ""]
+    spoken_one = soundfile.read(utterances[0].audio, dtype="float32")
+    assert heard_by_sherpa(recognizer, [short[0], spoken_one]) == ["", utterances[0].text]
 
 
 def session(path: str) -> Any:
@@ -118,8 +119,6 @@ def session(path: str) -> Any:
 
 def raw_batch(loaded: LoadedModel, utterances: list[Utterance]) -> tuple[np.ndarray, np.ndarray, list[torch.Tensor]]:
     """Features as they are computed, padded with what sherpa-onnx pads with: (N, T, F), (N,), and N of (T, F)."""
-    from lowbit_k2.data.features import read_audio
-
     extractor = make_extractor(FeatureConfig.from_dict(loaded.features))
     raw = [torch.as_tensor(extractor.extract(read_audio(u.audio, 16000)[None], 16000)) for u in utterances]
     padded = torch.nn.utils.rnn.pad_sequence(raw, batch_first=True, padding_value=-23.025850929940457)
