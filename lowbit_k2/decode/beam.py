@@ -45,15 +45,16 @@ class BeamStreams:
         self,
         model: TransducerParts,
         n: int,
+        device: str | torch.device = "cpu",
         beam_size: int = 4,
         blank_penalty: float = 0.0,
         lm: TokenScorer | None = None,
         lm_scale: float = 0.0,
     ) -> None:
-        """Arguments are those of `modified_beam_search`."""
+        """Arguments as those of `modified_beam_search`."""
         self.model, self.beam_size, self.blank_penalty = model, beam_size, blank_penalty
         self.lm, self.lm_scale = lm, lm_scale
-        self.contexts = ContextCache(model)
+        self.contexts = ContextCache(model, device)
         self.beams: list[Nbest] = [[Hypothesis((), 0.0)] for _ in range(n)]
         self.settled = [0] * n
 
@@ -135,10 +136,10 @@ class ContextCache:
     Of a network that sees all tokens, the sequences of the last call are kept: a longer one is made of its beginning.
     """
 
-    def __init__(self, model: TransducerParts) -> None:
+    def __init__(self, model: TransducerParts, device: str | torch.device = "cpu") -> None:
         self.model = model
         self.context_size = model.decoder.context_size
-        vectors, states = begin(model, 1, model.joiner.decoder_proj.weight.device)
+        vectors, states = begin(model, 1, device)
         self.known = {self.key(()): (vectors[0], states[0])}
 
     def key(self, tokens: tuple[int, ...]) -> tuple[int, ...]:

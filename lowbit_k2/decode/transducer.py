@@ -63,6 +63,6 @@ def modified_beam_search(
     Returns:
       N lists of hypotheses, whose acoustic scores are summed over their alignments within the beam.
     """
-    streams = BeamStreams(model, len(encoder_out), beam_size, blank_penalty, lm, lm_scale)
+    streams = BeamStreams(model, len(encoder_out), encoder_out.device, beam_size, blank_penalty, lm, lm_scale)
     streams.accept(encoder_out, lens)
     return streams.nbest()

@@ -192,11 +192,12 @@ def _pack_stream(fields: np.ndarray, bits: int) -> np.ndarray:
 
 def _unpack_stream(packed: np.ndarray, bits: int) -> np.ndarray:
     """Inverse of `_pack_stream`: (rows, a multiple of 8) uint8."""
-    rows = len(packed)
-    groups = _pad_cols(packed, bits).reshape(rows, -1, bits)  # (rows, words, bits)
-    spread = np.zeros((rows, groups.shape[1], 8), np.uint8)
-    spread[..., :bits] = groups
-    words = spread.view(_WORD)[..., 0]  # (rows, words)
+    rows, size = packed.shape
+    num_words = -(-size // bits)
+    padded = np.zeros((rows, num_words * bits + 8 - bits), np.uint8)
+    padded[:, :size] = packed
+    # words that overlap: each starts where its eight weights do, and the first masks cut off what is not theirs
+    words = np.ndarray((rows, num_words), _WORD, padded, 0, (padded.strides[0], bits)).copy()
     for width in reversed(_WIDTHS):
         held, mask = _held_bits(bits, width)
         upper = words & np.uint64(mask << held)
