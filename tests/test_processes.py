@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from lowbit_k2.errors import UserError
-from lowbit_k2.processes import in_fresh_processes
+from lowbit_k2.processes import forget_peak, in_fresh_processes, peak_memory
 
 ROOT = Path(__file__).resolve().parents[1]
 LARGE = b"x" * 1_000_000  # more than a pipe holds
@@ -122,7 +122,7 @@ PROGRAM = """
 from functools import partial
 from pathlib import Path
 from lowbit_k2.errors import run_main
-from lowbit_k2.processes import in_fresh_processes
+from lowbit_k2.processes import forget_peak, in_fresh_processes, peak_memory
 from tests.test_processes import LARGE, die
 if __name__ == "__main__":
     items = [(0, LARGE), (2, LARGE), (3, LARGE)]
@@ -186,7 +186,7 @@ ORPHANS = """
 import os, sys, time
 from functools import partial
 from pathlib import Path
-from lowbit_k2.processes import in_fresh_processes
+from lowbit_k2.processes import forget_peak, in_fresh_processes, peak_memory
 from lowbit_k2.train.distributed import launch_ranks
 from tests.test_processes import die
 if __name__ == "__main__":
@@ -229,3 +229,15 @@ def test_a_process_whose_parent_has_ended_already() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=False)
     assert (done.returncode, done.stdout) == (1, "")
+
+
+def test_peak_memory_is_of_this_process_and_can_be_forgotten() -> None:
+    held = b"x" * 80_000_000
+    code = "from lowbit_k2.processes import peak_memory; print(peak_memory())"
+    child = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert 5_000_000 < int(child.stdout) < len(held), "what the parent holds does not count"
+    assert peak_memory() > len(held)
+    del held
+    forget_peak()
+    before = peak_memory()
+    assert len(b"y" * 80_000_000) <= peak_memory() - before < 90_000_000

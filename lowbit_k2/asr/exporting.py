@@ -1,10 +1,13 @@
-"""What every export.py does: average checkpoints, quantize, write the packed file, and measure it on disk."""
+"""What every export.py does: average checkpoints, quantize, write the packed file, and measure it on disk.
+
+With `format` "onnx" it writes files for sherpa-onnx and onnxruntime instead.
+"""
 
 from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -28,6 +31,7 @@ from lowbit_k2.data.features import read_feature_config
 from lowbit_k2.data.filter import FilterConfig, filter_cuts
 from lowbit_k2.errors import UserError
 from lowbit_k2.export import export_float, pack_model
+from lowbit_k2.export.onnx import ONNX_TYPES, check_onnx, export_onnx
 from lowbit_k2.packed import SizeTable, read_packed, size_table
 from lowbit_k2.progress import progress_bar
 from lowbit_k2.quant import use_precision
@@ -37,6 +41,7 @@ from lowbit_k2.train.checkpoint import Checkpoint, save_checkpoint
 if TYPE_CHECKING:
     from lhotse import CutSet
 
+PACKED, ONNX = FORMATS = ("packed", "onnx")
 TRAINING_STATE = ("progress", "scaler")  # of a checkpoint's meta, what only a training run has use for
 
 
@@ -46,7 +51,15 @@ class ExportConfig(Config):
 
     choice: CheckpointChoice = option(CheckpointChoice, flag="")
     precision: str = option("1", "1, 2, 1.5, 1.5r, 32, one per layer as 1,1,2,2, or a file with an allocation")
-    output: Path | None = option(None, "the packed file; default: EXP_DIR/pretrained-1bit.safetensors or the like")
+    format: str = option(
+        "packed", "packed: this project's file; onnx: for sherpa-onnx and onnxruntime", choices=FORMATS
+    )
+    onnx_type: str = option(
+        "float", "weights in ONNX: float32, int8 with inputs in 8 bits, or codes in 4 or 2 bits", choices=ONNX_TYPES
+    )
+    output: Path | None = option(
+        None, "the packed file; default: EXP_DIR/pretrained-1bit.safetensors or the like; with onnx a folder"
+    )
     compress: bool = option(False, "code frequent weights in fewer bits, where that saves over a tenth of a tensor")
     save_pretrained: bool = option(
         False, f"also EXP_DIR/{PRETRAINED}: the averaged latent weights, which --checkpoint takes"
@@ -58,24 +71,35 @@ class ExportConfig(Config):
 
     @property
     def output_path(self) -> Path:
-        """Where the packed file goes."""
-        return self.output or self.choice.exp_dir / f"pretrained-{precision_in_names(self.precision)}.safetensors"
+        """Where the packed file goes, or the folder with ONNX files."""
+        name = precision_in_names(self.precision)
+        default = f"onnx-{name}" if self.format == ONNX else f"pretrained-{name}.safetensors"
+        return self.output or self.choice.exp_dir / default
+
+    def check(self) -> None:
+        if self.format != ONNX and self.onnx_type != "float":
+            raise ConfigError("onnx_type", f"{self.onnx_type} is for ONNX: add --format onnx")
+        for name in ("compress", "float_output"):
+            if self.format == ONNX and getattr(self, name):
+                raise ConfigError(name, "is for packed files: leave it out with --format onnx")
 
 
-def run_export(config: ExportConfig, load_train_cuts: Callable[[], CutSet]) -> SizeTable:
+def run_export(config: ExportConfig, load_train_cuts: Callable[[], CutSet]) -> SizeTable | None:
     """Average, quantize, write, measure, print.
 
     Args:
       load_train_cuts: training cuts; called only for `recalibrate_bn`.
 
     Returns:
-      The measured sizes, with the ratio to the float32 file.
+      The measured sizes of a packed file, with the ratio to the float32 file; None of ONNX files.
     Raises:
       UserError, PackedFileError: one line each; no file is left half-written, no checkpoint overwritten.
     """
     check_outputs(config)
     loaded, label = load_trained(config.choice)
     allocation = parse_allocation(config.precision, loaded)
+    if config.format == ONNX:
+        check_onnx(loaded.model_config, config.onnx_type)
     output = config.output_path
     origin = describe_origin(config.precision, label, loaded)
     if config.save_pretrained:
@@ -84,6 +108,9 @@ def run_export(config: ExportConfig, load_train_cuts: Callable[[], CutSet]) -> S
         if config.recalibrate_bn:
             batches = calibration_batches(config, loaded, load_train_cuts())
             origin["recalibrated_batches"] = recalibrate(loaded.model, batches)
+        if config.format == ONNX:
+            report_onnx(export_onnx(loaded, output, config.onnx_type, origin_notes(origin)), loaded)
+            return None
         pack_model(loaded, output, origin, config.compress)
     is_model = set(allocation.bits.values()) == {FLOAT_BITS}
     table = measure(loaded, output, config.float_output, {**origin, "precision": "32"}, is_model)
@@ -122,6 +149,31 @@ def describe_origin(precision: str, label: str, loaded: LoadedModel) -> dict[str
         "checkpoint": label,
         "made_by": f"lowbit_k2 {__version__}",
     }
+
+
+def origin_notes(origin: Mapping[str, Any]) -> dict[str, str]:
+    """The same as metadata of ONNX files, which holds texts."""
+    return {name: str(value) for name, value in origin.items()}
+
+
+def report_onnx(files: Sequence[Path], loaded: LoadedModel) -> None:
+    """Print what was written, and how sherpa-onnx is called with it."""
+    for path in files:
+        print(f"{path}: {path.stat().st_size:,} bytes")
+    features = FeatureConfig.from_dict(loaded.features)
+    flags = {"tokens": files[-1], "sample-rate": features.sampling_rate, "feat-dim": features.num_mel_bins}
+    by_name = {path.name.partition(".")[0]: path for path in files}
+    for names in (("model",), ("encoder", "decoder", "joiner")):
+        if names[0] in by_name:
+            named = {"zipformer-ctc-model" if name == "model" else name: by_name[name] for name in names}
+            print("sherpa-onnx-offline", *(f"--{flag}={value}" for flag, value in {**named, **flags}.items()), "WAV...")
+    foreign = [
+        name
+        for name in ("frame_length", "frame_shift", "low_freq", "high_freq")
+        if getattr(features, name) != getattr(FeatureConfig(), name)
+    ]
+    if foreign:
+        logging.warning("sherpa-onnx computes features with another %s than the model's", ", ".join(foreign))
 
 
 def save_pretrained(path: Path, loaded: LoadedModel) -> None:

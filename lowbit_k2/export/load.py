@@ -9,7 +9,7 @@ from torch import nn
 
 from lowbit_k2.core.models import check_shapes
 from lowbit_k2.errors import UserError
-from lowbit_k2.export.own_model import attach_packed_inputs, packed_state
+from lowbit_k2.export.own_model import attach_packed_inputs, fill
 from lowbit_k2.models import ModelConfig, make_model, model_config_from_dict
 from lowbit_k2.packed import PackedModel, read_packed
 
@@ -40,14 +40,23 @@ def load_packed_model(path: str | Path) -> LoadedPackedModel:
             f"{path} holds the latent weights of a low-bit model, as a measure of size: decode from the packed file"
         )
     try:
-        config = model_config_from_dict(packed.model_config)
-        shapes = {name: tensor.shape for tensor in packed.tensors for name in (tensor.name, *tensor.aliases)}
-        check_shapes(config, shapes, for_training=False)
+        return restore_packed(packed)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
+
+
+def restore_packed(packed: PackedModel) -> LoadedPackedModel:
+    """The plain model, of any kind that is registered, in eval mode.
+
+    Raises:
+      UserError: its tensors do not fit its configuration.
+    """
+    config = model_config_from_dict(packed.model_config)
+    shapes = {name: tensor.shape for tensor in packed.tensors for name in tensor.names}
+    check_shapes(config, shapes, for_training=False)
     model = make_model(config, for_training=False)
-    missing, unexpected = model.load_state_dict(packed_state(packed), strict=False)
-    missing = [name for name in missing if not name.endswith(".num_batches_tracked")]  # not stored
-    assert not missing and not unexpected, (missing, unexpected)
+    missing = [name for name in model.state_dict() if name not in shapes]
+    assert all(name.endswith(".num_batches_tracked") for name in missing), missing  # not stored
+    fill(model, packed)
     attach_packed_inputs(model, packed)
     return LoadedPackedModel(model.eval(), config, packed)

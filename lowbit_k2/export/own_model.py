@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lowbit_k2.errors import UserError
 from lowbit_k2.export.pack import packed_tensors
@@ -53,29 +53,30 @@ def load_packed(path: str | Path, model: nn.Module) -> nn.Module:
     if find_quantizers(model):
         raise UserError("load_packed fills a plain model: give it one that quantize_model has not seen")
     packed = read_packed(path)
-    state = packed_state(packed)
     own = model.state_dict()
-    for name, value in state.items():
+    found = {name: tensor.shape for tensor in packed.tensors for name in tensor.names}
+    for name, shape in found.items():
         if name not in own:
             raise UserError(f"{path} holds {name}, which the model has not: it was saved from another architecture")
-        if own[name].shape != value.shape:
-            found, wanted = tuple(value.shape), tuple(own[name].shape)
-            raise UserError(f"{path} holds {name} of shape {found}, the model has {wanted}")
-    missing = [name for name, value in own.items() if name not in state and value.is_floating_point()]
+        if tuple(own[name].shape) != shape:
+            raise UserError(f"{path} holds {name} of shape {shape}, the model has {tuple(own[name].shape)}")
+    missing = [name for name, value in own.items() if name not in found and value.is_floating_point()]
     if missing:
         raise UserError(f"{path} lacks {missing[0]}: it was saved from another architecture")
-    model.load_state_dict(state, strict=False)
+    fill(model, packed)
     attach_packed_inputs(model, packed)
     return model.eval()
 
 
-def packed_state(packed: PackedModel) -> dict[str, Tensor]:
-    """Float32 weights of a file by all names that the state_dict has, those of tied weights included."""
-    state = {}
+def fill(model: nn.Module, packed: PackedModel) -> None:
+    """Put the weights of a file into a plain model of its names and shapes, by all names that a tensor has.
+
+    One tensor goes after the other, so that there is never a second copy of all weights in float32.
+    """
     for tensor in packed.tensors:
         value = torch.from_numpy(tensor.dequantize())
-        state |= dict.fromkeys((tensor.name, *tensor.aliases), value)
-    return state
+        unexpected = model.load_state_dict(dict.fromkeys(tensor.names, value), strict=False).unexpected_keys
+        assert not unexpected, unexpected
 
 
 def attach_packed_inputs(model: nn.Module, packed: PackedModel) -> None:

@@ -23,8 +23,10 @@ class _Config(Protocol):
 
 class _Tokenizer(Protocol):
     kind: str
+    spells_words: bool
 
     def to_bytes(self) -> bytes: ...
+    def pieces(self) -> list[str]: ...
 
 
 class Exportable(Protocol):
@@ -50,7 +52,12 @@ def pack_model(
       UserError: an alpha is not positive, or a weight is not finite.
       PackedFileError: the file cannot be written.
     """
-    packed = PackedModel(
+    write_packed(path, packed_model(loaded, extra), compress)
+
+
+def packed_model(loaded: Exportable, extra: Mapping[str, Any] | None = None) -> PackedModel:
+    """What `pack_model` writes, in memory."""
+    return PackedModel(
         tensors=packed_tensors(loaded.model),
         model_config=loaded.model_config.to_dict(),
         tokens=loaded.tokenizer.to_bytes(),
@@ -58,7 +65,6 @@ def pack_model(
         features=dict(loaded.features),
         extra=dict(extra or {}),
     )
-    write_packed(path, packed, compress)
 
 
 def export_float(loaded: Exportable, path: str | Path, extra: Mapping[str, Any] | None = None) -> None:

@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lowbit_k2.models.dropout import dropout
@@ -42,7 +43,18 @@ def _diagonals(scores: Tensor) -> Tensor:
 
 def shift_relative(scores: Tensor) -> Tensor:
     """Turn scores over distances (N, H, T, 2T-1) into scores over keys (N, H, T, T): row i starts at T-1-i."""
-    return _ShiftRelative.apply(scores)
+    return _shift_by_reshaping(scores) if torch.jit.is_tracing() else _ShiftRelative.apply(scores)
+
+
+def _shift_by_reshaping(scores: Tensor) -> Tensor:
+    """The same with plain operations, for traced and exported models of any T: strides would be constants there.
+
+    A column in front makes rows of 2T. Read as rows of T without the first of these, and again as rows of 2T-1, each
+    row starts one place before the one above.
+    """
+    n, h, t, p = scores.shape
+    rows = F.pad(scores, (1, 0)).view(n, h, p + 1, t)[:, :, 1:]  # (N, H, 2T-1, T)
+    return rows.reshape(n, h, t, p)[..., :t]  # (N, H, T, T)
 
 
 class RelativeSelfAttention(nn.Module):

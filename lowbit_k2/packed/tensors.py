@@ -162,8 +162,11 @@ class PackedTensor:
         if self.table is not None:
             numbers = self.table[self.codes]
         else:
-            numbers = self.codes.astype(np.float32) - np.float32(self.zero_point)
-        return numbers * self._spread_step()
+            numbers = self.codes.astype(np.float32)
+            if self.zero_point:
+                numbers -= np.float32(self.zero_point)
+        numbers *= self._spread_step()  # in place: these are the largest arrays of a model
+        return numbers
 
     def _spread_step(self) -> np.ndarray:
         """Steps that broadcast against the tensor."""

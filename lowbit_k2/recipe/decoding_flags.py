@@ -93,7 +93,7 @@ def add_export_flags(parser: argparse.ArgumentParser) -> None:
     add_plugin_argument(model)
     add_flags(model, CheckpointChoice)
     model.add_argument("--precision", required=True, help=PRECISIONS)
-    written = ("output", "compress", "save_pretrained", "float_output")
+    written = ("format", "onnx_type", "output", "compress", "save_pretrained", "float_output")
     add_flags(parser.add_argument_group("output"), ExportConfig, only=written)
     add_flags(
         parser.add_argument_group("BatchNorm"), ExportConfig, only=("recalibrate_bn", "manifest_dir", "max_duration")

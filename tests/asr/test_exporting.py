@@ -15,12 +15,13 @@ from lowbit_k2.asr.model_io import CheckpointChoice, describe_tokenizer, load_pa
 from lowbit_k2.data.batch import Batch
 from lowbit_k2.data.features import FeatureConfig
 from lowbit_k2.errors import UserError
+from lowbit_k2.models import TransducerConfig, make_model
 from lowbit_k2.packed import PackedFileError, read_packed
-from lowbit_k2.quant import Allocation, use_precision
+from lowbit_k2.quant import Allocation, QuantConfig, quantize_model, use_precision
 from lowbit_k2.quant.walker import quant_config_of
 from lowbit_k2.train.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from tests.asr.running import export
-from tests.export.toy import CONFIG, Toy, toy_batch, toy_model
+from tests.export.toy import CONFIG, ENCODER, Toy, toy_batch, toy_model
 
 FEATURES = FeatureConfig(num_mel_bins=23).to_dict()
 
@@ -178,6 +179,13 @@ def with_features(cut, matrix, writer):
         (["--precision", "1", "--checkpoint", "none.pt"], "none.pt does not exist"),
         (["--precision", "1", "--checkpoint", "none.pt", "--avg", "2"], "names one file: leave out"),
         (["--precision", "1", "--recalibrate-bn", "-1"], "--recalibrate-bn must not be negative"),
+        (["--precision", "1", "--onnx-type", "int8"], "--onnx-type int8 is for ONNX: add --format onnx"),
+        (
+            ["--precision", "1", "--format", "onnx", "--compress", "true"],
+            "--compress is for packed files: leave it out",
+        ),
+        (["--precision", "1", "--format", "onnx", "--float-output", "f"], "--float-output is for packed files"),
+        (["--precision", "4", "--format", "onnx"], "never trained at 4 bits, only at 2, 1"),
     ],
 )
 def test_refusals(exp_dir: Path, more: list[str], message: str) -> None:
@@ -211,6 +219,22 @@ def test_what_is_read_is_not_overwritten(exp_dir: Path, tmp_path: Path, more: st
     with pytest.raises(UserError, match=message):
         run_export(exp_dir, no_cuts, "--precision", "1", *flags)
     assert contents() == before
+
+
+def test_without_onnx_the_line_says_how_to_install_it(exp_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    with pytest.raises(UserError, match="^--format onnx: the package onnx .*: pip install -r requirements-onnx.txt$"):
+        run_export(exp_dir, no_cuts, "--precision", "1", "--format", "onnx")
+    assert sorted(path.name for path in exp_dir.iterdir()) == ["epoch-1.pt", "epoch-2.pt"]
+
+
+def test_onnx_is_not_made_of_an_lstm_prediction_network(tmp_path: Path) -> None:
+    config = TransducerConfig(ENCODER, vocab_size=7, decoder_dim=8, joiner_dim=8, decoder_kind="lstm")
+    toy = Toy(make_model(config), config)
+    quantize_model(toy.model, QuantConfig.preset("lossless16", precisions=(2, 1)))
+    save(toy, tmp_path / "exp/epoch-1.pt")
+    with pytest.raises(UserError, match="^--format onnx: sherpa-onnx takes a stateless prediction network, not --dec"):
+        run_export(tmp_path / "exp", no_cuts, "--precision", "1", "--format", "onnx")
 
 
 def test_nothing_half_written_where_the_output_cannot_be(exp_dir: Path, tmp_path: Path) -> None:

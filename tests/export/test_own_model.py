@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -138,3 +139,16 @@ def test_refusals(tmp_path: Path) -> None:
         model.mix.parametrizations.weight[0].alphas["2"].fill_(0.0)
     with pytest.raises(UserError, match=r"mix.weight: its alpha at 2 bits"):
         packed_tensors(model)
+
+
+def test_loading_makes_no_second_copy_of_the_weights(tmp_path: Path) -> None:
+    def make() -> nn.Module:
+        return nn.Sequential(*(nn.Linear(128, 128) for _ in range(12)))
+
+    save_packed(make(), tmp_path / "a")
+    plain, whole = make(), 12 * 128 * 128 * 4
+    tracemalloc.start()  # sees numpy's memory
+    load_packed(tmp_path / "a", plain)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert whole / 12 < peak < whole / 3

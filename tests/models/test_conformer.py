@@ -125,6 +125,13 @@ def test_shift_relative_takes_the_entry_of_each_distance():
             torch.testing.assert_close(shifted[:, :, i, j], scores[:, :, i, t - 1 - (i - j)])
 
 
+def test_a_traced_shift_fits_any_length():
+    traced = torch.jit.trace(lambda scores: shift_relative(scores), torch.randn(1, 2, 4, 7))
+    for n, t in ((1, 4), (2, 1), (3, 9)):
+        scores = torch.randn(n, 2, t, 2 * t - 1)
+        assert torch.equal(traced(scores), shift_relative(scores))
+
+
 def test_attention_against_a_loop_over_pairs():
     torch.manual_seed(0)
     t, c, h = 4, 8, 2

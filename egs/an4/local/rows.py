@@ -31,7 +31,20 @@ from lowbit_k2.launch import use_project_interpreter
 use_project_interpreter()
 
 import torch
-from systems import COLUMNS, CTC, FOLD_ROWS, LATTICE, NUM_FOLDS, REFERENCE, RNNT, ROWS, SEARCH_FLAGS, SYSTEMS, Row
+from systems import (
+    COLUMNS,
+    CTC,
+    FOLD_ROWS,
+    LATTICE,
+    NUM_FOLDS,
+    REFERENCE,
+    RNNT,
+    ROWS,
+    SEARCH_FLAGS,
+    STREAMED,
+    SYSTEMS,
+    Row,
+)
 from train import make_parser as make_training_parser
 from train import make_trainer
 
@@ -56,7 +69,7 @@ from lowbit_k2.train.distributed import DistributedContext
 from lowbit_k2.train.update import update
 
 RESULTS, RECOGS, TIMING = RECIPE / "results", RECIPE / "results/recogs", RECIPE / "timing.json"
-SECTIONS = {CTC: "ctc", RNNT: "transducer", LATTICE: "tdnnf"}  # of RESULTS.md
+SECTIONS = {CTC: "ctc", RNNT: "transducer", LATTICE: "tdnnf", STREAMED: "lstm"}  # of RESULTS.md
 MARGIN = 0.05  # relative; below it two systems count as equivalent
 
 
@@ -249,7 +262,8 @@ def write_results(page: Path, check: bool) -> None:
     sections = {"verdicts": verdicts()}
     for methods, name in SECTIONS.items():
         found = [r for r in ROWS if r.system.methods == methods and (RESULTS / f"{r.key}.json").is_file()]
-        sections[name] = format_results(found, methods, ratios)
+        if found:
+            sections[name] = format_results(found, methods, ratios)
     text = page.read_text()
     filled = fill_sections(text, sections)
     if filled == text:
@@ -271,7 +285,7 @@ def format_results(rows: list[Row], methods: tuple[str, ...], ratios: dict[str, 
         time_ratio = f"{ratios[r.system.name]:.2f}" if r.system.name in ratios else "-"
         for values in result["evaluations"]:
             e = Evaluation(**values)
-            cells = [result["label"], e.precision, str(r.seed)]
+            cells = [r.system.label, e.precision, str(r.seed)]
             for method in methods:
                 s = e.stats(method)
                 cells += [f"{100 * s.rate:.2f}", e.interval_text(method), f"{s.ins}/{s.dels}/{s.sub}"]

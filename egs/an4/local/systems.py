@@ -16,9 +16,12 @@ CO_TRAINED = ("2", "1.5", "1.5r", "1")
 CTC, LATTICE = (GREEDY, HLG), (HLG,)
 RNNT = ("greedy_search", "modified_beam_search", "fast_beam_search", "fast_beam_search_LG")
 AS_AUTHORS = "--alpha-init one"
+LOSSLESS16 = 496_400  # bytes of the packed tensors of `tiny` at 1 bit by that preset: train.py --dry-run true
 REFERENCE, TDNNF = "float-linear", "tdnnf-float"  # what the others are compared with, and what FLOAT stands for
 LINEAR, SLOW_ALPHAS = "--lr-schedule linear", "--alpha-lr-scale 0.1"
 TRANSDUCER = "--objective ctc-rnnt --rnnt-warm-step 1000"  # a CTC head, for two hours of speech
+STREAMED, LSTM = ("greedy_search", "modified_beam_search"), "lstm-float"
+LSTM_FLAGS = "--model lstm-tiny --objective ctc-rnnt"
 COLUMNS = {
     GREEDY: "greedy",
     HLG: "HLG",
@@ -77,7 +80,7 @@ class System:
     @property
     def base(self) -> str:
         """The row whose seconds per update are the unit."""
-        return {CTC: "float", RNNT: "rnnt-float", LATTICE: TDNNF}[self.methods]
+        return {CTC: "float", RNNT: "rnnt-float", LATTICE: TDNNF, STREAMED: LSTM}[self.methods]
 
 
 @dataclass(frozen=True)
@@ -153,6 +156,23 @@ def tdnnf(name: str, label: str, flags: str, precision: str, **more: Any) -> Sys
     return System(f"tdnnf-{name}", label, flags, (precision,), epochs=4, **OF_TDNNF, **more)
 
 
+GQ = "--quantizer gq --gq-every 20 --gq-scale absmax"
+GENERAL = (  # the papers' methods, and what they are compared with
+    ("linear", "linear QAT", SLOW_ALPHAS, ("8", "6", "5", "4")),
+    ("cosine", "linear QAT and a cosine", f"{SLOW_ALPHAS} --cosine-lambda 5e-4", ("8", "5")),
+    ("gq", "General Quantizer", GQ, ("8", "6", "5", "4")),
+    ("s8bqat", "S8BQAT", "--quantizer codebook --cosine-lambda 5e-4 --snap-every 250", ("5", "4")),
+    ("kmeans", "learned tables", f"--quantizer codebook {SLOW_ALPHAS}", ("4",)),
+)
+OF_LSTM = {"methods": STREAMED, "reference": LSTM, "seeds": (1,)}
+
+
+def lstm(name: str, label: str, flags: str, precisions: tuple[str, ...], **more: Any) -> System:
+    """An LSTM transducer that begins with the float one, and is trained on with every matrix quantized."""
+    flags = f"{LSTM_FLAGS} --rnnt-warm-step 0 --quant-config mixed --init-from FLOAT {LINEAR} {flags}"
+    return System(f"lstm-{name}", label, flags, precisions, epochs=6, **OF_LSTM, **more)
+
+
 def in_words(bits: str) -> str:
     return f"{bits} bit{'s' * (bits != '1')}"
 
@@ -169,7 +189,7 @@ SYSTEMS = {
         System("cotrain-kl", "co-trained, (b) + KL", KL, CO_TRAINED),
         System("cotrain-kl-warm", "(b) with a KL that rises", f"{KL} --kl-warm-step 1000", CO_TRAINED),
         System("cotrain-kl-sp-paper", "(c) with `paper`", f"{KL_SP} --quant-config paper", CO_TRAINED),
-        System(REFERENCE, "float", f"--precisions 32 {LINEAR}", ("32",), lm_scale=0.2, compared="32"),
+        System(REFERENCE, "float, rate to zero", f"--precisions 32 {LINEAR}", ("32",), lm_scale=0.2, compared="32"),
         System("naive1-l2", "naive 1-bit", f"--precisions 1 {LINEAR} {SLOW_ALPHAS}", ("1",), compared="1"),
         System("from-float", "1 bit from float, which teaches", FROM_FLOAT, ("1",), compared="1"),
         System(
@@ -179,6 +199,15 @@ SYSTEMS = {
             ("kl20",),
             compared="kl20",
             search=Search("kl20", "kl", "--ratio 20.5"),  # of the tensors: with header, tokens and settings over 20
+        ),
+        System("hand16", "1 bit by `lossless16`, 8 epochs from float, which teaches", FROM_FLOAT, ("1",), epochs=8),
+        System(
+            "searched16",
+            "its bytes by descent, 8 epochs from float, which teaches",
+            FROM_FLOAT_SEARCHED,
+            ("descent16",),
+            epochs=8,
+            search=Search("descent16", "kl", f"--bytes {LOSSLESS16} --descend 300 --num-batches 4"),
         ),
         System(
             "float-twice", "float from float, which teaches", f"--precisions 32 {AFTER_FLOAT}", ("32",), compared="32"
@@ -192,6 +221,7 @@ SYSTEMS = {
             ("32",),
             **OF_TDNNF,
         ),
+        tdnnf("more", "float, for as many epochs more", "--precisions 32", "32"),
         *(tdnnf(f"bp{b}", f"{in_words(b)}, steps held", f"--precisions {b} --alpha-lr-scale 0", b) for b in BITS),
         *(tdnnf(f"qat{b}", in_words(b), f"--precisions {b} {SLOW_ALPHAS}", b) for b in BITS),
         *(
@@ -216,6 +246,20 @@ SYSTEMS = {
             tdnnf(f"admm{b}", f"{in_words(b)}, ADMM", f"--precisions {b} {ADMM}", b, averaged=False)
             for b in ("4", "2", "1")
         ),
+        System(LSTM, "float", f"{LSTM_FLAGS} --rnnt-warm-step 1000 --precisions 32 {LINEAR}", ("32",), **OF_LSTM),
+        lstm("more", "float, for as many epochs more", "--precisions 32", ("32",)),
+        *(
+            lstm(f"{name}{b}", f"{in_words(b)}, {label}", f"--precisions {b} {flags}", (b,))
+            for name, label, flags, bits in GENERAL
+            for b in bits
+        ),
+        lstm(
+            "gq-s5b",
+            "5 bits, 1 in the first layer, General Quantizer",
+            f"--precisions {RECIPE / 'local/s5b.json'} {GQ}",
+            ("s5b",),
+        ),
+        lstm("cotrain", "co-trained, plain", f"--precisions 2,1 --lambda2 0 {SLOW_ALPHAS}", ("2", "1")),
         System("rnnt-cotrain-plain", "co-trained, plain", f"{TRANSDUCER} {PLAIN}", ("2", "1"), RNNT, 0.4, (1, 2)),
     )
 }
