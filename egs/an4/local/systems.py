@@ -164,6 +164,7 @@ GENERAL = (  # the papers' methods, and what they are compared with
     ("s8bqat", "S8BQAT", "--quantizer codebook --cosine-lambda 5e-4 --snap-every 250", ("5", "4")),
     ("kmeans", "learned tables", f"--quantizer codebook {SLOW_ALPHAS}", ("4",)),
 )
+ON_TABLES = ("gq", "s8bqat")  # at the last update only
 OF_LSTM = {"methods": STREAMED, "reference": LSTM, "seeds": (1,)}
 
 
@@ -249,7 +250,13 @@ SYSTEMS = {
         System(LSTM, "float", f"{LSTM_FLAGS} --rnnt-warm-step 1000 --precisions 32 {LINEAR}", ("32",), **OF_LSTM),
         lstm("more", "float, for as many epochs more", "--precisions 32", ("32",)),
         *(
-            lstm(f"{name}{b}", f"{in_words(b)}, {label}", f"--precisions {b} {flags}", (b,))
+            lstm(
+                f"{name}{b}",
+                f"{in_words(b)}, {label}",
+                f"--precisions {b} {flags}",
+                (b,),
+                averaged=name not in ON_TABLES,
+            )
             for name, label, flags, bits in GENERAL
             for b in bits
         ),
@@ -258,6 +265,7 @@ SYSTEMS = {
             "5 bits, 1 in the first layer, General Quantizer",
             f"--precisions {RECIPE / 'local/s5b.json'} {GQ}",
             ("s5b",),
+            averaged=False,
         ),
         lstm("cotrain", "co-trained, plain", f"--precisions 2,1 --lambda2 0 {SLOW_ALPHAS}", ("2", "1")),
         System("rnnt-cotrain-plain", "co-trained, plain", f"{TRANSDUCER} {PLAIN}", ("2", "1"), RNNT, 0.4, (1, 2)),
