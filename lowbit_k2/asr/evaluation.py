@@ -79,7 +79,7 @@ def evaluate(
     for precision in precisions:
         decoded = run(replace(decode, precision=(precision,)))
         packed = exp_dir / "packed" / f"{precision_in_names(precision)}.safetensors"
-        sizes = run_export(ExportConfig(decode.choice, precision, packed), load_train_cuts=lambda: None)
+        sizes = run_export(ExportConfig(decode.choice, precision, output=packed), load_train_cuts=lambda: None)
         check_same_words(packed, decoded, run(replace(decode, packed=packed, precision=())))
         results.append(
             Evaluation(
