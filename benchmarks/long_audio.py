@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import resource
 import subprocess
 import sys
 import time
@@ -39,6 +38,7 @@ from lowbit_k2.data.features import extract_wav, make_extractor
 from lowbit_k2.data.filter import cut_text
 from lowbit_k2.data.manifests import read_cuts
 from lowbit_k2.errors import UserError, run_main
+from lowbit_k2.processes import peak_memory
 from lowbit_k2.progress import progress_bar
 from lowbit_k2.recipe.decoding_flags import add_decoding_flags, decoding_errors, read_decoding_flags
 from lowbit_k2.recipe.flags import make_parser
@@ -85,7 +85,7 @@ def measure(args: argparse.Namespace, chunking: ChunkConfig | None) -> dict[str,
         "mean": audio / len(results),
         "wer": str(score(results)),
         "rtf": (time.perf_counter() - start) / audio,
-        "memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3,
+        "memory": peak_memory() / 1e6,
     }
 
 

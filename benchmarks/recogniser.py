@@ -37,6 +37,7 @@ from lowbit_k2.core.features import FeatureConfig
 from lowbit_k2.core.models import CtcConfig, TransducerConfig
 from lowbit_k2.errors import UserError, run_main
 from lowbit_k2.packed import PackedTensor, read_packed, write_packed
+from lowbit_k2.processes import peak_memory
 from lowbit_k2.tables import text_table
 
 TORCH = "torch float32"
@@ -96,13 +97,7 @@ def serve(engine: str, packed: Path, threads: int) -> None:
     run = torch_engine(packed, threads) if engine == TORCH else native_engine(packed, engine.split()[1], threads)
     for line in sys.stdin:
         first, taken = run(Path(line.strip()))
-        print(json.dumps({"first": first, "all": taken, "peak": peak_memory()}), flush=True)
-
-
-def peak_memory() -> float:
-    """MB of this process; unlike that of getrusage, its parent's does not count."""
-    status = Path("/proc/self/status").read_text().split()
-    return int(status[status.index("VmHWM:") + 1]) * 1024 / 1e6
+        print(json.dumps({"first": first, "all": taken, "peak": peak_memory() / 1e6}), flush=True)
 
 
 def untrained(encoder: ConformerConfig, kind: str, quant: str, folder: Path) -> Path:

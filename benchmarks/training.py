@@ -37,6 +37,7 @@ from lowbit_k2.losses.co_training import CoTraining, CoTrainingConfig
 from lowbit_k2.losses.ctc import CtcCriterion
 from lowbit_k2.losses.rnnt import KINDS, RnntConfig, RnntCriterion
 from lowbit_k2.models import CtcConfig, TransducerConfig, make_model
+from lowbit_k2.processes import forget_peak, peak_memory
 from lowbit_k2.progress import progress_bar
 from lowbit_k2.quant import QuantConfig, quantize_model, use_precision
 from lowbit_k2.recipe.flags import make_parser
@@ -119,20 +120,15 @@ def peak_megabytes(args: argparse.Namespace, objective: str, system: str, uttera
 
 def print_memory(args: argparse.Namespace, objective: str, system: str, utterances: int) -> None:
     """What `peak_megabytes` reads."""
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak from here on, not that of the imports
-    before = kilobytes("VmRSS")
+    forget_peak()  # that of the imports
+    before = peak_memory()
     update = Update(args, objective, tuple(system.split(",")), 1, utterances)
     for _ in range(2):  # the optimiser's moments are there from the first on
         update()
     if DEVICE.type == "cuda":
         print(torch.cuda.max_memory_allocated() / 1e6)
     else:
-        print((kilobytes("VmHWM") - before) / 1e3)
-
-
-def kilobytes(name: str) -> int:
-    """A line of this process's /proc/self/status."""
-    return int(Path("/proc/self/status").read_text(encoding="ascii").split(f"{name}:")[1].split()[0])
+        print((peak_memory() - before) / 1e6)
 
 
 HEAD = ("loss", "batch", "bits", "passes", "float s", "ours s", "ratio", "quantizers", "float MB", "ours MB", "ratio")

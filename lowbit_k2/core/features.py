@@ -9,6 +9,7 @@ from lowbit_k2.core.config import Config, ConfigError, option
 
 EXTRACTORS = ("lhotse", "kaldifeat")
 NORMALIZATIONS = ("none", "utterance", "utterance-std")
+SMALLEST_DEVIATION = 0.1  # of a bin, that "utterance-std" divides by
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lowbit_k2.core.features import EXTRACTORS, NORMALIZATIONS, FeatureConfig
+from lowbit_k2.core.features import EXTRACTORS, NORMALIZATIONS, SMALLEST_DEVIATION, FeatureConfig
 from lowbit_k2.data.audio import AudioFile
 from lowbit_k2.data.resampling import resample_in_lhotse
 from lowbit_k2.data.sources import check_sources, parts_of
@@ -115,7 +115,7 @@ def normalize_features(features: Tensor, config: FeatureConfig) -> Tensor:
     if config.normalize == "utterance":
         return centred
     # The floor keeps a bin without variation (digital silence) from being blown up.
-    return centred / centred.pow(2).mean(dim=0, keepdim=True).sqrt().clamp(min=0.1)
+    return centred / centred.pow(2).mean(dim=0, keepdim=True).sqrt().clamp(min=SMALLEST_DEVIATION)
 
 
 def num_frames(cut: Cut, config: FeatureConfig) -> int:

@@ -60,15 +60,7 @@ class BeamStreams:
 
     @torch.no_grad()
     def accept(self, encoder_out: Tensor, lens: Tensor | None = None) -> list[list[int]]:
-        """Go on through more frames.
-
-        Args:
-          encoder_out: (N, T, C), any T.
-          lens: (N,) of them that count; all where None.
-
-        Returns:
-          N lists of the tokens that have settled with these frames.
-        """
+        """As `GreedyStreams.accept`, but what it returns are the tokens that have settled with these frames."""
         projected = self.model.joiner.encoder_proj(encoder_out)  # (N, T, D)
         counts = [encoder_out.size(1)] * len(self.beams) if lens is None else lens.tolist()
         for t in range(max(counts, default=0)):

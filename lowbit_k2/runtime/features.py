@@ -10,12 +10,11 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from lowbit_k2.core.features import FeatureConfig
+from lowbit_k2.core.features import SMALLEST_DEVIATION, FeatureConfig
 from lowbit_k2.errors import UserError
 from lowbit_k2.runtime.errors import UnsupportedError
 
 AT_ONCE = 1 << 15  # samples that are handed over
-SMALLEST_DEVIATION = 0.1  # data/features.py
 
 
 def num_frames(config: FeatureConfig, num_samples: int) -> int:
