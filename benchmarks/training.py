@@ -74,7 +74,7 @@ class Update:
         lens = torch.full((utterances,), args.frames)
         self.batch = Batch(torch.randn(utterances, args.frames, 80), lens, names, names, targets).to(DEVICE)
         # what `run_branches` reads of a trainer
-        self.device, self.scaler, self.teacher = DEVICE, make_scaler(enabled=False), None
+        self.device, self.scaler, self.teacher, self.drawn = DEVICE, make_scaler(enabled=False), None, None
         self.config = LoopConfig(amp="bfloat16" if args.bf16 else "float32")
         self.count = 0
 
