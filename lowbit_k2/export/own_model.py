@@ -73,10 +73,11 @@ def fill(model: nn.Module, packed: PackedModel) -> None:
 
     One tensor goes after the other, so that there is never a second copy of all weights in float32.
     """
+    own = model.state_dict()  # the parameters and buffers themselves, not copies
     for tensor in packed.tensors:
         value = torch.from_numpy(tensor.dequantize())
-        unexpected = model.load_state_dict(dict.fromkeys(tensor.names, value), strict=False).unexpected_keys
-        assert not unexpected, unexpected
+        for name in tensor.names:
+            own[name].copy_(value)
 
 
 def attach_packed_inputs(model: nn.Module, packed: PackedModel) -> None:
