@@ -34,7 +34,9 @@ def test_gradients_are_those_of_one_process_with_all_utterances(tmp_path: Path, 
     expected = torch.load(tmp_path / "update-0-of-1.pt")
     for rank in range(RANKS):
         found = torch.load(tmp_path / f"update-{rank}-of-{RANKS}.pt")
-        assert found["metrics"] == pytest.approx(expected["metrics"], rel=1e-4, abs=1e-6)
+        # Metrics of the step, such as gq_moved, are no truer than the gradients: Adam's first step has their signs, and
+        # where a gradient is near zero the order of the sum decides.
+        assert found["metrics"] == pytest.approx(expected["metrics"], rel=1e-3, abs=1e-6)
         assert found["grads"].keys() == expected["grads"].keys()
         for name, grad in expected["grads"].items():
             torch.testing.assert_close(found["grads"][name], grad, rtol=1e-3, atol=1e-6, msg=name)
