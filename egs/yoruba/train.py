@@ -22,11 +22,11 @@ use_project_interpreter()
 
 from lowbit_k2.asr.dry_run import dry_run
 from lowbit_k2.asr.teachers import outside_teacher
-from lowbit_k2.asr.training import Run, TrainingConfig, describe_run, output_frames, start_run, usable_cuts
+from lowbit_k2.asr.training import describe_run, output_frames, start_run, usable_cuts
 from lowbit_k2.data.augment import make_branch_masks, make_spec_augment
 from lowbit_k2.data.datamodule import AsrDataModule
 from lowbit_k2.data.manifests import load_cuts
-from lowbit_k2.data.tokenizer import Tokenizer, load_tokenizer
+from lowbit_k2.data.tokenizer import load_tokenizer
 from lowbit_k2.errors import run_main
 from lowbit_k2.losses.co_training import CoTraining
 from lowbit_k2.losses.objectives import encoder_of, make_criterion
@@ -60,47 +60,6 @@ def make_parser() -> argparse.ArgumentParser:
     )
 
 
-def make_trainer(config: TrainingConfig, run: Run, tokenizer: Tokenizer, data: AsrDataModule) -> Trainer:
-    """The model with its quantizers, and all that trains it."""
-    # the float model, and quantizers on its weights
-    model_config = config.model_config(tokenizer.vocab_size, data.features.num_mel_bins)
-    model = make_model(model_config)
-    initial = InitialState(config.run.init_from) if config.run.init_from else None
-    if initial:
-        initial.copy_weights(model)
-    freeze(model, config.run.freeze)
-    quant_config = config.quant_config()
-    report = quantize_model(model, quant_config)
-    logging.info("\n%s", report)
-    if initial:
-        initial.copy_scales(model)
-    model.to(run.device)
-
-    # what an update does: passes of the criterion at the precisions of its branches, a step, hooks
-    seed, layers = config.loop.seed, (model_config.num_layers, quant_config.layer_prefix)
-    criterion = make_criterion(config.objective, config.criterion, tokenizer, config.run.lang_dir)
-    return Trainer(
-        model=model,
-        criterion=criterion,
-        co_training=CoTraining(config.co_training, *layers, seed),
-        optimizer=make_optimizer(model, config.optim),
-        schedule=learning_rate(config.optim, model_config.d_model),
-        normalizer=output_frames(model_config),
-        config=config.loop,
-        exp_dir=config.run.exp_dir,
-        description=describe_run(config, model_config, quant_config, tokenizer, data.features),
-        clip_grad_norm=config.optim.clip_grad_norm,
-        before_update=[rising_hardness(model, config.optim), dropout_schedule(model)],
-        after_update=[floor_of_alphas(model, config.optim.alpha_floor), semi_orthogonal(model)],
-        encode=encoder_of(criterion, tokenizer),
-        augment=make_spec_augment(config.data.spec_augment),
-        mask=make_branch_masks(config.data.spec_augment),
-        teacher=outside_teacher(config, run, model, tokenizer, data),
-        drawn=drawn_weights(model, config.drawing, config.co_training),
-        ranks=run.ranks,
-    )
-
-
 def main() -> None:
     args = make_parser().parse_args()
     config = read_training_flags(args)
@@ -111,8 +70,46 @@ def main() -> None:
     with training_errors(), start_run(config) as run:
         tokenizer = load_tokenizer(config.run.tokens)
         data = AsrDataModule(config.data, world_size=run.ranks.world_size, rank=run.ranks.rank)
-        trainer = make_trainer(config, run, tokenizer, data)
-        train_cuts, valid_cuts = usable_cuts(data, tokenizer, trainer.model.config, train_cuts, valid_cuts)
+
+        # the float model, and quantizers on its weights
+        model_config = config.model_config(tokenizer.vocab_size, data.features.num_mel_bins)
+        model = make_model(model_config)
+        initial = InitialState(config.run.init_from) if config.run.init_from else None
+        if initial:
+            initial.copy_weights(model)
+        freeze(model, config.run.freeze)
+        quant_config = config.quant_config()
+        report = quantize_model(model, quant_config)
+        logging.info("\n%s", report)
+        if initial:
+            initial.copy_scales(model)
+        model.to(run.device)
+
+        # what an update does: passes of the criterion at the precisions of its branches, a step, hooks
+        seed, layers = config.loop.seed, (model_config.num_layers, quant_config.layer_prefix)
+        criterion = make_criterion(config.objective, config.criterion, tokenizer, config.run.lang_dir)
+        trainer = Trainer(
+            model=model,
+            criterion=criterion,
+            co_training=CoTraining(config.co_training, *layers, seed),
+            optimizer=make_optimizer(model, config.optim),
+            schedule=learning_rate(config.optim, model_config.d_model),
+            normalizer=output_frames(model_config),
+            config=config.loop,
+            exp_dir=config.run.exp_dir,
+            description=describe_run(config, model_config, quant_config, tokenizer, data.features),
+            clip_grad_norm=config.optim.clip_grad_norm,
+            before_update=[rising_hardness(model, config.optim), dropout_schedule(model)],
+            after_update=[floor_of_alphas(model, config.optim.alpha_floor), semi_orthogonal(model)],
+            encode=encoder_of(criterion, tokenizer),
+            augment=make_spec_augment(config.data.spec_augment),
+            mask=make_branch_masks(config.data.spec_augment),
+            teacher=outside_teacher(config, run, model, tokenizer, data),
+            drawn=drawn_weights(model, config.drawing, config.co_training),
+            ranks=run.ranks,
+        )
+
+        train_cuts, valid_cuts = usable_cuts(data, tokenizer, model_config, train_cuts, valid_cuts)
         run.begin(trainer, lambda: data.largest_batches(train_cuts))
         for epoch in remaining_epochs(trainer):
             batches = data.train_batches(train_cuts, epoch, skip=trainer.progress.batch)
