@@ -2,6 +2,7 @@
 
 lowbit-k2 inspect model.safetensors --float float.safetensors    # what takes how many bytes; needs numpy only
 lowbit-k2 transcribe --packed model.safetensors a.wav b.flac     # FILE<tab>words, without PyTorch where it can
+lowbit-k2 score float/recogs-test.txt 1bit/recogs-test.txt       # errors, runs of deletions, by length and by noise
 lowbit-k2 compare float/recogs-test.txt 1bit/recogs-test.txt     # worse, better, equivalent, or cannot tell
 """
 
@@ -60,6 +61,14 @@ def get_parser() -> argparse.ArgumentParser:
     align.add_argument("--transcripts", type=Path, metavar="FILE", help="instead: lines `WAV<tab>transcript`")
     add_flags(align, ChunkConfig)
     align.set_defaults(run=run_align)
+
+    scores = commands.add_parser(
+        "score", help="word errors of recogs-*.txt files, runs of deleted words, error rates by length and by SNR"
+    )
+    scores.add_argument("recogs", type=Path, nargs="+", metavar="RECOGS", help="recogs-*.txt of decode.py")
+    scores.add_argument("--cuts", type=Path, nargs="+", metavar="FILE", help="lhotse cuts that carry an SNR")
+    scores.add_argument("--json", action="store_true", help="for programs")
+    scores.set_defaults(run=run_score)
 
     compare = commands.add_parser(
         "compare", help="is a system worse than another, better, or equivalent? From their recogs-*.txt files"
@@ -136,6 +145,25 @@ def run_align(args: argparse.Namespace) -> None:
     load_plugins(args.plugin)
     pairs = read_pairs(args.transcripts) if args.transcripts else [(args.wav, args.text)]
     align_files(pairs, packed_recognizer(load_packed(args.packed), read_flags(ChunkConfig, args)), args.level)
+
+
+def run_score(args: argparse.Namespace) -> None:
+    """Print how often each system errs, and how."""
+    from lowbit_k2.scoring.detail import check_snrs, detail, format_details
+    from lowbit_k2.scoring.recogs import read_recogs
+
+    systems = [(path, read_recogs(path)) for path in args.recogs]
+    snrs = None
+    if args.cuts is not None:
+        from lowbit_k2.data.manifests import read_cuts, snrs_of
+
+        snrs = {utterance: snr for path in args.cuts for utterance, snr in snrs_of(read_cuts(path)).items()}
+        check_snrs(snrs, systems)
+    found = {str(path): detail(results, snrs) for path, results in systems}
+    if args.json:
+        print(json.dumps([{"file": name, **one.to_dict()} for name, one in found.items()], indent=2))
+    else:
+        print(format_details(found))
 
 
 def read_paths(text: str) -> tuple[Path, ...]:
