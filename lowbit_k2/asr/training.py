@@ -139,19 +139,18 @@ class TrainingConfig:
         self.drawing.check_precisions(self.co_training)
         precisions = precisions or self.co_training.trained_precisions
         preset = preset or self.quant.preset
+        model = OBJECTIVES[self.objective].model
+        own: dict[str, Any] = {"rules": (*model.rules, *DEFAULT_RULES), "layer_prefix": model.layer_prefix}
         if precisions == (FLOAT_BITS,):
-            return QuantConfig.preset("float")
+            return QuantConfig.preset("float", **own)
         if preset == "float":
             named = ",".join(self.co_training.precisions)
             raise ConfigError("preset", f"float has no tensors for the precisions {named}: use 32")
         options = {name: value for name, value in self.quant.to_dict().items() if name != "preset"}
         if self.quant.quantizer == "gq":
             options["scale"] = self.gq.gq_scale
-        rules = OBJECTIVES[self.objective].model.rules
-        if rules:
-            options["rules"] = (*rules, *DEFAULT_RULES)
         try:
-            made = QuantConfig.preset(preset, precisions=precisions, **options)
+            made = QuantConfig.preset(preset, precisions=precisions, **options, **own)
             return with_fitted_steps(made) if self.admm.every else made
         except UserError as error:
             raise ConfigError("precisions", f"{','.join(self.co_training.precisions)}: {error}") from None
