@@ -1,4 +1,4 @@
-"""Acoustic and language models in plain float PyTorch; `lowbit_k2.quant` turns their weights into few bits from outside.
+"""Acoustic and language models in float PyTorch; `lowbit_k2.quant` turns their weights into few bits from outside.
 
 Their settings are in `lowbit_k2.core.encoders`, `lowbit_k2.core.models` and `lowbit_k2.core.lm`, which need no torch.
 """
