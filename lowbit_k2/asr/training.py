@@ -98,6 +98,7 @@ class TrainingConfig:
     """All settings of a run.
 
     Attributes:
+      data: how batches are made, of speech or of text.
       objective: one of `losses.objectives.OBJECTIVES`.
       preset: named size of its model.
       model_fields: fields of the model that replace the preset's.
@@ -105,7 +106,7 @@ class TrainingConfig:
     """
 
     run: RunConfig = field(default_factory=RunConfig)
-    data: DataConfig = field(default_factory=DataConfig)
+    data: Config = field(default_factory=DataConfig)
     objective: str = "ctc"
     preset: str = "tiny"
     model_fields: Mapping[str, Any] = field(default_factory=dict)
@@ -123,7 +124,7 @@ class TrainingConfig:
         """What brings weights to their grids; raises ConfigError where settings exclude each other."""
         return DrawingConfig(self.quant.quantizer, self.admm, self.gq, self.cosine)
 
-    def model_config(self, vocab_size: int, num_features: int) -> ModelConfig:
+    def model_config(self, vocab_size: int, num_features: int = 0) -> ModelConfig:
         """The preset with single fields replaced."""
         objective = OBJECTIVES[self.objective]
         decided = objective.model_fields(self.criterion or objective.settings())
@@ -279,9 +280,13 @@ def describe_run(
     model: ModelConfig,
     quant: QuantConfig,
     tokenizer: Tokenizer,
-    features: FeatureConfig,
+    features: FeatureConfig | None = None,
 ) -> dict[str, Any]:
-    """The part of a checkpoint's JSON that decode.py and export.py rebuild everything from, and all other settings."""
+    """The part of a checkpoint's JSON that decode.py and export.py rebuild everything from, and all other settings.
+
+    Args:
+      features: None of a model that reads text.
+    """
     settings = {"data": config.data, "loop": config.loop, "optim": config.optim, "admm": config.admm}
     settings[config.objective] = config.criterion
     return {
@@ -290,7 +295,7 @@ def describe_run(
         "co_training": config.co_training.to_dict(),
         "allocations": {name: allocation.to_dict() for name, allocation in config.co_training.allocations.items()},
         "tokenizer": describe_tokenizer(tokenizer),
-        "features": features.to_dict(),
+        "features": features.to_dict() if features else {},
         "schedule": config.drawing.schedule(config.loop.num_epochs),
         "settings": {name: value.to_dict() for name, value in settings.items() if value is not None},
     }

@@ -16,11 +16,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from lowbit_k2.core.config import Config, option
 from lowbit_k2.data.batch import Batch
 from lowbit_k2.data.datamodule import epoch_seed
 from lowbit_k2.data.dealing import deal
-from lowbit_k2.data.text import NORMALIZERS, normalizer
+from lowbit_k2.data.text import normalizer
+from lowbit_k2.data.text_config import TextConfig
 from lowbit_k2.data.tokenizer import BOUNDARY, UNKNOWN, Tokenizer
 from lowbit_k2.errors import UserError
 from lowbit_k2.progress import progress_bar
@@ -28,19 +28,6 @@ from lowbit_k2.textfile import numbered_lines
 
 POOL = 50  # batches whose rows are sorted by length together
 MISSING = "give a text file, one sentence per line"
-
-
-@dataclass(frozen=True)
-class TextConfig(Config):
-    """How text is read, and put together to rows and batches."""
-
-    kaldi_text: bool = option(False, "lines begin with an id, as in a Kaldi data directory's text")
-    normalize_text: str = option("none", "case and punctuation of the text", choices=tuple(NORMALIZERS))
-    max_length: int = option(1000, "units of a line; longer lines are refused", low=1, high=1_000_000)
-    batch_tokens: int = option(2000, "units in a batch, padding included", low=1, high=10**9)
-    pack_length: int = option(
-        0, "join lines that follow one another to rows of so many units, which see what is before; 0: no", low=0
-    )
 
 
 def text_lines(paths: Sequence[Path], config: TextConfig) -> Iterator[tuple[str, str]]:

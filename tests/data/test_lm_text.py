@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from lowbit_k2.data.lm_text import TextBatches, TextConfig, TokenText, count_words
+from lowbit_k2.data.lm_text import TextBatches, TokenText, count_words
+from lowbit_k2.data.text_config import TextConfig
 from lowbit_k2.data.tokenizer import (
     LexiconTokenizer,
     SentencePieceTokenizer,
