@@ -9,7 +9,6 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
 import sys
 from pathlib import Path
@@ -41,27 +40,24 @@ from lowbit_k2.train.orthogonal import semi_orthogonal
 from lowbit_k2.train.trainer import Trainer
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """The flags with this recipe's defaults."""
-    return training_parser(
-        __doc__,
-        exp_dir=HERE / "exp/tiny",
-        lang_dir=HERE / "data/lang_char",
-        manifest_dir=HERE / "data/fbank",
-        model="tiny",
-        dropout=0.05,
-        max_duration=30.0,
-        cache_features=True,
-        spec_aug_max_freq_width=18,
-        spec_aug_max_time_fraction=0.15,
-        num_epochs=20,
-        lr_factor=0.5,
-        warm_step=400,
-    )
+DEFAULTS = {
+    "exp_dir": HERE / "exp/tiny",
+    "lang_dir": HERE / "data/lang_char",
+    "manifest_dir": HERE / "data/fbank",
+    "model": "tiny",
+    "dropout": 0.05,
+    "max_duration": 30.0,
+    "cache_features": True,
+    "spec_aug_max_freq_width": 18,
+    "spec_aug_max_time_fraction": 0.15,
+    "num_epochs": 20,
+    "lr_factor": 0.5,
+    "warm_step": 400,
+}
 
 
 def main() -> None:
-    args = make_parser().parse_args()
+    args = training_parser(__doc__, **DEFAULTS).parse_args()
     config = read_training_flags(args)
     if args.dry_run:
         return dry_run(config)
