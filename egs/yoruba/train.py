@@ -39,7 +39,6 @@ from lowbit_k2.train.optim import dropout_schedule, floor_of_alphas, learning_ra
 from lowbit_k2.train.orthogonal import semi_orthogonal
 from lowbit_k2.train.trainer import Trainer
 
-
 DEFAULTS = {
     "exp_dir": HERE / "exp/tiny",
     "lang_dir": HERE / "data/lang_char",
