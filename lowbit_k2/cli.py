@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from lowbit_k2.asr.engines import EngineConfig, transcribe_packed
+from lowbit_k2.asr.transcripts import OutputConfig
 from lowbit_k2.core.chunks import ChunkConfig
 from lowbit_k2.core.text import printable
 from lowbit_k2.data.text_config import TextConfig
@@ -47,10 +48,16 @@ def get_parser() -> argparse.ArgumentParser:
     transcribe = commands.add_parser("transcribe", help="audio files to text with a packed model")
     transcribe.add_argument("--packed", type=Path, required=True, metavar="FILE", help="a packed file of export.py")
     transcribe.add_argument("--plugin", type=Path, action="append", default=[], metavar="FILE", help=PLUGIN_HELP)
-    add_flags(transcribe, EngineConfig, SearchConfig, ChunkConfig)
+    add_flags(transcribe, EngineConfig, OutputConfig, SearchConfig, ChunkConfig)
     transcribe.add_argument("--threads", type=int, dest="num_threads", default=argparse.SUPPRESS, help="the same")
     transcribe.add_argument("--rtf", action="store_true", help="seconds of audio and of work on stderr, file by file")
-    transcribe.add_argument("wav", type=Path, nargs="+", metavar="WAV", help="any format that libsndfile reads")
+    transcribe.add_argument(
+        "audio",
+        type=Path,
+        nargs="+",
+        metavar="AUDIO",
+        help="files of any format that libsndfile reads, folders that hold some, or - for stdin",
+    )
     transcribe.set_defaults(run=run_transcribe)
 
     align = commands.add_parser("align", help="when each word of known transcripts was said, as CTM")
@@ -134,12 +141,12 @@ def _spell(values: Mapping[str, Any]) -> str:
 
 
 def run_transcribe(args: argparse.Namespace) -> None:
-    """Print `FILE<tab>words` for each audio file, one by one. torch is imported only where the packed runtime has no
+    """Put out what is said in each audio file, one by one. torch is imported only where the packed runtime has no
     parts for the model.
     """
     load_plugins(args.plugin)
-    engine = read_flags(EngineConfig, args, rtf=args.rtf)
-    transcribe_packed(args.packed, args.wav, engine, read_flags(SearchConfig, args), read_flags(ChunkConfig, args))
+    settings = (read_flags(kind, args) for kind in (EngineConfig, SearchConfig, ChunkConfig))
+    transcribe_packed(args.packed, args.audio, *settings, read_flags(OutputConfig, args, rtf=args.rtf))
 
 
 def run_align(args: argparse.Namespace) -> None:

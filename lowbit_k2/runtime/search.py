@@ -18,6 +18,20 @@ Labels = tuple[int, ...]
 
 
 @dataclass(frozen=True)
+class Hypothesis:
+    """What a search has heard.
+
+    labels: token ids.
+    frames: the network's output frame that each of them came at; of several alignments in the likeliest.
+    log_prob: natural logarithm, where the search adds probabilities up.
+    """
+
+    labels: Labels = ()
+    frames: tuple[int, ...] = ()
+    log_prob: float = 0.0
+
+
+@dataclass(frozen=True)
 class SearchConfig(Config):
     """Searches that need no graph; names and defaults are decode.py's."""
 
@@ -31,11 +45,12 @@ class SearchConfig(Config):
             raise ConfigError("decoding_method", problem)
 
 
-def ctc_greedy_search(log_probs: np.ndarray) -> Labels:
+def ctc_greedy_search(log_probs: np.ndarray) -> Hypothesis:
     """The best class of each frame, repeats merged and then blanks removed. log_probs: (T, V)"""
     best = log_probs.argmax(axis=1) if len(log_probs) else np.zeros(0, int)
     begins = np.diff(best, prepend=-1) != 0
-    return tuple(best[begins & (best != 0)].tolist())
+    frames = np.flatnonzero(begins & (best != 0))
+    return Hypothesis(tuple(best[frames].tolist()), tuple(frames.tolist()))
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:
@@ -44,23 +59,23 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
     return centred - np.log(np.exp(centred).sum(axis=-1, keepdims=True))
 
 
-def greedy_search(network: PackedTransducer, encoder_out: np.ndarray, blank_penalty: float = 0.0) -> Labels:
+def greedy_search(network: PackedTransducer, encoder_out: np.ndarray, blank_penalty: float = 0.0) -> Hypothesis:
     """The best class at each frame. encoder_out: (T, C)"""
-    contexts, labels = network.contexts(), ()
+    contexts, labels, frames = network.contexts(), (), ()
     after = contexts([labels])  # (1, D)
-    for frame in network.joiner.encoder_proj(encoder_out):
+    for place, frame in enumerate(network.joiner.encoder_proj(encoder_out)):
         logits = network.joiner(frame[None], after)[0]  # (V,)
         logits[0] -= np.float32(blank_penalty)
         token = int(logits.argmax())
         if token:
-            labels += (token,)
+            labels, frames = (*labels, token), (*frames, place)
             after = contexts([labels])
-    return labels
+    return Hypothesis(labels, frames)
 
 
 def modified_beam_search(
     network: PackedTransducer, encoder_out: np.ndarray, beam_size: int = 4, blank_penalty: float = 0.0
-) -> list[tuple[Labels, float]]:
+) -> list[Hypothesis]:
     """The `beam_size` best token sequences at each frame; alignments of the same sequence are summed.
 
     Args:
@@ -69,24 +84,28 @@ def modified_beam_search(
       Sequences with their log-probabilities over the alignments within the beam, the best first.
     """
     contexts = network.contexts()
-    beam: list[tuple[Labels, float]] = [((), 0.0)]
-    for frame in network.joiner.encoder_proj(encoder_out):
-        logits = network.joiner(frame[None], contexts([labels for labels, _ in beam]))  # (M, V)
+    beam = [Hypothesis()]
+    for place, frame in enumerate(network.joiner.encoder_proj(encoder_out)):
+        logits = network.joiner(frame[None], contexts([hyp.labels for hyp in beam]))  # (M, V)
         logits[:, 0] -= np.float32(blank_penalty)
-        beam = _extend(beam, log_softmax(logits), beam_size)
+        beam = _extend(beam, log_softmax(logits), beam_size, place)
     return beam
 
 
-def _extend(beam: list[tuple[Labels, float]], scores: np.ndarray, beam_size: int) -> list[tuple[Labels, float]]:
+def _extend(beam: list[Hypothesis], scores: np.ndarray, beam_size: int, frame: int) -> list[Hypothesis]:
     """Every sequence with every class, equal ones summed, the best kept. scores: (M, V)"""
-    totals = (scores + np.array([[score] for _, score in beam])).ravel()
+    totals = (scores + np.array([[hyp.log_prob] for hyp in beam])).ravel()
     # A sequence has two origins at most: itself with a blank, and its beginning with its last token.
     count = min(2 * beam_size, len(totals))
     top = np.argpartition(-totals, count - 1)[:count]
-    merged: dict[Labels, float] = {}
-    for place in top[np.argsort(-totals[top], kind="stable")].tolist():
+    merged: dict[Labels, Hypothesis] = {}
+    for place in top[np.argsort(-totals[top], kind="stable")].tolist():  # the likeliest first, whose frames stay
         origin, token = divmod(place, scores.shape[1])
-        labels = beam[origin][0] + ((token,) if token else ())
+        labels, frames = beam[origin].labels, beam[origin].frames
+        if token:
+            labels, frames = (*labels, token), (*frames, frame)
         score = float(totals[place])
-        merged[labels] = float(np.logaddexp(merged[labels], score)) if labels in merged else score
-    return sorted(merged.items(), key=lambda item: -item[1])[:beam_size]
+        if labels in merged:
+            frames, score = merged[labels].frames, float(np.logaddexp(merged[labels].log_prob, score))
+        merged[labels] = Hypothesis(labels, frames, score)
+    return sorted(merged.values(), key=lambda hyp: -hyp.log_prob)[:beam_size]
