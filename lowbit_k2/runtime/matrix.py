@@ -97,8 +97,8 @@ def matmul(
     """`PackedMatrix(tensor).matmul(x, ...)`; the matrix is kept as long as the tensor lives.
 
     Args:
-      x, bias: arrays, or torch tensors of any float type and device; the product of a tensor is one, float32 on the CPU,
-        and no gradient passes through it.
+      x, bias: arrays, or torch tensors of any float type and device; the product is then one, float32 on the CPU, and
+        no gradient passes through it.
     Raises:
       UserError, PackedFileError: as `PackedMatrix`.
     """
