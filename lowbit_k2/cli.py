@@ -4,6 +4,7 @@ lowbit-k2 inspect model.safetensors --float float.safetensors    # what takes ho
 lowbit-k2 transcribe --packed model.safetensors a.wav b.flac     # FILE<tab>words, without PyTorch where it can
 lowbit-k2 score float/recogs-test.txt 1bit/recogs-test.txt       # errors, runs of deletions, by length and by noise
 lowbit-k2 perplexity lm.safetensors text.gz                      # of a language model, packed or a checkpoint
+lowbit-k2 import bitnet.safetensors --output packed.safetensors  # others' ternary or binary weights, without loss
 lowbit-k2 compare float/recogs-test.txt 1bit/recogs-test.txt     # worse, better, equivalent, or cannot tell
 """
 
@@ -23,7 +24,17 @@ from lowbit_k2.core.chunks import ChunkConfig
 from lowbit_k2.core.text import printable
 from lowbit_k2.data.text_config import TextConfig
 from lowbit_k2.errors import UserError, run_main
-from lowbit_k2.packed import PackedFileError, PackedModel, entropy_rows, format_entropy, read_packed, size_table
+from lowbit_k2.packed import (
+    PackedFileError,
+    PackedModel,
+    entropy_rows,
+    format_entropy,
+    import_table,
+    import_tensors,
+    read_packed,
+    size_table,
+    write_packed,
+)
 from lowbit_k2.plugins import PLUGIN_HELP, load_plugins
 from lowbit_k2.recipe.flags import add_flags, errors_name_flags, read_flags
 from lowbit_k2.runtime import SearchConfig
@@ -44,6 +55,15 @@ def get_parser() -> argparse.ArgumentParser:
     )
     inspect.add_argument("--json", action="store_true", help="for programs")
     inspect.set_defaults(run=run_inspect)
+
+    bring = commands.add_parser("import", help="low-bit weights of others, from safetensors to a packed file")
+    bring.add_argument("source", type=Path, metavar="SRC", help="codes with scales, or floats with few values")
+    bring.add_argument("--output", type=Path, required=True, metavar="FILE", help="the packed file")
+    bring.add_argument(
+        "--skip", action="append", default=[], metavar="PATTERN", help="names (with * and ?) to leave out; repeatable"
+    )
+    bring.add_argument("--compress", action="store_true", help="code frequent weights in fewer bits")
+    bring.set_defaults(run=run_import)
 
     transcribe = commands.add_parser("transcribe", help="audio files to text with a packed model")
     transcribe.add_argument("--packed", type=Path, required=True, metavar="FILE", help="a packed file of export.py")
@@ -138,6 +158,18 @@ def describe(path: Path, model: PackedModel) -> Iterator[str]:
 
 def _spell(values: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {value}" for name, value in values.items())
+
+
+def run_import(args: argparse.Namespace) -> None:
+    """Write a packed file of a safetensors file's tensors and print what became of each. Imports no torch."""
+    if args.output.exists() and args.output.samefile(args.source):
+        raise UserError(f"--output {args.output} is the source: choose another name")
+    found = import_tensors(args.source, args.skip)
+    model = PackedModel([imported.tensor for imported in found], {}, tokens_kind="none", extra={"imported": True})
+    write_packed(args.output, model, args.compress)
+    print(import_table(found))
+    before, after = args.source.stat().st_size, args.output.stat().st_size
+    print(f"{printable(str(args.output))}: {after:,} bytes of {before:,}, {before / after:.2f}x smaller")
 
 
 def run_transcribe(args: argparse.Namespace) -> None:

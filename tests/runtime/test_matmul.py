@@ -227,3 +227,30 @@ def test_tensors_of_floats(isa: str, dtype: type) -> None:
             one[0, k] = 1
             assert matrix.matmul(one, mode)[0, 3] == np.float32(values[3, k])
     assert matrix.nbytes <= 32 * 192 * values.itemsize + 300
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_torch_tensors(dtype: torch.dtype) -> None:
+    tensor, x = random_tensor("ternary", 6, 50, "channel"), torch.from_numpy(random_rows(4, 50)).to(dtype)
+    bias = torch.linspace(-1, 1, 6, dtype=dtype)
+    found = matmul(tensor, x.requires_grad_(), "exact", bias)
+    assert isinstance(found, torch.Tensor) and found.dtype == torch.float32 and not found.requires_grad
+    expected = matmul(tensor, x.detach().float().numpy(), "exact", bias.float().numpy())
+    assert np.array_equal(found.numpy(), expected)
+    with pytest.raises(UserError, match=r"w takes floats of shape \(..., 50\), not float32 of shape \(4, 49\)"):
+        matmul(tensor, x[:, 1:])
+
+
+def test_the_layout_is_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+
+    class Counted(PackedMatrix):
+        def __init__(self, tensor: PackedTensor) -> None:
+            made.append(tensor.name)
+            super().__init__(tensor)
+
+    monkeypatch.setattr("lowbit_k2.runtime.matrix.PackedMatrix", Counted)
+    first, second, x = random_tensor("binary", 3, 20), random_tensor("binary", 3, 20), random_rows(2, 20)
+    for tensor in (first, second, first, second):
+        matmul(tensor, x)
+    assert made == ["w", "w"]
