@@ -19,8 +19,18 @@ NATIVE = Path(__file__).resolve().parent / "native"
 FLAGS = ("-O3", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-pthread")
 SANITIZE = ("-g1", "-O0", "-std=c++17", "-pthread", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 COMMON = ("pool", "isa", "repack", "matmul", "layers", "kernels_portable")
-# Units that are compiled for more than the least CPU of the machine's kind; run-time dispatch chooses among them.
-BY_MACHINE = {"x86_64": {"kernels_avx2": ("-mavx2", "-mfma")}}
+# Units that are compiled for more than the least CPU of the machine's kind; run-time dispatch chooses among them. A
+# compiler that does not know the flags of one leaves an empty unit.
+AVX2 = ("-mavx2", "-mfma")
+AVX512 = (*AVX2, "-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mavx512vnni", "-mprefer-vector-width=512")
+BY_MACHINE = {
+    "x86_64": {
+        "kernels_avx2": AVX2,
+        "kernels_avxvnni": (*AVX2, "-mavxvnni"),
+        "kernels_avx512vnni": AVX512,
+        "kernels_amx": (*AVX512, "-mgfni", "-mamx-tile", "-mamx-int8"),
+    }
+}
 
 
 class BuildError(Exception):
@@ -45,6 +55,15 @@ def units() -> dict[str, tuple[str, ...]]:
     return {**dict.fromkeys(COMMON, ()), **BY_MACHINE.get(platform.machine(), {})}
 
 
+def known_flags(program: str, flags: tuple[str, ...]) -> tuple[str, ...]:
+    """The flags, or none if the compiler knows not all of them."""
+    if not flags:
+        return flags
+    command = [program, *flags, "-E", "-x", "c++", os.devnull]
+    done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)
+    return () if done.returncode else flags
+
+
 def build(target: Path, flags: Sequence[str] = FLAGS, extra: Sequence[Path] = (), shared: bool = True) -> None:
     """Compile all units, as many at a time as there are CPUs, and link them.
 
@@ -55,8 +74,9 @@ def build(target: Path, flags: Sequence[str] = FLAGS, extra: Sequence[Path] = ()
       BuildError: no compiler, one that fails, or a folder that cannot be written.
     """
     program = compiler()
-    sources = {NATIVE / f"{name}.cpp": own for name, own in units().items()} | dict.fromkeys(extra, ())
     try:
+        own_flags = {name: known_flags(program, own) for name, own in units().items()}
+        sources = {NATIVE / f"{name}.cpp": own for name, own in own_flags.items()} | dict.fromkeys(extra, ())
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=".tmp-") as folder:
             objects = {source: Path(folder) / f"{source.stem}.o" for source in sources}

@@ -14,7 +14,7 @@ from lowbit_k2.errors import UserError
 from lowbit_k2.runtime.build import BuildError, library_path
 
 ABI = 1  # LBK_ABI of native/lowbit_k2.h
-ISAS = ("portable", "avx2")
+ISAS = ("portable", "avx2", "avxvnni", "avx512vnni", "amx")
 NUMPY = "numpy"  # as LOWBIT_K2_ISA: without the library
 ISA_VARIABLE = "LOWBIT_K2_ISA"
 MODES = {"exact": 0, "a16": 1, "a8": 2}

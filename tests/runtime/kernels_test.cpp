@@ -114,7 +114,7 @@ int main() {
   int paths = 0;
   long products = 0;
   damage();
-  for (const char *isa : {"portable", "avx2", "avx-vnni", "avx512-vnni", "amx"}) {
+  for (const char *isa : {"portable", "avx2", "avxvnni", "avx512vnni", "amx"}) {
     if (const char *why = lbk_isa_missing(isa)) {
       std::printf("%s not tested: %s\n", isa, why);
       continue;

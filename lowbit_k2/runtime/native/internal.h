@@ -86,13 +86,16 @@ struct Attention {
 
 constexpr int kQueries = 24;  // of an attention task
 
-// What a set of instructions offers.
+// How a set of instructions multiplies. All null where the compiler does not know the instructions.
 struct Kernels {
-  const char *name;
   // Bytes that a prepared row of activations takes, a multiple of 64; 0: rows are read as they are.
   size_t (*row_bytes)(const lbk_matrix &w, int mode, int64_t rows);
   void (*prepare)(const Call &call, int64_t begin, int64_t end);   // rows
   void (*multiply)(const Call &call, int64_t begin, int64_t end);  // panels
+};
+
+// How it does what is not a matrix's.
+struct Layers {
   void (*rows)(const RowCall &call, int64_t begin, int64_t end);
   void (*depthwise)(const Depthwise &call, int64_t begin, int64_t end);  // frames
   void (*pack_head)(const Attention &call, int64_t head);
@@ -100,11 +103,15 @@ struct Kernels {
 };
 
 extern const Kernels kPortable;
+extern const Layers kLayersPortable;
 #if defined(__x86_64__)
-extern const Kernels kAvx2;
+extern const Kernels kAvx2, kAvxVnni, kAvx512Vnni, kAmx;
+extern const Layers kLayersAvx2;
 #endif
 
-const Kernels &kernels();  // in use
+// In use.
+const Kernels &kernels();
+const Layers &layers();
 
 // Whether a matrix is multiplied in float32 although the mode asks for integers.
 bool needs_floats(const lbk_matrix &w);

@@ -52,7 +52,8 @@ struct Portable {
 
 }  // namespace
 
-const Kernels kPortable = {"portable", row_bytes<Portable>, prepare<Portable>, multiply<Portable>, each_row, depthwise, pack_head,
-                           attend<Portable>};
+const Kernels kPortable = {row_bytes<Portable>, prepare<Portable>, multiply<Portable>};
+
+const Layers kLayersPortable = {each_row, depthwise, pack_head, attend<Portable>};
 
 }  // namespace lbk

@@ -24,7 +24,7 @@ void run_rows(int64_t rows, int64_t cols, int threads, Body body) {
 
 int run_call(const RowCall &call, int64_t rows, int threads) {
   if (rows < 0 || call.cols < 1 || threads < 1) return fail("sizes that cannot be");
-  const Kernels &k = kernels();
+  const Layers &k = layers();
   run_rows(rows, call.cols, threads, [&](int64_t begin, int64_t end) { k.rows(call, begin, end); });
   return 0;
 }
@@ -62,7 +62,7 @@ int lbk_log_softmax(const float *x, int64_t rows, int64_t cols, float *y, int32_
 int lbk_depthwise(const float *x, int64_t frames, int64_t channels, const float *weight, int64_t taps,
                   const float *bias, float *y, int32_t threads) {
   if (frames < 0 || channels < 1 || taps < 1 || threads < 1) return fail("sizes that cannot be");
-  const Kernels &k = kernels();
+  const Layers &k = layers();
   const Depthwise call{x, weight, bias, y, frames, channels, taps};
   run_rows(frames, channels * taps / 4 + 1, threads, [&](int64_t begin, int64_t end) { k.depthwise(call, begin, end); });
   return 0;
@@ -94,7 +94,7 @@ int lbk_attention(const float *query, const float *key, const float *value, cons
   int failed = 0;
   const Attention a{query,  key,  value, position, u, v, out, frames, heads, size, panels, panels + keys,
                     panels + keys + positions, &failed};
-  const Kernels &k = kernels();
+  const Layers &k = layers();
   run(heads, threads, [&](int64_t head) { k.pack_head(a, head); });
   const int64_t parts = (frames + kQueries - 1) / kQueries;
   run(heads * parts, threads, [&](int64_t i) {

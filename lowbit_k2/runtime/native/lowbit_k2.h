@@ -48,7 +48,7 @@ int lbk_abi(void);
 /* What went wrong in this thread's last call that failed. */
 const char *lbk_error(void);
 
-/* Choose the instructions: "portable", "avx2", "avx-vnni", "avx512-vnni", "amx"; NULL: what the environment variable
+/* Choose the instructions: "portable", "avx2", "avxvnni", "avx512vnni", "amx"; NULL: what the environment variable
    LOWBIT_K2_ISA names, or the best that this CPU has. Fails, and changes nothing, if the name is unknown or the CPU
    lacks it. Without this call the first multiplication chooses as for NULL, and the best one if that fails. */
 int lbk_use_isa(const char *name);
@@ -56,7 +56,7 @@ int lbk_use_isa(const char *name);
 /* The instructions in use. */
 const char *lbk_isa(void);
 
-/* NULL if the CPU has the instructions of this name, else why not. */
+/* NULL if the CPU, and this library, have the instructions of this name, else why not. */
 const char *lbk_isa_missing(const char *name);
 
 /* A matrix for multiplication, or NULL: unknown encoding, sizes that are absurd, bytes that no writer makes, codes
