@@ -41,11 +41,19 @@ class Tensor(ctypes.Structure):
 _ROWS = (c_int, [c_void_p, c_int64, c_int64, c_void_p, c_int32])
 _SIGNATURES = {
     "lbk_layer_norm": (c_int, [c_void_p, c_int64, c_int64, c_void_p, c_void_p, c_float, c_void_p, c_int32]),
+    "lbk_add_norm": (
+        c_int,
+        [c_void_p, c_void_p, c_float, c_int64, c_int64, c_void_p, c_void_p, c_float, c_void_p, c_int32],
+    ),
     "lbk_swish": _ROWS,
     "lbk_glu": _ROWS,
     "lbk_softmax": _ROWS,
     "lbk_log_softmax": _ROWS,
-    "lbk_depthwise": (c_int, [c_void_p, c_int64, c_int64, c_void_p, c_int64, c_void_p, c_void_p, c_int32]),
+    "lbk_depthwise": (c_int, [c_void_p, c_int64, c_int64, c_void_p, c_int64, c_void_p, c_int32, c_void_p, c_int32]),
+    "lbk_convolve": (
+        c_int,
+        [c_void_p, c_int64, c_int64, c_int64, c_void_p, c_void_p, c_int64, c_void_p, c_int64, c_int32],
+    ),
     "lbk_patches": (c_int, [c_void_p, *[c_int64] * 5, c_int32, c_void_p]),
     "lbk_attention": (c_int, [*[c_void_p] * 6, *[c_int64] * 3, c_void_p, c_int32]),
     "lbk_abi": (c_int, []),

@@ -1,5 +1,5 @@
 // Plain C++, for any CPU: products of 16-bit integers, which compilers know how to sum up.
-#include "layers.h"
+#include "panels.h"
 
 namespace lbk {
 namespace {
@@ -53,7 +53,5 @@ struct Portable {
 }  // namespace
 
 const Kernels kPortable = {row_bytes<Portable>, prepare<Portable>, multiply<Portable>};
-
-const Layers kLayersPortable = {each_row, depthwise, pack_head, attend<Portable>};
 
 }  // namespace lbk
