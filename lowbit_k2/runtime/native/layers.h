@@ -42,10 +42,15 @@ LBK_INLINE inline Vector read(const float *x, int count) {
 }
 
 LBK_INLINE inline void write(const Vector &v, float *y, int count = kWidth) {
+  if (count == kWidth) {
+    memcpy(y, &v, sizeof v);
+    return;
+  }
 #if defined(__AVX512F__)
-  if (count < kWidth) return _mm512_mask_storeu_ps(y, (1u << count) - 1, v);
-#endif
+  _mm512_mask_storeu_ps(y, (1u << count) - 1, v);
+#else
   memcpy(y, &v, count * sizeof(float));
+#endif
 }
 
 // f(place, number of values there) over a row.
@@ -92,7 +97,9 @@ LBK_INLINE inline Vector exponential(Vector x) {
   sum = sum * r + 1.f;
   sum = sum * r + 1.f;
   const Integers power = (__builtin_convertvector(n, Integers) + 127) << 23;
-  return sum * reinterpret_cast<const Vector &>(power);
+  Vector factor;
+  memcpy(&factor, &power, sizeof factor);
+  return sum * factor;
 }
 
 // 1 / x of x from 1 to 2^127, to a unit in the last place.
