@@ -192,7 +192,7 @@ struct Avx2 {
 
 }  // namespace
 
-const Kernels kAvx2 = {row_bytes<Avx2>, prepare<Avx2>, multiply<Avx2>};
+const Kernels kAvx2 = {one_sum, row_bytes<Avx2>, prepare<Avx2>, multiply<Avx2>, kSmallSlice};
 
 const Layers kLayersAvx2 = {each_row, depthwise, pack_head, attend<Avx2>};
 

@@ -52,7 +52,7 @@ struct Portable {
 
 }  // namespace
 
-const Kernels kPortable = {row_bytes<Portable>, prepare<Portable>, multiply<Portable>};
+const Kernels kPortable = {one_sum, row_bytes<Portable>, prepare<Portable>, multiply<Portable>, kSmallSlice};
 
 const Layers kLayersPortable = {each_row, depthwise, pack_head, attend<Portable>};
 
