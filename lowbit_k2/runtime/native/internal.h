@@ -50,8 +50,8 @@ struct Call {
   int64_t y_stride;
   uint8_t *prepared;     // rows of row_bytes: activations as the kernels want them; null where row_bytes is 0
   size_t row_bytes;
-  float *x_steps;        // (rows,), integer modes
-  int32_t *sums;         // (rows, blocks) sums of the integers of each block, integer modes
+  float *x_steps;        // (rows,), where rows become integers
+  int32_t *sums;         // (rows, sums, blocks) sums of the integers of each block
 };
 
 // What is done to each row by itself.
@@ -94,14 +94,20 @@ struct Attention {
   int *failed;                       // set where memory ran out
 };
 
+constexpr size_t kSmallSlice = 192 << 10, kLargeSlice = 640 << 10;  // beside tiles in a cache of 512 KiB, of 1 MiB
+constexpr int kMaxGroup = 32;  // rows that kernels multiply at a time
+
 constexpr int kQueries = 24;  // of an attention task
 
 // How a set of instructions multiplies. All null where the compiler does not know the instructions.
 struct Kernels {
+  // For each block of a row of activations: how many sums of integers are kept. 0: rows do not become integers.
+  int (*sums)(const lbk_matrix &w, int mode);
   // Bytes that a prepared row of activations takes, a multiple of 64; 0: rows are read as they are.
   size_t (*row_bytes)(const lbk_matrix &w, int mode, int64_t rows);
   void (*prepare)(const Call &call, int64_t begin, int64_t end);   // rows
   void (*multiply)(const Call &call, int64_t begin, int64_t end);  // panels
+  size_t slice_bytes;  // of prepared rows, which stay in the cache while the panels go by
 };
 
 // How it does what is not a matrix's.
@@ -117,6 +123,7 @@ extern const Kernels kPortable;
 extern const Layers kLayersPortable;
 #if defined(__x86_64__)
 extern const Kernels kAvx2, kAvxVnni, kAvx512Vnni, kAmx;
+extern const Kernels kAvx512Floats, kAmxFloats;  // exact products alone
 extern const Layers kLayersAvx2, kLayersAvx512;
 #endif
 

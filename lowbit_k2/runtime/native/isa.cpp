@@ -80,7 +80,7 @@ struct Choice {
 const Choice kChoices[] = {
 #if defined(__x86_64__)
     {"amx", &kAmx, &kLayersAvx512, [] { return features().amx; }},
-    {"avx512vnni", &kAvx2, &kLayersAvx512, [] { return features().avx512_vnni; }},
+    {"avx512vnni", &kAvx512Vnni, &kLayersAvx512, [] { return features().avx512_vnni; }},
     {"avxvnni", &kAvxVnni, &kLayersAvx2, [] { return features().avx_vnni; }},
     {"avx2", &kAvx2, &kLayersAvx2, [] { return features().avx2; }},
 #endif
