@@ -31,6 +31,7 @@ BY_MACHINE = {
         "layers_avx2": AVX2,
         "layers_avx512": AVX512,
         "kernels_avx512vnni": AVX512_VNNI,
+        "floats_amx": (*AVX512, "-mavx512bf16", "-mamx-tile", "-mamx-bf16"),
         "kernels_amx": (*AVX512_VNNI, "-mgfni", "-mamx-tile", "-mamx-int8"),
     }
 }

@@ -108,6 +108,7 @@ struct Kernels {
   void (*prepare)(const Call &call, int64_t begin, int64_t end);   // rows
   void (*multiply)(const Call &call, int64_t begin, int64_t end);  // panels
   size_t slice_bytes;  // of prepared rows, which stay in the cache while the panels go by
+  bool rounds_floats;  // whether matrices of floats come with the mode that is asked for, not as LBK_EXACT
 };
 
 // How it does what is not a matrix's.
@@ -131,7 +132,7 @@ extern const Layers kLayersAvx2, kLayersAvx512;
 const Kernels &kernels();
 const Layers &layers();
 
-// Whether a matrix is multiplied in float32 although the mode asks for integers.
+// Whether a matrix has no integers to be multiplied by, whatever the mode.
 bool needs_floats(const lbk_matrix &w);
 
 // Run task(context, 0 .. tasks-1) on up to `threads` threads, of which the caller is one; returns when all are done.

@@ -192,6 +192,6 @@ struct Avx2 {
 
 }  // namespace
 
-const Kernels kAvx2 = {one_sum, row_bytes<Avx2>, prepare<Avx2>, multiply<Avx2>, kSmallSlice};
+const Kernels kAvx2 = {one_sum, row_bytes<Avx2>, prepare<Avx2>, multiply<Avx2>, kSmallSlice, false};
 
 }  // namespace lbk

@@ -52,6 +52,6 @@ struct Portable {
 
 }  // namespace
 
-const Kernels kPortable = {one_sum, row_bytes<Portable>, prepare<Portable>, multiply<Portable>, kSmallSlice};
+const Kernels kPortable = {one_sum, row_bytes<Portable>, prepare<Portable>, multiply<Portable>, kSmallSlice, false};
 
 }  // namespace lbk
