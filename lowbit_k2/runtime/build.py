@@ -24,7 +24,14 @@ COMMON = ("pool", "isa", "repack", "matmul", "layers", "kernels_portable", "laye
 AVX2 = ("-mavx2", "-mfma")
 AVX512 = (*AVX2, "-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mprefer-vector-width=512")
 AVX512_VNNI = (*AVX512, "-mavx512vnni")
+NEON = {
+    "kernels_neon": (),
+    "kernels_neondot": ("-march=armv8.2-a+dotprod",),
+    "kernels_i8mm": ("-march=armv8.2-a+dotprod+i8mm",),
+}
 BY_MACHINE = {
+    "aarch64": NEON,
+    "arm64": NEON,  # as macOS says
     "x86_64": {
         "kernels_avx2": AVX2,
         "kernels_avxvnni": (*AVX2, "-mavxvnni"),
@@ -33,7 +40,7 @@ BY_MACHINE = {
         "kernels_avx512vnni": AVX512_VNNI,
         "floats_amx": (*AVX512, "-mavx512bf16", "-mamx-tile", "-mamx-bf16"),
         "kernels_amx": (*AVX512_VNNI, "-mgfni", "-mamx-tile", "-mamx-int8"),
-    }
+    },
 }
 
 
@@ -54,9 +61,9 @@ def compiler() -> str:
     raise BuildError("no C++ compiler is installed (g++ or clang++; CXX names another)")
 
 
-def units() -> dict[str, tuple[str, ...]]:
-    """Translation units and the flags that each needs beside the common ones."""
-    return {**dict.fromkeys(COMMON, ()), **BY_MACHINE.get(platform.machine(), {})}
+def units(machine: str = platform.machine()) -> dict[str, tuple[str, ...]]:
+    """Translation units of a kind of machine, and the flags that each needs beside the common ones."""
+    return {**dict.fromkeys(COMMON, ()), **BY_MACHINE.get(machine, {})}
 
 
 def known_flags(program: str, flags: tuple[str, ...]) -> tuple[str, ...]:
@@ -68,18 +75,25 @@ def known_flags(program: str, flags: tuple[str, ...]) -> tuple[str, ...]:
     return () if done.returncode else flags
 
 
-def build(target: Path, flags: Sequence[str] = FLAGS, extra: Sequence[Path] = (), shared: bool = True) -> None:
+def build(
+    target: Path,
+    flags: Sequence[str] = FLAGS,
+    extra: Sequence[Path] = (),
+    shared: bool = True,
+    machine: str = platform.machine(),
+) -> None:
     """Compile all units, as many at a time as there are CPUs, and link them.
 
     Args:
       target: the shared library, or the program where `shared` is false; replaced as a whole.
       extra: further sources, of a program.
+      machine: for which the compiler makes code.
     Raises:
       BuildError: no compiler, one that fails, or a folder that cannot be written.
     """
     program = compiler()
     try:
-        own_flags = {name: known_flags(program, own) for name, own in units().items()}
+        own_flags = {name: known_flags(program, own) for name, own in units(machine).items()}
         sources = {NATIVE / f"{name}.cpp": own for name, own in own_flags.items()} | dict.fromkeys(extra, ())
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=".tmp-") as folder:

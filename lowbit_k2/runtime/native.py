@@ -11,10 +11,11 @@ from ctypes import POINTER, c_char_p, c_float, c_int, c_int32, c_int64, c_size_t
 import numpy as np
 
 from lowbit_k2.errors import UserError
-from lowbit_k2.runtime.build import BuildError, library_path
+from lowbit_k2.runtime.build import BuildError, library_path, units
 
 ABI = 1  # LBK_ABI of native/lowbit_k2.h
-ISAS = ("portable", "avx2", "avxvnni", "avx512vnni", "amx")
+KERNELS = "kernels_"
+ISAS = tuple(name.removeprefix(KERNELS) for name in units() if name.startswith(KERNELS))
 NUMPY = "numpy"  # as LOWBIT_K2_ISA: without the library
 ISA_VARIABLE = "LOWBIT_K2_ISA"
 MODES = {"exact": 0, "a16": 1, "a8": 2}

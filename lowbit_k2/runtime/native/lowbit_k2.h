@@ -48,9 +48,10 @@ int lbk_abi(void);
 /* What went wrong in this thread's last call that failed. */
 const char *lbk_error(void);
 
-/* Choose the instructions: "portable", "avx2", "avxvnni", "avx512vnni", "amx"; NULL: what the environment variable
-   LOWBIT_K2_ISA names, or the best that this CPU has. Fails, and changes nothing, if the name is unknown or the CPU
-   lacks it. Without this call the first multiplication chooses as for NULL, and the best one if that fails. */
+/* Choose the instructions: "portable", "avx2", "avxvnni", "avx512vnni", "amx", on 64-bit ARM "neon", "neondot", "i8mm";
+   NULL: what the environment variable LOWBIT_K2_ISA names, or the best that this CPU has. Fails, and changes nothing, if
+   the name is unknown or the CPU lacks it. Without this call the first multiplication chooses as for NULL, and the best
+   one if that fails. */
 int lbk_use_isa(const char *name);
 
 /* The instructions in use. */
