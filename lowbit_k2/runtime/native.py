@@ -11,10 +11,11 @@ from ctypes import POINTER, c_char_p, c_float, c_int, c_int32, c_int64, c_size_t
 import numpy as np
 
 from lowbit_k2.errors import UserError
-from lowbit_k2.runtime.build import BuildError, library_path
+from lowbit_k2.runtime.build import BuildError, library_path, units
 
 ABI = 1  # LBK_ABI of native/lowbit_k2.h
-ISAS = ("portable", "avx2")
+KERNELS = "kernels_"
+ISAS = tuple(name.removeprefix(KERNELS) for name in units() if name.startswith(KERNELS))
 NUMPY = "numpy"  # as LOWBIT_K2_ISA: without the library
 ISA_VARIABLE = "LOWBIT_K2_ISA"
 MODES = {"exact": 0, "a16": 1, "a8": 2}
@@ -41,11 +42,19 @@ class Tensor(ctypes.Structure):
 _ROWS = (c_int, [c_void_p, c_int64, c_int64, c_void_p, c_int32])
 _SIGNATURES = {
     "lbk_layer_norm": (c_int, [c_void_p, c_int64, c_int64, c_void_p, c_void_p, c_float, c_void_p, c_int32]),
+    "lbk_add_norm": (
+        c_int,
+        [c_void_p, c_void_p, c_float, c_int64, c_int64, c_void_p, c_void_p, c_float, c_void_p, c_int32],
+    ),
     "lbk_swish": _ROWS,
     "lbk_glu": _ROWS,
     "lbk_softmax": _ROWS,
     "lbk_log_softmax": _ROWS,
-    "lbk_depthwise": (c_int, [c_void_p, c_int64, c_int64, c_void_p, c_int64, c_void_p, c_void_p, c_int32]),
+    "lbk_depthwise": (c_int, [c_void_p, c_int64, c_int64, c_void_p, c_int64, c_void_p, c_int32, c_void_p, c_int32]),
+    "lbk_convolve": (
+        c_int,
+        [c_void_p, c_int64, c_int64, c_int64, c_void_p, c_void_p, c_int64, c_void_p, c_int64, c_int32],
+    ),
     "lbk_patches": (c_int, [c_void_p, *[c_int64] * 5, c_int32, c_void_p]),
     "lbk_attention": (c_int, [*[c_void_p] * 6, *[c_int64] * 3, c_void_p, c_int32]),
     "lbk_lstm": (c_int, [*[c_void_p] * 3, c_int64, c_int64, *[c_void_p] * 3, c_int32, c_int32]),
