@@ -51,6 +51,7 @@ class PackedMatrix:
         bias: np.ndarray | None = None,
         threads: int = 1,
         out: np.ndarray | None = None,
+        add: bool = False,
     ) -> np.ndarray:
         """x (..., inputs) times the weights: (..., outputs), float32.
 
@@ -64,6 +65,7 @@ class PackedMatrix:
           bias: (outputs,), added.
           threads: that work at most; small products take fewer.
           out: float32 (..., outputs), contiguous and apart from x: where the result goes, which is also returned.
+          add: to what `out` holds, without a bias.
         Raises:
           UserError: an unknown mode, or shapes that do not fit.
         """
@@ -72,12 +74,12 @@ class PackedMatrix:
         rows = _rows(x)
         bias = None if bias is None else np.ascontiguousarray(bias, dtype=np.float32)
         if self._library is None:
-            y[...] = reference_matmul(self._tensor, rows, mode, bias).reshape(y.shape)
+            product = reference_matmul(self._tensor, rows, mode, bias).reshape(y.shape)
+            y[...] = y + product if add else product
             return y
         stride, outputs = rows.strides[0] // rows.itemsize if len(rows) > 1 else rows.shape[1], self.shape[0]
-        failed = self._library.lbk_matmul(
-            self._handle, pointer(rows), len(rows), stride, pointer(bias), pointer(y), outputs, MODES[mode], threads
-        )
+        left, right = (self._handle, pointer(rows), len(rows), stride), (pointer(bias), pointer(y), outputs)
+        failed = self._library.lbk_matmul(*left, *right, add, MODES[mode], threads)
         check(self._library, failed)
         return y
 

@@ -66,7 +66,7 @@ _SIGNATURES = {
     "lbk_matrix_bytes": (c_size_t, [c_void_p]),
     "lbk_matmul": (
         c_int,
-        [c_void_p, c_void_p, c_int64, c_int64, c_void_p, c_void_p, c_int64, c_int32, c_int32],
+        [c_void_p, c_void_p, c_int64, c_int64, c_void_p, c_void_p, c_int64, c_int32, c_int32, c_int32],
     ),
 }
 

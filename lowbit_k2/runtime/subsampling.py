@@ -12,7 +12,8 @@ from lowbit_k2.packed import PackedTensor
 from lowbit_k2.runtime.layers import convolve, patches
 from lowbit_k2.runtime.weights import Arithmetic, Linear, Weights, round_inputs
 
-FRAMES_AT_ONCE = 16  # that come out: the first convolution puts out much more than it gets
+# Frames that come out of the convolutions, of which the first puts out much more than it gets; of the matrix behind.
+FRAMES_AT_ONCE, OUT_AT_ONCE = 16, 128
 
 
 class Subsampling:
@@ -26,7 +27,7 @@ class Subsampling:
         second = weights.tensors[f"{name}.conv2.weight"]
         self.second = SecondConvolution(second, weights.floats(f"{name}.conv2.bias"), weights.how)
         out = weights.tensors[f"{name}.out.weight"]
-        # What the second convolution puts out is read as it lies, channels last; blocks of steps go by the file's order.
+        # What the second convolution puts out is read as it lies, channels last; steps of blocks go by the file's order.
         self.by_channel = out.granularity == "block64"
         if not self.by_channel:
             out = reordered(out, (len(out.data), len(self.bias), -1), (0, 2, 1))
@@ -34,25 +35,34 @@ class Subsampling:
 
     def __call__(self, features: np.ndarray) -> np.ndarray:
         """features (T, F) with T >= config.min_frames."""
-        frames = self.config.output_lens(len(features))
+        frames, bands, channels = self.config.output_lens(len(features)), self.config.num_features, len(self.bias)
+        bands = (bands - 1) // 2  # that the first convolution leaves
         whole = self.input_bits or self.second.input_bits  # rounded on one grid over all frames
         if self.input_bits:
             features = round_inputs(features, self.input_bits)
-        y, step = np.empty((frames, self.config.d_model), np.float32), frames if whole else FRAMES_AT_ONCE
-        bands, channels = (self.config.num_features - 1) // 2, len(self.bias)
-        # Even frames and odd ones apart, and an even number of bands: so the inputs of a row of the kernel lie a constant
-        # distance behind each other, over bands and frames.
+        step, group = (frames, frames) if whole else (FRAMES_AT_ONCE, min(OUT_AT_ONCE, frames))
+        # Even frames and odd ones apart, and an even number of bands: so the inputs of a row of the kernel lie at a
+        # constant distance from those of the next output, over bands and frames.
         planes = np.zeros((2, min(step, frames) + 1, bands + bands % 2, channels), np.float32)
-        for begin in range(0, frames, step):
-            count = min(step, frames - begin)
-            for odd in (0, 1):
-                part = planes[odd, : count + 1 - odd, :bands]  # (count + 1 or count, F', channels)
-                convolve(features[4 * begin + 2 * odd :], self.filters, self.bias, 4, part, self.how.threads)
-            x = self.second(planes, count, bands)[:, : (bands - 1) // 2]  # (count, F'', channels)
-            if self.by_channel:
-                x = np.ascontiguousarray(x.transpose(0, 2, 1))
-            y[begin : begin + count] = self.out(flat_rows(x))
+        x = np.empty((group, planes.shape[2] // 2, channels), np.float32)
+        y = np.empty((frames, self.config.d_model), np.float32)
+        for first in range(0, frames, group):
+            last = min(first + group, frames)
+            for begin in range(first, last, step):
+                count = min(step, last - begin)
+                for odd in (0, 1):
+                    part = planes[odd, : count + 1 - odd, :bands]  # (count + 1 or count, F', channels)
+                    convolve(features[4 * begin + 2 * odd :], self.filters, self.bias, 4, part, self.how.threads)
+                self.second(planes, bands, x[begin - first :][:count])
+            y[first:last] = self.out(self._rows(x[: last - first, : (bands - 1) // 2]))
         return y
+
+    def _rows(self, x: np.ndarray) -> np.ndarray:
+        """What `out` multiplies, without a copy where it can be: (T, F, C) -> (T, F * C), or (T, C * F)."""
+        if self.by_channel:
+            return x.transpose(0, 2, 1).reshape(len(x), -1)  # (T, C * F)
+        shape, strides = (len(x), x.shape[1] * x.shape[2]), (x.strides[0], x.itemsize)
+        return np.lib.stride_tricks.as_strided(x, shape, strides, writeable=False)
 
 
 class SecondConvolution:
@@ -70,30 +80,23 @@ class SecondConvolution:
             rows = [reordered(weight, weight.shape, (0, 2, 3, 1), row) for row in range(3)]  # of the kernel, (N, 3, C)
             self.rows = [Linear(part, None if i else bias, how) for i, part in enumerate(rows)]
 
-    def __call__(self, planes: np.ndarray, frames: int, bands: int) -> np.ndarray:
-        """Even and odd frames (2, frames + 1 or more, F' padded, C), zero behind `bands` -> (frames, F' padded / 2, N).
+    def __call__(self, planes: np.ndarray, bands: int, out: np.ndarray) -> None:
+        """Even and odd frames (2, T' + 1 or more, F' padded, C), zero behind `bands`, to (T', F' padded / 2, N).
 
         The last band of what comes out means nothing if F' is padded, or even.
         """
         if self.input_bits:
             planes = round_inputs(planes, self.input_bits)
-        _, _, padded, channels = planes.shape
+        frames, (padded, channels) = len(out), planes.shape[2:]
         if self.by_channel:
             x = planes[:, : frames + 1, :bands].transpose(1, 0, 2, 3).reshape(2 * frames + 2, bands, channels)
-            y = self.whole(patches(x, 0, frames, True)).reshape(frames, (bands - 1) // 2, -1)
-            return np.maximum(y, 0, out=y)
-        y = None
-        for linear, x in zip(self.rows, (planes[0], planes[1], planes[0, 1:]), strict=True):
-            shape, strides = (frames * padded // 2, 3 * channels), (2 * channels * x.itemsize, x.itemsize)
-            part = linear(np.lib.stride_tricks.as_strided(x, shape, strides, writeable=False))
-            y = part if y is None else np.add(y, part, out=y)
-        return np.maximum(y, 0, out=y).reshape(frames, padded // 2, -1)  # (frames, F' padded / 2, N)
-
-
-def flat_rows(x: np.ndarray) -> np.ndarray:
-    """(T, F, C), of which each (F, C) is contiguous, as (T, F * C)."""
-    shape, strides = (len(x), x.shape[1] * x.shape[2]), (x.strides[0], x.itemsize)
-    return np.lib.stride_tricks.as_strided(x, shape, strides, writeable=False)
+            out, y = out[:, : (bands - 1) // 2], self.whole(patches(x, 0, frames, True))
+        else:
+            y = None
+            for linear, x in zip(self.rows, (planes[0], planes[1], planes[0, 1:]), strict=True):
+                shape, strides = (frames * padded // 2, 3 * channels), (2 * channels * x.itemsize, x.itemsize)
+                y = linear(np.lib.stride_tricks.as_strided(x, shape, strides, writeable=False), y)
+        np.maximum(y.reshape(out.shape), 0, out=out)
 
 
 def reordered(

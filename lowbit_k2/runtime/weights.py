@@ -40,8 +40,9 @@ class Linear:
     def __init__(self, weight: PackedTensor, bias: np.ndarray | None, how: Arithmetic) -> None:
         self.matrix, self.bias, self.how = PackedMatrix(weight), bias, how
 
-    def __call__(self, x: np.ndarray) -> np.ndarray:
-        return self.matrix.matmul(x, self.how.mode, self.bias, self.how.threads)
+    def __call__(self, x: np.ndarray, to: np.ndarray | None = None) -> np.ndarray:
+        """to: (T, N), to which the product is added, without the bias."""
+        return self.matrix.matmul(x, self.how.mode, self.bias, self.how.threads, to, add=to is not None)
 
 
 class LayerNorm:

@@ -72,7 +72,7 @@ void check(const Sample &s, const lbk_matrix *matrix, int64_t m, int mode, int t
   const std::vector<float> rows(x.begin(), x.end());
   std::vector<float> bias(s.rows), y(m * s.rows);
   for (float &b : bias) b = below(9) - 4;
-  if (lbk_matmul(matrix, rows.data(), m, s.cols, bias.data(), y.data(), s.rows, mode, threads)) die("lbk_matmul");
+  if (lbk_matmul(matrix, rows.data(), m, s.cols, bias.data(), y.data(), s.rows, 0, mode, threads)) die("lbk_matmul");
   const double half_step = mode == LBK_EXACT || !s.table.empty() ? 0 : 1000. / 64 / (mode == LBK_A8 ? 127 : 32639) / 2;
   for (int64_t i = 0; i < m; ++i)
     for (int64_t r = 0; r < s.rows; ++r) {
@@ -139,7 +139,7 @@ int main() {
         const std::vector<float> x(40 * 400, 1.f);
         std::vector<float> y(40 * 300);
         for (int i = 0; i < 3; ++i)
-          if (lbk_matmul(matrix, x.data(), 40, 400, nullptr, y.data(), 300, mode, 3)) die("from a thread");
+          if (lbk_matmul(matrix, x.data(), 40, 400, nullptr, y.data(), 300, 0, mode, 3)) die("from a thread");
         for (int64_t r = 0; r < 300; ++r) {
           double sum = 0;
           for (int64_t k = 0; k < 400; ++k) sum += s.weights[r * 400 + k];

@@ -52,6 +52,7 @@ struct Call {
   size_t row_bytes;
   float *x_steps;        // (rows,), where rows become integers
   int32_t *sums;         // (rows, sums, blocks) sums of the integers of each block
+  bool add;              // to what y holds, instead of the bias
 };
 
 // What is done to each row by itself.

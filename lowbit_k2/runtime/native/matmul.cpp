@@ -49,7 +49,7 @@ int64_t slice_rows(const Kernels &k, const lbk_matrix &w, int mode, int64_t m) {
 using namespace lbk;
 
 extern "C" int lbk_matmul(const lbk_matrix *matrix, const float *x, int64_t m, int64_t x_stride, const float *bias,
-                          float *y, int64_t y_stride, int32_t mode, int32_t threads) {
+                          float *y, int64_t y_stride, int32_t add, int32_t mode, int32_t threads) {
   if (!matrix) return fail("no matrix");
   const lbk_matrix &w = *matrix;
   if (mode < LBK_EXACT || mode > LBK_A8) return fail("unknown mode %d", mode);
@@ -76,7 +76,7 @@ extern "C" int lbk_matmul(const lbk_matrix *matrix, const float *x, int64_t m, i
     Phase phase{&k, {}, 0, 0};
     phase.call = {&w, mode, rows, slice, x + row * x_stride, x_stride, bias, y + row * y_stride, y_stride, scratch,
                   row_bytes, reinterpret_cast<float *>(scratch + rows_bytes + sums_bytes),
-                  reinterpret_cast<int32_t *>(scratch + rows_bytes)};
+                  reinterpret_cast<int32_t *>(scratch + rows_bytes), add != 0};
     if (row_bytes) run(phase, rows, kRowTask, threads, prepare);
     run(phase, w.panels, panel_task, threads, multiply);
   }

@@ -159,7 +159,7 @@ __attribute__((noinline)) void prepare_floats(const Call &c, int64_t row, bool t
 __attribute__((noinline)) void store(const Call &c, int64_t row, int64_t panel, bool first, const float *values) {
   const int64_t begin = panel * kLanes, lanes = least(kLanes, c.w->rows - begin);
   float *y = c.y + row * c.y_stride + begin;
-  const float *before = !first ? y : c.bias ? c.bias + begin : nullptr;
+  const float *before = !first || c.add ? y : c.bias ? c.bias + begin : nullptr;
   for (int64_t i = 0; i < lanes; ++i) y[i] = before ? before[i] + values[i] : values[i];
 }
 

@@ -124,7 +124,7 @@ __attribute__((noinline)) void store_planes(const Call &c, int64_t row, int64_t 
   const int64_t begin = panel * kLanes, lanes = least(kLanes, c.w->rows - begin);
   for (int64_t r = 0; r < rows; ++r) {
     float *y = c.y + (row + r) * c.y_stride + begin;
-    const float step = c.x_steps[row + r], *before = !first ? y : c.bias ? c.bias + begin : nullptr;
+    const float step = c.x_steps[row + r], *before = !first || c.add ? y : c.bias ? c.bias + begin : nullptr;
     if (lanes == kLanes) {
       for (int v = 0; v < kVectors; ++v) {
         FloatLanes value, other = {};
