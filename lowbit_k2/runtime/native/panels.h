@@ -279,7 +279,7 @@ __attribute__((noinline)) void dot_floats(const float *tile, int64_t count, cons
   }); });
   const auto add = [&](int64_t k, auto chain) LBK_INLINE {
     FloatLanes w[kVectors];
-    memcpy(w, tile + kLanes * k, sizeof w);
+    times<kVectors>([&](auto v) LBK_INLINE { memcpy(&w[v], tile + kLanes * k + v * kVectorLanes, sizeof w[v]); });
     times<R>([&](auto r) LBK_INLINE {
       const float value = x[r * stride + k];
       times<kVectors>([&](auto v) LBK_INLINE { acc[chain][r][v] += w[v] * value; });
