@@ -18,17 +18,21 @@ from pathlib import Path
 NATIVE = Path(__file__).resolve().parent / "native"
 FLAGS = ("-O3", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-pthread")
 SANITIZE = ("-g1", "-O0", "-std=c++17", "-pthread", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
-COMMON = ("pool", "isa", "repack", "matmul", "layers", "kernels_portable")
+COMMON = ("pool", "isa", "repack", "matmul", "layers", "kernels_portable", "layers_portable")
 # Units that are compiled for more than the least CPU of the machine's kind; run-time dispatch chooses among them. A
 # compiler that does not know the flags of one leaves an empty unit.
 AVX2 = ("-mavx2", "-mfma")
-AVX512 = (*AVX2, "-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mavx512vnni", "-mprefer-vector-width=512")
+AVX512 = (*AVX2, "-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mprefer-vector-width=512")
+AVX512_VNNI = (*AVX512, "-mavx512vnni")
 BY_MACHINE = {
     "x86_64": {
         "kernels_avx2": AVX2,
         "kernels_avxvnni": (*AVX2, "-mavxvnni"),
-        "kernels_avx512vnni": AVX512,
-        "kernels_amx": (*AVX512, "-mgfni", "-mamx-tile", "-mamx-int8"),
+        "layers_avx2": AVX2,
+        "layers_avx512": AVX512,
+        "kernels_avx512vnni": AVX512_VNNI,
+        "floats_amx": (*AVX512, "-mavx512bf16", "-mamx-tile", "-mamx-bf16"),
+        "kernels_amx": (*AVX512_VNNI, "-mgfni", "-mamx-tile", "-mamx-int8"),
     }
 }
 

@@ -55,7 +55,8 @@ class PackedMatrix:
         """x (..., inputs) times the weights: (..., outputs), float32.
 
         Args:
-          x: numbers of any float type, computed with in float32.
+          x: numbers of any float type, computed with in float32. Rows of a matrix may lie apart or overlap, as
+            `as_strided` makes them.
           mode: "exact": x as it is; "a16", "a8": each row of x rounded to integers of 16 or 8 bits, with a step of its
             own. Tensors of floats or with a table are multiplied exactly in every mode. If the model quantizes the
             inputs of this tensor (`input_bits`), x is rounded as there; "a8" then adds no error up to 8 bits, "a16"
@@ -68,14 +69,14 @@ class PackedMatrix:
         """
         _check_call(self, x, mode, bias, threads)
         y = _result((*x.shape[:-1], self.shape[0]), out)  # (..., N)
-        rows = np.ascontiguousarray(x, dtype=np.float32).reshape(-1, self.shape[1])  # (M, K)
+        rows = _rows(x)
         bias = None if bias is None else np.ascontiguousarray(bias, dtype=np.float32)
         if self._library is None:
             y[...] = reference_matmul(self._tensor, rows, mode, bias).reshape(y.shape)
             return y
-        outputs, inputs = self.shape
+        stride, outputs = rows.strides[0] // rows.itemsize if len(rows) > 1 else rows.shape[1], self.shape[0]
         failed = self._library.lbk_matmul(
-            self._handle, pointer(rows), len(rows), inputs, pointer(bias), pointer(y), outputs, MODES[mode], threads
+            self._handle, pointer(rows), len(rows), stride, pointer(bias), pointer(y), outputs, MODES[mode], threads
         )
         check(self._library, failed)
         return y
@@ -99,6 +100,13 @@ def matmul(
             matrix = _matrices[tensor] = PackedMatrix(tensor)
         tensor = matrix
     return tensor.matmul(x, mode, bias, threads, out)
+
+
+def _rows(x: np.ndarray) -> np.ndarray:
+    """x (..., K) as a matrix of float32 whose rows are contiguous each; copied only where that is not so yet."""
+    if x.ndim == 2 and x.dtype == np.float32 and x.strides[1] == x.itemsize and x.strides[0] > 0:
+        return x
+    return np.ascontiguousarray(x, dtype=np.float32).reshape(-1, x.shape[-1])  # (M, K)
 
 
 def _result(shape: tuple[int, ...], out: np.ndarray | None) -> np.ndarray:

@@ -51,10 +51,10 @@ Features detect() {
   found.avx2 = b >> 5 & 1;
   const bool avx512 = (b >> 16 & 1) && (b >> 17 & 1) && (b >> 30 & 1) && (b >> 31 & 1);  // F, DQ, BW, VL
   found.avx512_vnni = found.avx2 && avx512 && (c >> 11 & 1) && saves(0xe6);
-  const bool tiles = (d >> 24 & 1) && (d >> 25 & 1), gfni = c >> 8 & 1;  // AMX-TILE, AMX-INT8
-  found.amx = found.avx512_vnni && tiles && gfni && saves(0x60000) && tiles_granted();
-  const bool leaf1 = a >= 1 && __get_cpuid_count(7, 1, &a, &b, &c, &d);
+  const bool tiles = (d >> 22 & 1) && (d >> 24 & 1) && (d >> 25 & 1), gfni = c >> 8 & 1;  // AMX-BF16, -TILE, -INT8
+  const bool leaf1 = a >= 1 && __get_cpuid_count(7, 1, &a, &b, &c, &d), bf16 = leaf1 && (a >> 5 & 1);
   found.avx_vnni = found.avx2 && leaf1 && (a >> 4 & 1);
+  found.amx = found.avx512_vnni && tiles && gfni && bf16 && saves(0x60000) && tiles_granted();
   return found;
 }
 
@@ -79,8 +79,8 @@ struct Choice {
 
 const Choice kChoices[] = {
 #if defined(__x86_64__)
-    {"amx", &kAmx, &kLayersAvx2, [] { return features().amx; }},
-    {"avx512vnni", &kAvx512Vnni, &kLayersAvx2, [] { return features().avx512_vnni; }},
+    {"amx", &kAmx, &kLayersAvx512, [] { return features().amx; }},
+    {"avx512vnni", &kAvx512Vnni, &kLayersAvx512, [] { return features().avx512_vnni; }},
     {"avxvnni", &kAvxVnni, &kLayersAvx2, [] { return features().avx_vnni; }},
     {"avx2", &kAvx2, &kLayersAvx2, [] { return features().avx2; }},
 #endif

@@ -89,6 +89,8 @@ void unpack_tiles(const uint8_t *lines, int64_t blocks, uint8_t *tiles) {
 using Unpack = void (*)(const uint8_t *lines, int64_t blocks, uint8_t *tiles);
 
 struct Amx : Planes512 {
+  static const Kernels &floats() { return kAmxFloats; }
+
   // Groups of as many rows, as few as possible.
   static Group group_of(int64_t rows, int64_t row, int planes) {
     const int64_t groups = (rows + kTileRows - 1) / kTileRows;
@@ -150,7 +152,10 @@ struct Amx : Planes512 {
   }
 };
 
-bool takes_tiles(const Call &c) { return c.full_rows * planes<Amx>(*c.w, c.mode) >= kLeastRows; }
+bool takes_tiles(const Call &c) {
+  const int count = planes<Amx>(*c.w, c.mode);
+  return count == 0 || c.full_rows * count >= kLeastRows;
+}
 
 void prepare_tiles(const Call &c, int64_t begin, int64_t end) {
   takes_tiles(c) ? prepare_by_planes<Amx>(c, begin, end) : kAvx512Vnni.prepare(c, begin, end);
@@ -162,7 +167,7 @@ void multiply_by_tiles(const Call &c, int64_t begin, int64_t end) {
 
 }  // namespace
 
-const Kernels kAmx = {planes<Amx>, plane_row_bytes<Amx>, prepare_tiles, multiply_by_tiles, kLargeSlice};
+const Kernels kAmx = {planes<Amx>, plane_row_bytes<Amx>, prepare_tiles, multiply_by_tiles, kLargeSlice, true};
 
 }  // namespace lbk
 

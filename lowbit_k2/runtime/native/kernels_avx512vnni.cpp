@@ -23,9 +23,9 @@ struct Avx512 : Planes512 {
 }  // namespace
 
 const Kernels kAvx512Floats = {no_sums, float_row_bytes<Avx512>, prepare_float_rows<Avx512>, multiply_exact<Avx512>,
-                               kLargeSlice};
+                               kLargeSlice, false};
 const Kernels kAvx512Vnni = {planes<Avx512>, plane_row_bytes<Avx512>, prepare_by_planes<Avx512>,
-                             multiply_by_planes<Avx512>, kLargeSlice};
+                             multiply_by_planes<Avx512>, kLargeSlice, false};
 
 }  // namespace lbk
 

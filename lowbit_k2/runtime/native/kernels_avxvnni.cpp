@@ -67,7 +67,7 @@ struct AvxVnni {
 }  // namespace
 
 const Kernels kAvxVnni = {planes<AvxVnni>, plane_row_bytes<AvxVnni>, prepare_by_planes<AvxVnni>,
-                          multiply_by_planes<AvxVnni>, kLargeSlice};
+                          multiply_by_planes<AvxVnni>, kLargeSlice, false};
 
 }  // namespace lbk
 

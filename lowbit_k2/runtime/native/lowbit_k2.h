@@ -80,15 +80,24 @@ int lbk_matmul(const lbk_matrix *matrix, const float *x, int64_t m, int64_t x_st
 /* (x - mean) / sqrt(variance + epsilon) * scale + shift over each row. */
 int lbk_layer_norm(const float *x, int64_t rows, int64_t cols, const float *scale, const float *shift, float epsilon,
                    float *y, int32_t threads);
+/* sum (rows, cols) += factor x, and y: the norm of that. y may be sum or x. */
+int lbk_add_norm(float *sum, const float *x, float factor, int64_t rows, int64_t cols, const float *scale,
+                 const float *shift, float epsilon, float *y, int32_t threads);
 int lbk_swish(const float *x, int64_t rows, int64_t cols, float *y, int32_t threads); /* x sigmoid(x) */
 /* y (rows, cols): the first half of each row of x (rows, 2 cols) times the sigmoid of the second; y is not x. */
 int lbk_glu(const float *x, int64_t rows, int64_t cols, float *y, int32_t threads);
 int lbk_softmax(const float *x, int64_t rows, int64_t cols, float *y, int32_t threads);
 int lbk_log_softmax(const float *x, int64_t rows, int64_t cols, float *y, int32_t threads);
 
-/* y[t][c] = bias[c] + sum over j < taps of weight[j][c] * x[t + j - taps / 2][c], zero beyond the ends. y is not x. */
+/* y[t][c] = bias[c] + sum over j < taps of weight[j][c] * x[t + j - taps / 2][c], zero beyond the ends. y is not x.
+   swish: y sigmoid(y) instead of y. */
 int lbk_depthwise(const float *x, int64_t frames, int64_t channels, const float *weight, int64_t taps,
-                  const float *bias, float *y, int32_t threads);
+                  const float *bias, int32_t swish, float *y, int32_t threads);
+
+/* A convolution of 3 x 3 with stride 2 over one channel, then ReLU. Of three rows of `bands` inputs from x + t * x_stride
+   on, y + t * y_stride gets (bands - 1) / 2 rows of channels. weight (3, 3, channels). */
+int lbk_convolve(const float *x, int64_t x_stride, int64_t frames, int64_t bands, const float *weight, const float *bias,
+                 int64_t channels, float *y, int64_t y_stride, int32_t threads);
 
 /* Patches of 3 x 3, at every second frame and band, of x (frames, bands, channels): rows of 9 * channels for outputs
    begin .. end-1, each (bands - 1) / 2 rows. by_channel: a row is (channel, 3, 3), else (3, 3, channel). */

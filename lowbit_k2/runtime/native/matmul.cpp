@@ -53,10 +53,10 @@ extern "C" int lbk_matmul(const lbk_matrix *matrix, const float *x, int64_t m, i
   if (!matrix) return fail("no matrix");
   const lbk_matrix &w = *matrix;
   if (mode < LBK_EXACT || mode > LBK_A8) return fail("unknown mode %d", mode);
-  if (m < 0 || x_stride < w.cols || y_stride < w.rows || threads < 1) return fail("sizes that cannot be");
+  if (m < 0 || x_stride < 1 || y_stride < w.rows || threads < 1) return fail("sizes that cannot be");
   if (!m) return 0;
-  if (needs_floats(w)) mode = LBK_EXACT;
   const Kernels &k = kernels();
+  if (needs_floats(w) && !k.rounds_floats) mode = LBK_EXACT;
   const double work = static_cast<double>(m) * w.rows * w.cols;
   threads = static_cast<int32_t>(std::min<double>(threads, 1 + work / kThreadWork));
 

@@ -247,7 +247,8 @@ void multiply_planes(const Call &c, const Dot *dots, int64_t begin, int64_t end)
 
 template <class Isa>
 int planes(const lbk_matrix &w, int mode) {
-  if (mode == LBK_EXACT) return Isa::kExact && !needs_floats(w) ? 4 : 0;
+  if (needs_floats(w)) return 0;
+  if (mode == LBK_EXACT) return Isa::kExact ? 4 : 0;
   return mode == LBK_A16 ? 2 : 1;
 }
 

@@ -1,0 +1,109 @@
+"""The two convolutions in front of the Conformer's layers (models/subsampling.py), some frames at a time."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from lowbit_k2.core.encoders import ConformerConfig
+from lowbit_k2.core.grids import BLOCK
+from lowbit_k2.packed import PackedTensor
+from lowbit_k2.runtime.layers import convolve, patches
+from lowbit_k2.runtime.weights import Arithmetic, Linear, Weights, round_inputs
+
+FRAMES_AT_ONCE = 16  # that come out: the first convolution puts out much more than it gets
+
+
+class Subsampling:
+    """Features (T, F) to frames (T', C) at a quarter of the rate."""
+
+    def __init__(self, config: ConformerConfig, weights: Weights, name: str) -> None:
+        self.config, self.how = config, weights.how
+        self.input_bits = weights.tensors[f"{name}.conv1.weight"].input_bits
+        filters, self.bias = weights.floats(f"{name}.conv1.weight"), weights.floats(f"{name}.conv1.bias")
+        self.filters = np.ascontiguousarray(filters.reshape(len(filters), 9).T)  # (3 * 3, N)
+        second = weights.tensors[f"{name}.conv2.weight"]
+        self.second = SecondConvolution(second, weights.floats(f"{name}.conv2.bias"), weights.how)
+        out = weights.tensors[f"{name}.out.weight"]
+        # What the second convolution puts out is read as it lies, channels last; blocks of steps go by the file's order.
+        self.by_channel = out.granularity == "block64"
+        if not self.by_channel:
+            out = reordered(out, (len(out.data), len(self.bias), -1), (0, 2, 1))
+        self.out = Linear(out, weights.floats(f"{name}.out.bias"), weights.how)
+
+    def __call__(self, features: np.ndarray) -> np.ndarray:
+        """features (T, F) with T >= config.min_frames."""
+        frames = self.config.output_lens(len(features))
+        whole = self.input_bits or self.second.input_bits  # rounded on one grid over all frames
+        if self.input_bits:
+            features = round_inputs(features, self.input_bits)
+        y, step = np.empty((frames, self.config.d_model), np.float32), frames if whole else FRAMES_AT_ONCE
+        bands, channels = (self.config.num_features - 1) // 2, len(self.bias)
+        # Even frames and odd ones apart, and an even number of bands: so the inputs of a row of the kernel lie a constant
+        # distance behind each other, over bands and frames.
+        planes = np.zeros((2, min(step, frames) + 1, bands + bands % 2, channels), np.float32)
+        for begin in range(0, frames, step):
+            count = min(step, frames - begin)
+            for odd in (0, 1):
+                part = planes[odd, : count + 1 - odd, :bands]  # (count + 1 or count, F', channels)
+                convolve(features[4 * begin + 2 * odd :], self.filters, self.bias, 4, part, self.how.threads)
+            x = self.second(planes, count, bands)[:, : (bands - 1) // 2]  # (count, F'', channels)
+            if self.by_channel:
+                x = np.ascontiguousarray(x.transpose(0, 2, 1))
+            y[begin : begin + count] = self.out(flat_rows(x))
+        return y
+
+
+class SecondConvolution:
+    """3 x 3, stride 2, no padding, then ReLU."""
+
+    def __init__(self, weight: PackedTensor, bias: np.ndarray, how: Arithmetic) -> None:
+        self.input_bits, self.shape = weight.input_bits, weight.shape
+        if self.input_bits:
+            weight = replace(weight, input_bits=0)
+        # Blocks of steps go by the order of the file: then the inputs are laid out in that.
+        self.by_channel = weight.granularity == "block64" and weight.num_weights // weight.shape[0] > BLOCK
+        if self.by_channel:
+            self.whole = Linear(weight, bias, how)
+        else:
+            rows = [reordered(weight, weight.shape, (0, 2, 3, 1), row) for row in range(3)]  # of the kernel, (N, 3, C)
+            self.rows = [Linear(part, None if i else bias, how) for i, part in enumerate(rows)]
+
+    def __call__(self, planes: np.ndarray, frames: int, bands: int) -> np.ndarray:
+        """Even and odd frames (2, frames + 1 or more, F' padded, C), zero behind `bands` -> (frames, F' padded / 2, N).
+
+        The last band of what comes out means nothing if F' is padded, or even.
+        """
+        if self.input_bits:
+            planes = round_inputs(planes, self.input_bits)
+        _, _, padded, channels = planes.shape
+        if self.by_channel:
+            x = planes[:, : frames + 1, :bands].transpose(1, 0, 2, 3).reshape(2 * frames + 2, bands, channels)
+            y = self.whole(patches(x, 0, frames, True)).reshape(frames, (bands - 1) // 2, -1)
+            return np.maximum(y, 0, out=y)
+        y = None
+        for linear, x in zip(self.rows, (planes[0], planes[1], planes[0, 1:]), strict=True):
+            shape, strides = (frames * padded // 2, 3 * channels), (2 * channels * x.itemsize, x.itemsize)
+            part = linear(np.lib.stride_tricks.as_strided(x, shape, strides, writeable=False))
+            y = part if y is None else np.add(y, part, out=y)
+        return np.maximum(y, 0, out=y).reshape(frames, padded // 2, -1)  # (frames, F' padded / 2, N)
+
+
+def flat_rows(x: np.ndarray) -> np.ndarray:
+    """(T, F, C), of which each (F, C) is contiguous, as (T, F * C)."""
+    shape, strides = (len(x), x.shape[1] * x.shape[2]), (x.strides[0], x.itemsize)
+    return np.lib.stride_tricks.as_strided(x, shape, strides, writeable=False)
+
+
+def reordered(
+    weight: PackedTensor, shape: tuple[int, ...], order: tuple[int, ...], row: int | None = None
+) -> PackedTensor:
+    """A tensor of that shape, without steps of blocks, with its dimensions in another order; or number `row` of the
+    second of those."""
+    values = (weight.values if weight.is_float else weight.codes).reshape(shape).transpose(order)
+    values = np.ascontiguousarray(values if row is None else values[:, row])
+    common, notes = (weight.name, weight.role, weight.encoding, values), {"input_bits": weight.input_bits}
+    if weight.is_float:
+        return PackedTensor.from_values(*common, **notes)
+    return PackedTensor.from_codes(*common, weight.step, weight.granularity, weight.table, weight.zero_point, **notes)
