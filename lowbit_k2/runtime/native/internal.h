@@ -96,6 +96,7 @@ struct Attention {
 };
 
 constexpr size_t kSmallSlice = 192 << 10, kLargeSlice = 640 << 10;  // beside tiles in a cache of 512 KiB, of 1 MiB
+constexpr int64_t kMostRows = 192;  // of a slice
 constexpr int kMaxGroup = 32;  // rows that kernels multiply at a time
 
 constexpr int kQueries = 24;  // of an attention task

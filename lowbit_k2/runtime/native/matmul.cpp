@@ -7,7 +7,7 @@
 namespace lbk {
 namespace {
 
-constexpr int64_t kMostRows = 192, kRowTask = 8;
+constexpr int64_t kRowTask = 8;
 constexpr double kThreadWork = 1 << 20;  // products that are worth a thread
 
 struct Phase {
