@@ -1,6 +1,6 @@
 """Acoustic models in plain float PyTorch; `lowbit_k2.quant` turns their weights into few bits from outside.
 
-Their settings are in `lowbit_k2.core.encoders` and `lowbit_k2.core.models`, which need no torch.
+Their settings are in `lowbit_k2.core.encoders`, `.hubert` and `.models`, which need no torch.
 """
 
 from __future__ import annotations
@@ -9,12 +9,14 @@ from torch import nn
 
 from lowbit_k2.core.config import load_named
 from lowbit_k2.core.encoders import ConformerConfig, EncoderConfig
+from lowbit_k2.core.hubert import HubertConfig
 from lowbit_k2.core.models import CtcConfig, ModelConfig, TransducerConfig, model_config_from_dict
 
 __all__ = [
     "ConformerConfig",
     "CtcConfig",
     "EncoderConfig",
+    "HubertConfig",
     "ModelConfig",
     "TransducerConfig",
     "make_model",
