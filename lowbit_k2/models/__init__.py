@@ -1,6 +1,6 @@
-"""Acoustic models in plain float PyTorch; `lowbit_k2.quant` turns their weights into few bits from outside.
+"""Acoustic and language models in float PyTorch; `lowbit_k2.quant` turns their weights into few bits from outside.
 
-Their settings are in `lowbit_k2.core.encoders`, `.hubert` and `.models`, which need no torch.
+Their settings are in `lowbit_k2.core`, in `encoders`, `models`, `lm` and `hubert`, which need no torch.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from torch import nn
 from lowbit_k2.core.config import load_named
 from lowbit_k2.core.encoders import ConformerConfig, EncoderConfig
 from lowbit_k2.core.hubert import HubertConfig
+from lowbit_k2.core.lm import LanguageModelConfig, LstmLmConfig, TransformerLmConfig
 from lowbit_k2.core.models import CtcConfig, ModelConfig, TransducerConfig, model_config_from_dict
 
 __all__ = [
@@ -17,8 +18,11 @@ __all__ = [
     "CtcConfig",
     "EncoderConfig",
     "HubertConfig",
+    "LanguageModelConfig",
+    "LstmLmConfig",
     "ModelConfig",
     "TransducerConfig",
+    "TransformerLmConfig",
     "make_model",
     "model_config_from_dict",
 ]
