@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lowbit_k2.core.hubert import GROUP, HubertConfig
 from lowbit_k2.errors import UserError
 from lowbit_k2.models.dropout import dropout
+from lowbit_k2.models.gelu import gelu
 from lowbit_k2.models.masking import valid_frames
 from lowbit_k2.models.waveform import ConvLayer, FeatureProjection, PositionalConvolution
 from lowbit_k2.quant.product import MatrixProduct
@@ -68,7 +68,7 @@ class FeedForward(nn.Module):
         self.dropout_rate = config.ffn_dropout
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.w2(dropout(F.gelu(self.w1(x)), self.dropout_rate, self.training))
+        return self.w2(dropout(gelu(self.w1(x)), self.dropout_rate, self.training))
 
 
 class TransformerLayer(nn.Module):

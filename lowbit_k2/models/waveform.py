@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lowbit_k2.core.hubert import GROUP, HubertConfig
 from lowbit_k2.models.dropout import dropout
+from lowbit_k2.models.gelu import gelu
 from lowbit_k2.models.masking import valid_frames
 
 
@@ -52,7 +52,7 @@ class ConvLayer(nn.Module):
     def forward(self, x: Tensor, lens: Tensor | None) -> Tensor:
         """x (N, C, T) -> (N, C', T'); lens (N,) are valid frames of the output, None for all."""
         x = self.conv(x)
-        return F.gelu(x if self.norm is None else self.norm(x, lens))
+        return gelu(x if self.norm is None else self.norm(x, lens))
 
 
 class FeatureProjection(nn.Module):
@@ -85,4 +85,4 @@ class PositionalConvolution(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, T, C) -> (N, T, C); an even kernel's window reaches one frame further back than forth."""
-        return F.gelu(self.conv(x.transpose(1, 2))[..., : x.size(1)]).transpose(1, 2)
+        return gelu(self.conv(x.transpose(1, 2))[..., : x.size(1)]).transpose(1, 2)

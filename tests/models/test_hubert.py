@@ -18,10 +18,10 @@ from lowbit_k2.quant import DEFAULT_RULES, QuantConfig, quantize_model
 from tests.models.hubert_samples import BASE, BOTH, LARGE, LENS, random_model, waveforms
 
 
-def written_out(model: Hubert, x: Tensor) -> list[Tensor]:
+def written_out(model: Hubert, x: Tensor, state: dict[str, Tensor] | None = None) -> list[Tensor]:
     """The papers' network for one utterance (S,), in float64 with plain operations."""
     config = model.config
-    p = {name: value.double() for name, value in model.state_dict().items()}
+    p = state or {name: value.double() for name, value in model.state_dict().items()}
 
     def linear(name: str, x: Tensor) -> Tensor:
         return x @ p[f"{name}.weight"].T + p[f"{name}.bias"]
@@ -89,6 +89,25 @@ def test_what_pads_a_batch_may_be_anything() -> None:
     for state, other in zip(model(x, LENS).hidden_states, model(noise, LENS).hidden_states, strict=True):
         frames = BASE.output_lens(int(LENS[1]))
         torch.testing.assert_close(state[1, :frames], other[1, :frames], rtol=1e-4, atol=1e-5)
+
+
+@BOTH
+def test_gradients_are_those_of_the_formulas(config: HubertConfig) -> None:
+    """Several times, over memory that holds no numbers: torch 1.13's GELU can take some of that for its gradient."""
+    model = random_model(config).double()
+    x, seed = waveforms()[0, :2400], torch.randn(config.output_lens(2400), config.d_model, dtype=torch.float64)
+    state = {name: p.detach().clone().requires_grad_() for name, p in model.named_parameters()}
+    (written_out(model, x, state)[-1] * seed).sum().backward()
+    largest = max(p.grad.abs().max().item() for p in state.values() if p.grad is not None)
+    model.float()
+    for _ in range(5):
+        model.zero_grad()
+        lost = [torch.full((size,), float("nan")) for size in (256, 512, 4096, 65536)]
+        del lost
+        (model(x[None]).out[0] * seed.float()).sum().backward()
+        for name, p in model.named_parameters():
+            size = max(state[name].grad.abs().max().item(), 1e-2 * largest)  # that of key biases is 0
+            torch.testing.assert_close(p.grad.double(), state[name].grad, rtol=1e-3, atol=1e-3 * size, msg=name)
 
 
 def test_short_audio_is_one_line() -> None:
