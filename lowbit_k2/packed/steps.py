@@ -82,7 +82,7 @@ def _granularity(tensor: Sized, bits: int) -> str:
 
 def format_steps(steps: Iterable[Step]) -> str:
     """A table for a terminal."""
-    head = ["next step down", "from", "to", "weights", "bytes saved", "file then", "float32 ratio then"]
+    head = ["next step down", "from", "to", "weights", "bytes saved", "file then", "then, against float32"]
     rows = [
         [s.role, s.encoding, s.to, f"{s.num_weights:,}", f"{s.saved:,}", f"{s.total:,}", f"{s.ratio:.2f}x"]
         for s in steps

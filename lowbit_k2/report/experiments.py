@@ -6,6 +6,7 @@ A folder is one of train.py (`log/`, `<method>/recogs-*.txt`, `*.safetensors`), 
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -171,6 +172,7 @@ def _curves(folder: Path) -> tuple[dict[str, Curve], dict[str, Curve]]:
 
 
 def _thinned(points: Curve) -> Curve:
+    points = [point for point in points if math.isfinite(point[1])]
     return points[:: -(-len(points) // MANY)]
 
 

@@ -121,7 +121,7 @@ def _top(scores: Sequence[Score]) -> float:
     """Where the axis ends: systems that fail altogether do not squeeze the others."""
     ends = sorted(100 * (s.interval[1] if s.interval else s.stats.rate) for s in scores)
     middle = ends[len(ends) // 2]
-    return 1.08 * max(end for end in ends if end <= 5 * middle)
+    return 1.08 * (max(end for end in ends if end <= 5 * middle) or 1.0)
 
 
 def noise(cells: Sequence[NoiseCell]) -> Figure:

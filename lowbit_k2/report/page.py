@@ -17,6 +17,7 @@ from lowbit_k2.report import figures, text
 from lowbit_k2.report.experiments import Experiment, Score, read_experiment
 from lowbit_k2.report.noise import NOTE, condition_of, noise_cells, noise_rows
 from lowbit_k2.report.text import escaped
+from lowbit_k2.scoring.detail import by_length, group_rows
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -216,7 +217,9 @@ def _deletions(page: _Page, scores: Sequence[Score]) -> None:
     known = [(s, runs) for s in scores if (runs := s.runs()) is not None]
     if not known:
         return
-    page.section("Runs of deleted words", "Models of few bits that are too weak lose whole phrases.")
+    page.section(
+        "Runs of deleted words, and errors by length", "Models of few bits that are too weak lose whole phrases."
+    )
     elements, quiet = [], []
     for test_set, method, own in _by_test([s for s, _ in known]):
         runs = {s.label: s.runs() for s in own}
@@ -228,6 +231,10 @@ def _deletions(page: _Page, scores: Sequence[Score]) -> None:
         if len(runs) > len(losing):
             quiet.append(f"{escaped(test_set)}, {escaped(method)}: {len(runs) - len(losing)} of {len(runs)}")
     page.grid(elements)
+    for test_set, method, own in _by_test([s for s, _ in known]):
+        head, rows = group_rows({s.label: by_length(s.results) for s in own})
+        page.add(f"<details><summary>{escaped(test_set)}, {escaped(method)}: %WER by words of the reference</summary>")
+        page.add(f'<div class="card">{text.table(head, text.escaped_rows(rows))}</div></details>')
     if quiet:
         page.add(f"<p class='muted'>No run of three or more deleted words: {'; '.join(quiet)} systems.</p>")
 
