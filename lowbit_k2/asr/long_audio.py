@@ -43,7 +43,7 @@ def decode_long(
     def search(key: Search, output: NetworkOutput, references: list[Sequence[str]] | None = None) -> None:
         start = time.perf_counter()
         [nbest] = recognizer.searches[key].nbest(output, 1, references)
-        timing.search[key] += time.perf_counter() - start
+        timing.search[key] += time.perf_counter() - start + recognizer.searches[key].shared_seconds
         labels[key] += nbest[0].labels if nbest else ()
         if not nbest:
             without_path.add(key)

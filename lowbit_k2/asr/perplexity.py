@@ -86,8 +86,9 @@ def perplexity(lm: TrainedLm, text: TokenText, config: TextConfig) -> Perplexity
     batches = TextBatches(text, config)
     total = of_unknown = 0.0
     start = time.perf_counter()
-    with lm.precision(), progress_bar(total=text.targets, desc="perplexity", unit="unit", leave=False) as bar:
-        for batch in map(lambda batch: batch.to(lm.device), batches.valid_batches()):
+    with progress_bar(total=text.targets, desc="perplexity", unit="unit", leave=False) as bar:
+        for found in batches.valid_batches():
+            batch = found.to(lm.device)
             scores = lm.model.target_log_probs(batch.inputs, batch.targets).double()  # (N, T)
             valid = valid_frames(batch.input_lens, scores.size(1))
             total += float(scores[valid].sum())
