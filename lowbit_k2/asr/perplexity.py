@@ -124,9 +124,8 @@ def print_perplexity(lm: TrainedLm, files: Sequence[Path], config: TextConfig, a
 
 
 def check_vocabulary(text: TokenText, vocab_size: int, name: str) -> None:
-    """Raise UserError where the model knows no unit of a text."""
-    told = text.tokens[text.tokens != text.boundary]
-    if len(told) and bool((told == text.unknown).all()):
+    """Raise UserError where the model knows no word of a text."""
+    if int((text.tokens == text.unknown).sum()) >= text.words:  # pieces: spelled with an unknown letter each
         raise UserError(
             f"{name}: the model knows none of its words, of {vocab_size:,} units: are letter cases and languages equal "
             "(--normalize-text)?"

@@ -17,6 +17,7 @@ from lowbit_k2.decode.method import METHODS, Method
 from lowbit_k2.decode.neural_lm import NeuralTokenLm, sentence_log_probs
 from lowbit_k2.decode.rescoring import SentenceScorer
 from lowbit_k2.errors import UserError
+from lowbit_k2.packed import PackedFileError
 
 
 def rescorings(lm_scales: Sequence[float], ngram_scales: Sequence[float]) -> dict[str, Scales]:
@@ -48,7 +49,7 @@ def load_lm_file(path: Path, field: str, precision: str, device: str | torch.dev
         return load_language_model(path, precision, device)
     except ConfigError:
         raise
-    except UserError as error:
+    except (UserError, PackedFileError) as error:
         raise ConfigError(field, str(error)) from None
 
 
