@@ -31,7 +31,7 @@ from lowbit_k2.losses.objectives import criterion_from
 from lowbit_k2.progress import progress_bar
 from lowbit_k2.quant import PRESETS, Allocation, QuantConfig
 from lowbit_k2.quant.admm import with_fitted_steps
-from lowbit_k2.recipe.allocate import learnt_batches, quantizable, write_quantized
+from lowbit_k2.recipe.allocate import Material, quantizable, write_quantized
 from lowbit_k2.recipe.flags import add_flags, errors_name_flags, make_parser, read_flags
 from lowbit_k2.tables import text_table
 
@@ -98,8 +98,8 @@ def run(target: TargetConfig, choice: CheckpointChoice, config: AdmmStepsConfig)
     preset = QuantConfig.preset(target.preset, precisions=bits, granularity=target.granularity)
     model, report = quantizable(loaded, with_fitted_steps(preset))
     criterion = criterion_from(loaded.meta["settings"], loaded.tokenizer, target.lang_dir)
-    source = (target.cuts, target.max_duration, target.text, target.text_config)
-    batches = learnt_batches(loaded, criterion, target.num_batches, *source)
+    material = Material(target.cuts, target.max_duration, target.text, target.text_config)
+    batches = material.batches(loaded, criterion, target.num_batches)
     print(report)
     with progress_bar(total=config.outer, desc="ADMM") as bar:
         history = quantize_by_admm(model, criterion, batches, allocation, config, bar.update)

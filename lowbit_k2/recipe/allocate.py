@@ -13,16 +13,18 @@ everywhere would take). The output is what `train.py --precisions FILE` and `dec
 
   ./train.py --quant-config mixed --precisions exp/float/kl-20x.json --init-from exp/float/pretrained.pt
 
---descend N goes on from there by the loss of the whole model on --cuts at N allocations more, and needs the checkpoint
-again. --quantized FILE.pt writes the float model itself at these precisions, without any training: decode.py and
-export.py take it by --checkpoint.
+--descend N goes on from there by the loss of the whole model on --cuts at N allocations more (--descend-by kl: by its
+divergence from the float one), and needs the checkpoint again. With --held-out CUTS, such as those of dev, what was
+found is compared on them with the table's choice and with one precision for all, and the best is taken.
+--quantized FILE.pt writes the float model itself at these precisions, without any training: decode.py and export.py
+take it by --checkpoint.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -31,7 +33,7 @@ import numpy as np
 from torch import nn
 
 from lowbit_k2.allocation.choose import Choice, choose, evaluate, front
-from lowbit_k2.allocation.descent import descend, loss_at
+from lowbit_k2.allocation.descent import descend, divergence_from_float, least, loss_at, uniform_choices
 from lowbit_k2.allocation.learned import LearnedConfig, learned_preference
 from lowbit_k2.allocation.sensitivity import (
     GROUPINGS,
@@ -46,7 +48,6 @@ from lowbit_k2.allocation.sensitivity import (
 )
 from lowbit_k2.asr.exporting import TRAINING_STATE
 from lowbit_k2.asr.model_io import CheckpointChoice, LoadedModel, load_trained
-from lowbit_k2.core.config import ConfigError
 from lowbit_k2.core.grids import FLOAT_BITS, LOW_BITS
 from lowbit_k2.data.batch import Batch
 from lowbit_k2.data.datamodule import AsrDataModule, DataConfig
@@ -88,9 +89,9 @@ def every_matrix(bits: Sequence[int]) -> QuantConfig:
 
 
 def labelled_batches(
-    loaded: LoadedModel, criterion: Criterion, cuts: Path, max_duration: float, number: int
+    loaded: LoadedModel, criterion: Criterion, cuts: Path, max_duration: float, number: int | None = None
 ) -> list[Batch]:
-    """The first batches of cuts, with the criterion's targets.
+    """The first batches of cuts, or all, with the criterion's targets.
 
     Raises:
       UserError: the cuts cannot be read, or give no batch.
@@ -107,8 +108,10 @@ def labelled_batches(
     return found
 
 
-def text_batches(loaded: LoadedModel, files: Sequence[Path], config: TextConfig, number: int) -> list[Batch]:
-    """The first batches of a shuffled text, in the units of a language model.
+def text_batches(
+    loaded: LoadedModel, files: Sequence[Path], config: TextConfig, number: int | None = None
+) -> list[Batch]:
+    """The first batches of a shuffled text, or all, in the units of a language model.
 
     Raises:
       UserError: the text cannot be read, is empty, or has a line that is too long.
@@ -117,41 +120,40 @@ def text_batches(loaded: LoadedModel, files: Sequence[Path], config: TextConfig,
     return list(islice(TextBatches(text, config).train_batches(epoch=1), number))
 
 
-def learnt_batches(
-    loaded: LoadedModel,
-    criterion: Criterion,
-    number: int,
-    cuts: Path | None,
-    max_duration: float,
-    text: Sequence[Path],
-    text_config: TextConfig,
-) -> list[Batch]:
-    """Batches of what the model has learnt: of `cuts` with transcripts, or of `text`.
+@dataclass(frozen=True)
+class Material:
+    """What a model is measured on: cuts with transcripts, or text for a language model."""
 
-    Raises:
-      UserError: the one that the model needs is not given, cannot be read, or gives no batch.
-    """
-    if loaded.model_config.num_features:
-        if cuts is None:
-            raise ConfigError("cuts", "is needed: a few batches of training cuts with transcripts")
-        return labelled_batches(loaded, criterion, cuts, max_duration, number)
-    if not text:
-        raise ConfigError("text", "is needed for a language model: training text, one sentence per line")
-    return text_batches(loaded, text, text_config, number)
+    cuts: Path | None
+    max_duration: float
+    text: Sequence[Path]
+    text_config: TextConfig
 
+    @classmethod
+    def of(cls, args: argparse.Namespace) -> Material:
+        return cls(args.cuts, args.max_duration, args.text, read_flags(TextConfig, args))
 
-def material(args: argparse.Namespace, loaded: LoadedModel) -> tuple[Criterion, list[Batch]]:
-    """What a checkpoint was trained by, and the speech or text that it is measured on."""
-    criterion = criterion_from(loaded.meta["settings"], loaded.tokenizer, args.lang_dir)
-    source = (args.cuts, args.max_duration, args.text, read_flags(TextConfig, args))
-    return criterion, learnt_batches(loaded, criterion, args.num_batches, *source)
+    def batches(self, loaded: LoadedModel, criterion: Criterion, number: int | None = None) -> list[Batch]:
+        """The first batches, or all, of what the model reads.
+
+        Raises:
+          UserError: that is not given, cannot be read, or gives no batch.
+        """
+        if loaded.model_config.num_features:
+            if self.cuts is None:
+                raise UserError("--cuts is needed: a few batches of training cuts with transcripts")
+            return labelled_batches(loaded, criterion, self.cuts, self.max_duration, number)
+        if not self.text:
+            raise UserError("--text is needed for a language model: training text, one sentence per line")
+        return text_batches(loaded, self.text, self.text_config, number)
 
 
 def measure(args: argparse.Namespace) -> Sensitivity:
     """The table of a checkpoint."""
     loaded, _ = load_trained(read_flags(CheckpointChoice, args))
     model, report = quantizable(loaded, every_matrix(args.bits))
-    criterion, batches = material(args, loaded)
+    criterion = criterion_from(loaded.meta["settings"], loaded.tokenizer, args.lang_dir)
+    batches = Material.of(args).batches(loaded, criterion, args.num_batches)
     members = groups_of(model, args.group_by, loaded.quant_config.layer_prefix)
     learning = read_flags(LearnedConfig, args)
     steps = {
@@ -190,13 +192,29 @@ def model_of(args: argparse.Namespace, table: Sensitivity) -> tuple[LoadedModel,
     return loaded, model
 
 
-def go_down(args: argparse.Namespace, table: Sensitivity, budget: int, tied: Sequence[Sequence[str]]) -> Choice:
-    """The best of the allocations that --descend tries."""
+def search(
+    args: argparse.Namespace, table: Sensitivity, budget: int, tied: Sequence[Sequence[str]]
+) -> list[tuple[str, Choice]]:
+    """The table's choice, what --descend finds from there, the best on --held-out; the last of them is to be used."""
+    found = [(f"chosen under {budget:,}", choose(table, budget, tied, args.forbid))]
+    if not args.descend and not args.held_out:
+        return found
     loaded, model = model_of(args, table)
-    criterion, batches = material(args, loaded)
-    loss_of = partial(loss_at, model, criterion, batches)
-    with progress_bar(total=args.descend, desc="descent") as bar:
-        found = descend(table, budget, loss_of, args.descend, tied, args.forbid, step=bar.update)
+    criterion, material = criterion_from(loaded.meta["settings"], loaded.tokenizer, args.lang_dir), Material.of(args)
+    if args.descend:
+        batches = material.batches(loaded, criterion, args.num_batches)
+        with progress_bar(total=args.descend, desc="descent") as bar:
+            if args.descend_by == "kl":
+                loss_of = divergence_from_float(model, criterion, batches)
+            else:
+                loss_of = partial(loss_at, model, criterion, batches)
+            lowest = descend(table, budget, loss_of, args.descend, tied, args.forbid, step=bar.update)
+        found.append((f"after {args.descend} trials", lowest))
+    if args.held_out:
+        batches = replace(material, cuts=args.held_out, text=[args.held_out]).batches(loaded, criterion)
+        candidates = [*(choice for _, choice in found), *uniform_choices(table, budget, args.forbid)]
+        best = least(candidates, partial(loss_at, model, criterion, batches))
+        found.append((f"best on {args.held_out.name}", best))
     return found
 
 
@@ -286,6 +304,10 @@ def get_parser() -> argparse.ArgumentParser:
     budget.add_argument("--ratio", type=float, help="budget: the float32 tensors over it")
     budget.add_argument("--average-bits", type=float, help="budget: what that many bits everywhere would take")
     parser.add_argument("--descend", type=int, default=0, metavar="N", help="allocations tried by the model's own loss")
+    parser.add_argument("--descend-by", choices=("loss", "kl"), default="loss", help="loss, or divergence from float")
+    parser.add_argument(
+        "--held-out", type=Path, metavar="FILE", help="cuts (text) on which the final choice is made, of dev"
+    )
     parser.add_argument("--tie", action="append", default=[], metavar="PATTERN,PATTERN", help="groups that share bits")
     parser.add_argument("--forbid", action="append", default=[], type=pairs, metavar="PATTERN=BITS")
     parser.add_argument("--output", type=Path, help="the allocation, a .json file")
@@ -301,17 +323,17 @@ def check(args: argparse.Namespace) -> None:
     for name in ("measure", "descend"):
         if getattr(args, name) and args.cuts is None and not args.text:
             raise UserError(f"--{name} needs --cuts (of a language model --text): one mini-batch is enough")
-        if args.cuts is not None and args.text:
-            raise UserError("--cuts is for models of speech, --text for language models: leave one of them out")
+    if args.cuts is not None and args.text:
+        raise UserError("--cuts is for models of speech, --text for language models: leave one of them out")
     for name in ("ratio", "average_bits", "bytes"):
         value = getattr(args, name)
         if value is not None and not 0 < value < 1e12:
             raise UserError(f"--{name.replace('_', '-')} must be positive, it is {value}")
     if args.output is not None and args.output.suffix != ".json":
         raise UserError(f"--output {args.output}: give a name that ends in .json")
-    wanted = next((f"--{name}" for name in ("output", "quantized", "descend") if getattr(args, name)), "")
+    wanted = next((name for name in ("output", "quantized", "descend", "held_out") if getattr(args, name)), None)
     if wanted and (args.bytes, args.ratio, args.average_bits) == (None, None, None):
-        raise UserError(f"{wanted} needs a budget: --bytes, --ratio or --average-bits")
+        raise UserError(f"--{wanted.replace('_', '-')} needs a budget: --bytes, --ratio or --average-bits")
 
 
 def main() -> None:
@@ -328,11 +350,8 @@ def main() -> None:
         choices = [(f"all at {b}", evaluate(table, dict.fromkeys(table.loss, b))) for b in table.bits]
         budget = budget_of(args, table)
         if budget is not None:
-            found = choose(table, budget, tied, args.forbid)
-            choices.append((f"chosen under {budget:,}", found))
-            if args.descend:
-                found = go_down(args, table, budget, tied)
-                choices.append((f"after {args.descend} trials", found))
+            choices += search(args, table, budget, tied)
+            found = choices[-1][1]
             if args.output:
                 found.allocation(args.output.stem).save(args.output)
             if args.quantized:
