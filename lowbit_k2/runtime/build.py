@@ -23,7 +23,7 @@ PREBUILT = NATIVE.parent / "prebuilt"
 FLAGS = ("-O3", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-pthread")
 STATIC = ("-static-libstdc++", "-static-libgcc")  # of a wheel's library: it then needs the C library alone
 SANITIZE = ("-g1", "-O0", "-std=c++17", "-pthread", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
-COMMON = ("pool", "isa", "repack", "matmul", "layers", "kernels_portable")
+COMMON = ("pool", "isa", "repack", "matmul", "layers", "lstm", "kernels_portable")
 # Units that are compiled for more than the least CPU of the machine's kind; run-time dispatch chooses among them.
 BY_MACHINE = {"x86_64": {"kernels_avx2": ("-mavx2", "-mfma")}}
 

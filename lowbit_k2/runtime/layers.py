@@ -31,7 +31,8 @@ def layer_norm(
     return y
 
 
-def _sigmoid(x: np.ndarray) -> np.ndarray:
+def sigmoid(x: np.ndarray) -> np.ndarray:
+    """By numpy."""
     with np.errstate(over="ignore"):
         return 1 / (1 + np.exp(-x))
 
@@ -42,7 +43,7 @@ def swish(x: np.ndarray, threads: int = 1, out: np.ndarray | None = None) -> np.
     (x,) = _contiguous(x)
     y = np.empty_like(x) if out is None else out
     if loaded is None:
-        return np.multiply(x, _sigmoid(x), out=y)
+        return np.multiply(x, sigmoid(x), out=y)
     check(loaded, loaded.lbk_swish(pointer(x), *x.shape, pointer(y), threads))
     return y
 
@@ -53,7 +54,7 @@ def glu(x: np.ndarray, threads: int = 1) -> np.ndarray:
     (x,) = _contiguous(x)
     rows, cols = len(x), x.shape[1] // 2
     if loaded is None:
-        return x[:, :cols] * _sigmoid(x[:, cols:])
+        return x[:, :cols] * sigmoid(x[:, cols:])
     y = np.empty((rows, cols), np.float32)
     check(loaded, loaded.lbk_glu(pointer(x), rows, cols, pointer(y), threads))
     return y

@@ -26,7 +26,10 @@ class PackedMatrix:
     Attributes:
       shape: (outputs, inputs).
       nbytes: of memory, steps included.
+      handle: the library's; None without it.
     """
+
+    handle: int | None = None
 
     def __init__(self, tensor: PackedTensor) -> None:
         """Raises:
@@ -40,11 +43,11 @@ class PackedMatrix:
                 tensor.codes  # noqa: B018  raises where bytes are damaged
             self._tensor, self.nbytes = tensor, tensor.nbytes
             return
-        self._handle = self._library.lbk_matrix_new(_describe(tensor))
-        if not self._handle:
+        self.handle = self._library.lbk_matrix_new(_describe(tensor))
+        if not self.handle:
             raise PackedFileError(f"tensor {tensor.name}: {self._library.lbk_error().decode(errors='replace')}")
-        self.nbytes = self._library.lbk_matrix_bytes(self._handle)
-        weakref.finalize(self, self._library.lbk_matrix_free, self._handle)
+        self.nbytes = self._library.lbk_matrix_bytes(self.handle)
+        weakref.finalize(self, self._library.lbk_matrix_free, self.handle)
 
     def matmul(
         self,
@@ -77,7 +80,7 @@ class PackedMatrix:
             return y
         outputs, inputs = self.shape
         failed = self._library.lbk_matmul(
-            self._handle, pointer(rows), len(rows), inputs, pointer(bias), pointer(y), outputs, MODES[mode], threads
+            self.handle, pointer(rows), len(rows), inputs, pointer(bias), pointer(y), outputs, MODES[mode], threads
         )
         check(self._library, failed)
         return y

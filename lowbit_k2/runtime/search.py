@@ -6,6 +6,7 @@ At most one token per frame of a transducer (the "modified" topology). Token 0 i
 from __future__ import annotations
 
 from dataclasses import dataclass
+from os.path import commonprefix
 
 import numpy as np
 
@@ -59,37 +60,82 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
     return centred - np.log(np.exp(centred).sum(axis=-1, keepdims=True))
 
 
+class GreedyStream:
+    """The best class at each frame of a transducer, while encoder frames come in.
+
+    hypothesis: what was heard so far.
+    """
+
+    def __init__(self, network: PackedTransducer, blank_penalty: float = 0.0) -> None:
+        self.network, self.blank_penalty = network, np.float32(blank_penalty)
+        self.contexts, self.hypothesis, self.frames = network.contexts(), Hypothesis(), 0
+        self._after = self.contexts([()])  # (1, D)
+
+    def accept(self, encoder_out: np.ndarray) -> Labels:
+        """Go on through more frames, (T, C), any T; the tokens that they have brought."""
+        known, (labels, frames) = len(self.hypothesis.labels), (self.hypothesis.labels, self.hypothesis.frames)
+        for frame in self.network.joiner.encoder_proj(encoder_out):
+            logits = self.network.joiner(frame[None], self._after)[0]  # (V,)
+            logits[0] -= self.blank_penalty
+            token = self.choose(logits)
+            if token:
+                labels, frames = (*labels, token), (*frames, self.frames)
+                self._after = self.contexts([labels])
+            self.frames += 1
+        self.hypothesis = Hypothesis(labels, frames)
+        return labels[known:]
+
+    def choose(self, logits: np.ndarray) -> int:
+        """The class of a frame, of logits (V,); 0 is the blank."""
+        return int(logits.argmax())
+
+    @property
+    def best(self) -> Hypothesis:
+        return self.hypothesis
+
+
+class BeamStream:
+    """The `beam_size` best token sequences at each frame of a transducer, while encoder frames come in.
+
+    Alignments of the same sequence are summed.
+
+    beam: sequences with their log-probabilities over the alignments within the beam, the best first.
+    """
+
+    def __init__(self, network: PackedTransducer, beam_size: int = 4, blank_penalty: float = 0.0) -> None:
+        self.network, self.beam_size, self.blank_penalty = network, beam_size, np.float32(blank_penalty)
+        self.contexts, self.beam, self.frames, self._settled = network.contexts(), [Hypothesis()], 0, 0
+
+    def accept(self, encoder_out: np.ndarray) -> Labels:
+        """Go on through more frames, (T, C), any T; the tokens that come no more in doubt: all of the beam has them."""
+        for frame in self.network.joiner.encoder_proj(encoder_out):
+            logits = self.network.joiner(frame[None], self.contexts([hyp.labels for hyp in self.beam]))  # (M, V)
+            logits[:, 0] -= self.blank_penalty
+            self.beam = _extend(self.beam, log_softmax(logits), self.beam_size, self.frames)
+            self.frames += 1
+        common = commonprefix([hyp.labels for hyp in self.beam])
+        known, self._settled = self._settled, len(common)
+        return common[known:]
+
+    @property
+    def best(self) -> Hypothesis:
+        return self.beam[0]
+
+
 def greedy_search(network: PackedTransducer, encoder_out: np.ndarray, blank_penalty: float = 0.0) -> Hypothesis:
     """The best class at each frame. encoder_out: (T, C)"""
-    contexts, labels, frames = network.contexts(), (), ()
-    after = contexts([labels])  # (1, D)
-    for place, frame in enumerate(network.joiner.encoder_proj(encoder_out)):
-        logits = network.joiner(frame[None], after)[0]  # (V,)
-        logits[0] -= np.float32(blank_penalty)
-        token = int(logits.argmax())
-        if token:
-            labels, frames = (*labels, token), (*frames, place)
-            after = contexts([labels])
-    return Hypothesis(labels, frames)
+    stream = GreedyStream(network, blank_penalty)
+    stream.accept(encoder_out)
+    return stream.best
 
 
 def modified_beam_search(
     network: PackedTransducer, encoder_out: np.ndarray, beam_size: int = 4, blank_penalty: float = 0.0
 ) -> list[Hypothesis]:
-    """The `beam_size` best token sequences at each frame; alignments of the same sequence are summed.
-
-    Args:
-      encoder_out: (T, C).
-    Returns:
-      Sequences with their log-probabilities over the alignments within the beam, the best first.
-    """
-    contexts = network.contexts()
-    beam = [Hypothesis()]
-    for place, frame in enumerate(network.joiner.encoder_proj(encoder_out)):
-        logits = network.joiner(frame[None], contexts([hyp.labels for hyp in beam]))  # (M, V)
-        logits[:, 0] -= np.float32(blank_penalty)
-        beam = _extend(beam, log_softmax(logits), beam_size, place)
-    return beam
+    """The best sequences, see `BeamStream`. encoder_out: (T, C)"""
+    stream = BeamStream(network, beam_size, blank_penalty)
+    stream.accept(encoder_out)
+    return stream.beam
 
 
 def _extend(beam: list[Hypothesis], scores: np.ndarray, beam_size: int, frame: int) -> list[Hypothesis]:
