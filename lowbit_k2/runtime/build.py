@@ -21,7 +21,8 @@ from pathlib import Path
 NATIVE = Path(__file__).resolve().parent / "native"
 PREBUILT = NATIVE.parent / "prebuilt"
 FLAGS = ("-O3", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-pthread")
-STATIC = ("-static-libstdc++", "-static-libgcc")  # of a wheel's library: it then needs the C library alone
+# Of a wheel's library: with the C++ library within, and of that nothing in vain, which would ask for a newer C library.
+STATIC = ("-static-libstdc++", "-Wl,--gc-sections", "-Wl,--exclude-libs,ALL")
 SANITIZE = ("-g1", "-O0", "-std=c++17", "-pthread", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 COMMON = ("pool", "isa", "repack", "matmul", "layers", "lstm", "kernels_portable")
 # Units that are compiled for more than the least CPU of the machine's kind; run-time dispatch chooses among them.
