@@ -9,6 +9,7 @@ import numpy as np
 from lowbit_k2.core.encoders import ConformerConfig
 from lowbit_k2.runtime.layers import glu, relative_attention, swish
 from lowbit_k2.runtime.subsampling import Subsampling
+from lowbit_k2.runtime.matrix import feed_forward
 from lowbit_k2.runtime.weights import Weights
 
 
@@ -29,11 +30,11 @@ class FeedForward:
     """linear, swish, linear."""
 
     def __init__(self, weights: Weights, name: str) -> None:
-        self.w1, self.w2, self.threads = weights.linear(f"{name}.w1"), weights.linear(f"{name}.w2"), weights.how.threads
+        self.w1, self.w2, self.how = weights.linear(f"{name}.w1"), weights.linear(f"{name}.w2"), weights.how
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
-        hidden = self.w1(x)
-        return self.w2(swish(hidden, self.threads, out=hidden))
+        matrices, biases = (self.w1.matrix, self.w2.matrix), (self.w1.bias, self.w2.bias)
+        return feed_forward(*matrices, x, "swish", biases, self.how.mode, self.how.threads)
 
 
 class SelfAttention:

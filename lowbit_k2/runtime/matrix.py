@@ -9,7 +9,8 @@ import numpy as np
 from lowbit_k2.core.grids import matrix_shape
 from lowbit_k2.errors import UserError
 from lowbit_k2.packed import PackedFileError, PackedTensor
-from lowbit_k2.runtime.native import GRANULARITY, MODES, Tensor, check, library, pointer
+from lowbit_k2.runtime.layers import swish
+from lowbit_k2.runtime.native import ACTIVATIONS, GRANULARITY, MODES, Tensor, check, library, pointer
 from lowbit_k2.runtime.reference import reference_matmul
 
 DEFAULT_MODE = "a16"
@@ -82,6 +83,47 @@ class PackedMatrix:
         failed = self._library.lbk_matmul(*left, *right, add, MODES[mode], threads)
         check(self._library, failed)
         return y
+
+
+def feed_forward(
+    first: PackedMatrix,
+    second: PackedMatrix,
+    x: np.ndarray,
+    activation: str,
+    biases: tuple[np.ndarray | None, np.ndarray | None] = (None, None),
+    mode: str = DEFAULT_MODE,
+    threads: int = 1,
+    out: np.ndarray | None = None,
+    add: bool = False,
+) -> np.ndarray:
+    """second times activation(first times x): (..., inputs) -> (..., outputs), as `PackedMatrix.matmul` twice.
+
+    The inner numbers of some rows at a time stay in the cache.
+
+    Args:
+      activation: "relu" or "swish".
+      biases: of both matrices.
+      out, add: as there; with `add`, out may be x.
+    Raises:
+      UserError: an unknown mode or activation, or shapes that do not fit.
+    """
+    if activation not in ACTIVATIONS:
+        raise UserError(f"activation {activation!r} is unknown: take one of {', '.join(ACTIVATIONS)}")
+    if second.shape[1] != first.shape[0]:
+        raise UserError(f"{second.name} takes {second.shape[1]} inputs, {first.name} gives {first.shape[0]}")
+    _check_call(first, x, mode, biases[0], threads)
+    y = _result((*x.shape[:-1], second.shape[0]), out)  # (..., N)
+    loaded = first._library
+    if loaded is None:
+        hidden = first.matmul(x, mode, biases[0])
+        hidden = np.maximum(hidden, 0) if activation == "relu" else swish(hidden)
+        return second.matmul(hidden, mode, biases[1], out=y, add=add)
+    rows = np.ascontiguousarray(x, dtype=np.float32).reshape(-1, first.shape[1])  # (M, K)
+    biases = tuple(None if bias is None else np.ascontiguousarray(bias, dtype=np.float32) for bias in biases)
+    left = (first._handle, pointer(biases[0]), ACTIVATIONS[activation], second._handle, pointer(biases[1]))
+    failed = loaded.lbk_feed_forward(*left, pointer(rows), len(rows), pointer(y), add, MODES[mode], threads)
+    check(loaded, failed)
+    return y
 
 
 _matrices: weakref.WeakKeyDictionary[PackedTensor, PackedMatrix] = weakref.WeakKeyDictionary()

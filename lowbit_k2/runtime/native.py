@@ -18,6 +18,7 @@ ISAS = ("portable", "avx2", "avxvnni", "avx512vnni", "amx")
 NUMPY = "numpy"  # as LOWBIT_K2_ISA: without the library
 ISA_VARIABLE = "LOWBIT_K2_ISA"
 MODES = {"exact": 0, "a16": 1, "a8": 2}
+ACTIVATIONS = {"relu": 0, "swish": 1}
 GRANULARITY = {"tensor": 0, "channel": 1, "block64": 2}
 
 
@@ -64,6 +65,10 @@ _SIGNATURES = {
     "lbk_matrix_new": (c_void_p, [POINTER(Tensor)]),
     "lbk_matrix_free": (None, [c_void_p]),
     "lbk_matrix_bytes": (c_size_t, [c_void_p]),
+    "lbk_feed_forward": (
+        c_int,
+        [c_void_p, c_void_p, c_int32, c_void_p, c_void_p, c_void_p, c_int64, c_void_p, c_int32, c_int32, c_int32],
+    ),
     "lbk_matmul": (
         c_int,
         [c_void_p, c_void_p, c_int64, c_int64, c_void_p, c_void_p, c_int64, c_int32, c_int32, c_int32],

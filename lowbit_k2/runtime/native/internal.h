@@ -56,7 +56,7 @@ struct Call {
 };
 
 // What is done to each row by itself.
-enum RowKind { kLayerNorm, kAddNorm, kSwish, kGlu, kSoftmax, kLogSoftmax };
+enum RowKind { kLayerNorm, kAddNorm, kRelu, kSwish, kGlu, kSoftmax, kLogSoftmax };
 
 struct RowCall {
   RowKind kind;

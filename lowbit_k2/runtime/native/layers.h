@@ -139,6 +139,10 @@ inline void layer_norm(const RowCall &c, const float *x, float *sum, float *y) {
   });
 }
 
+inline void relu(const float *x, int64_t cols, float *y) {
+  for (int64_t i = 0; i < cols; ++i) y[i] = x[i] < 0 ? 0 : x[i];  // what is not a number stays
+}
+
 inline void swish(const float *x, int64_t cols, float *y) {
   each_vector(cols, [&](int64_t i, int count) LBK_INLINE {
     const Vector v = read(x + i, count);
@@ -190,6 +194,7 @@ inline void each_row(const RowCall &c, int64_t begin, int64_t end) {
     switch (c.kind) {
       case kLayerNorm: layer_norm(c, x, nullptr, y); break;
       case kAddNorm: layer_norm(c, x, c.sum + row * c.cols, y); break;
+      case kRelu: relu(x, c.cols, y); break;
       case kSwish: swish(x, c.cols, y); break;
       case kGlu: glu(x, c.cols, y); break;
       case kSoftmax: softmax(x, c.cols, y); break;
