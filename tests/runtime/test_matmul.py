@@ -220,10 +220,43 @@ def test_tensors_of_floats(isa: str, dtype: type) -> None:
     matrix, x = PackedMatrix(tensor), random_rows(9, 150)
     expected = x.astype(np.float64) @ values.astype(np.float64).T
     for mode in MODES:
-        assert relative_error(matrix.matmul(x, mode), expected) < 1e-5
+        assert relative_error(matrix.matmul(x, mode), expected) < (1e-5 if isa != "amx" else FLOATS_BY_AMX[mode])
         one = np.zeros((1, 150), np.float32)
         for k in range(6):
             one[:] = 0
             one[0, k] = 1
             assert matrix.matmul(one, mode)[0, 3] == np.float32(values[3, k])
     assert matrix.nbytes <= 32 * 192 * values.itemsize + 300
+
+
+# Of both sides, which AMX takes in three parts of 8 bits of mantissa, in two, in one.
+FLOATS_BY_AMX = {"exact": 1e-6, "a16": 3e-5, "a8": 1e-2}
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 8), (16, 32, 16), (37, 70, 33), (50, 600, 200)])
+def test_floats_on_odd_shapes(isa: str, shape: tuple[int, int, int]) -> None:
+    outputs, inputs, rows = shape
+    values = np.random.default_rng(2).normal(size=(outputs, inputs)).astype(np.float32)
+    tensor, x, bias = PackedTensor.from_values("w", "", "float32", values), random_rows(rows, inputs), values[:, 0]
+    expected = x.astype(np.float64) @ values.astype(np.float64).T
+    size = np.abs(x).astype(np.float64) @ np.abs(values).astype(np.float64).T + np.abs(bias)
+    for mode in MODES:
+        found = matmul(tensor, x, mode, bias, threads=2)
+        assert (np.abs(found - expected - bias) / size).max() < (1e-6 if isa != "amx" else FLOATS_BY_AMX[mode])
+
+
+@pytest.mark.parametrize("encoding", ["binary", "int8", "float32"])
+@pytest.mark.parametrize("rows", [1, 3, 40])
+def test_overlapping_rows_and_sums(isa: str, encoding: str, rows: int) -> None:
+    """As the subsampling has them: rows begin 20 numbers behind each other, and products are added up."""
+    tensor = random_tensor("int8", 21, 70) if encoding == "float32" else random_tensor(encoding, 21, 70)
+    if encoding == "float32":
+        tensor = PackedTensor.from_values("w", "", encoding, tensor.dequantize())
+    matrix, numbers = PackedMatrix(tensor), random_rows(1, 20 * rows + 60)[0]
+    x = np.lib.stride_tricks.as_strided(numbers, (rows, 70), (80, 4), writeable=False)
+    for mode in MODES:
+        whole = matrix.matmul(x.copy(), mode)
+        assert (matrix.matmul(x, mode) == whole).all()
+        found = np.full((rows, 21), np.float32(3))
+        assert matrix.matmul(x, mode, out=found, add=True) is found
+        np.testing.assert_allclose(found, whole + 3, rtol=1e-5, atol=1e-5 * np.abs(whole).max())
