@@ -15,6 +15,7 @@ from lowbit_k2.errors import UserError
 from lowbit_k2.packed import PackedFileError, PackedTensor
 from lowbit_k2.quant.inputs import quantize_input
 from lowbit_k2.runtime import PackedMatrix, matmul
+from lowbit_k2.runtime.matrix import feed_forward
 from lowbit_k2.runtime.native import MODES
 from lowbit_k2.runtime.reference import TOPS, reference_matmul
 from tests.runtime.tensors import CODES, LINEAR, product, random_rows, random_tensor, relative_error
@@ -193,6 +194,32 @@ def test_damage_is_refused(isa: str) -> None:
         with pytest.raises(PackedFileError) as by_numpy:
             tensor.codes  # noqa: B018
         assert str(by_library.value) == str(by_numpy.value)
+
+
+@pytest.mark.parametrize("activation", ["relu", "swish"])
+@pytest.mark.parametrize("mode", MODES)
+def test_feed_forward_is_two_products(isa: str, mode: str, activation: str) -> None:
+    """Over more rows than are kept in the cache, too; without rows; added to its own input."""
+    biases = random_rows(2, 1100)
+    for width, hidden, rows in ((70, 1100, 230), (33, 19, 1), (64, 128, 0)):
+        first, second = random_tensor("binary", hidden, width, "channel"), random_tensor("int4", width, hidden)
+        matrices, both = (PackedMatrix(first), PackedMatrix(second)), (biases[0, :hidden], biases[1, :width])
+        x = random_rows(rows, width)
+        inner = torch.from_numpy(matmul(first, x, mode, both[0]))
+        inner = F.relu(inner) if activation == "relu" else F.silu(inner)
+        expected = matmul(second, inner.numpy(), mode, both[1])
+        found = feed_forward(*matrices, x, activation, both, mode, threads=2)
+        # inner numbers that differ by rounding become integers that differ by one here and there
+        assert relative_error(found, expected) < {"exact": 1e-5, "a16": 1e-4, "a8": 1e-2}[mode]
+        assert found.shape == x.shape
+        added = x.copy()
+        feed_forward(*matrices, added, activation, (both[0], None), mode, out=added, add=True)
+        without_bias = feed_forward(*matrices, x, activation, (both[0], None), mode)
+        assert np.abs(added - (x + without_bias)).max(initial=0) <= ROUNDING * np.abs(added).max(initial=0)
+    with pytest.raises(UserError, match="activation 'tanh' is unknown: take one of relu, swish"):
+        feed_forward(*matrices, x, "tanh")
+    with pytest.raises(UserError, match="w takes 128 inputs, w gives 64"):
+        feed_forward(matrices[1], matrices[1], random_rows(1, 128), "relu")
 
 
 def test_calls_that_cannot_be(native) -> None:
