@@ -42,7 +42,7 @@ def test_against_numpy(isa: str, encoding: str, granularity: str) -> None:
 
 @pytest.mark.parametrize("encoding", CODES)
 def test_exact_is_as_exact_as_float32(isa: str, encoding: str) -> None:
-    """At most 2.5 times the error of numpy's own product, whose BLAS sums in more parts, and 1e-5 of the largest value."""
+    """At most 2.5 times the error of numpy's own product, whose BLAS sums in parts, and 1e-5 of the largest value."""
     tensor, x = random_tensor(encoding, 70, 900, "channel"), random_rows(12, 900)
     expected = product(tensor, x)
     own = x @ tensor.dequantize().T
