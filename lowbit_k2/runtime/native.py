@@ -14,7 +14,7 @@ import numpy as np
 from lowbit_k2.errors import UserError
 from lowbit_k2.runtime.build import BuildError, library_path, prebuilt_library, units
 
-ABI = 1  # LBK_ABI of native/lowbit_k2.h
+ABI = 2  # LBK_ABI of native/lowbit_k2.h
 KERNELS = "kernels_"
 ISAS = tuple(name.removeprefix(KERNELS) for name in units() if name.startswith(KERNELS))
 NUMPY = "numpy"  # as LOWBIT_K2_ISA: without the library

@@ -27,7 +27,7 @@ class Subsampling:
         second = weights.tensors[f"{name}.conv2.weight"]
         self.second = SecondConvolution(second, weights.floats(f"{name}.conv2.bias"), weights.how)
         out = weights.tensors[f"{name}.out.weight"]
-        # The second convolution's output is read as it lies, channels last; steps of blocks go by the file's order.
+        # Read as the second convolution puts it out, channels last; but steps of blocks go by the order of the file.
         self.by_channel = out.granularity == "block64"
         if not self.by_channel:
             out = reordered(out, (len(out.data), len(self.bias), -1), (0, 2, 1))

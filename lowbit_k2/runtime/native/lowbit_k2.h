@@ -15,7 +15,7 @@
 extern "C" {
 #endif
 
-#define LBK_ABI 1 /* changes whenever a signature below does */
+#define LBK_ABI 2 /* changes whenever a signature below does */
 
 /* How activations are multiplied. */
 enum {
@@ -73,7 +73,7 @@ size_t lbk_matrix_bytes(const lbk_matrix *matrix);
 /* y (m, rows) = x (m, cols) times the matrix's transpose, plus bias (rows,) unless that is NULL.
    x_stride, y_stride: floats from one row to the next. x and y must not overlap.
    threads: how many work at most, the caller included; little work is done by fewer.
-   Matrices of floats or with tables are multiplied as LBK_EXACT in every mode; but with AMX, numbers on both sides are
+   Matrices of floats or with tables are multiplied as LBK_EXACT in every mode; but with AMX, floats on both sides are
    rounded to 16 bits of mantissa in LBK_A16, to 8 in LBK_A8. In the integer modes a row of x that holds NaN or infinity
    gives a row of NaN. */
 int lbk_matmul(const lbk_matrix *matrix, const float *x, int64_t m, int64_t x_stride, const float *bias, float *y,
