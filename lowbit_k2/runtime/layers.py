@@ -121,6 +121,26 @@ def depthwise(
     return y
 
 
+def convolve(x: np.ndarray, weight: np.ndarray, bias: np.ndarray, step: int, out: np.ndarray, threads: int = 1) -> None:
+    """ReLU of a convolution of 3 x 3 over one channel, at every second band and every `step`-th frame.
+
+    Args:
+      x: (T, F), contiguous float32.
+      weight, bias: (9, C), (C,).
+      out: (T', (F - 1) // 2, C), each frame of it contiguous: where the result goes.
+    """
+    loaded = library()
+    frames, (_, bands), channels = len(out), x.shape, weight.shape[1]
+    assert x.flags.c_contiguous and len(x) > step * (frames - 1) + 2
+    if loaded is None:
+        windows = np.lib.stride_tricks.sliding_window_view(x, (3, 3))[: step * frames : step, ::2]  # (T', F', 3, 3)
+        out[:] = np.maximum(windows.reshape(frames, -1, 9) @ weight + bias, 0)
+        return
+    strides = step * bands, out.strides[0] // out.itemsize
+    arguments = (pointer(x), strides[0], frames, bands, pointer(weight), pointer(bias), channels, pointer(out))
+    check(loaded, loaded.lbk_convolve(*arguments, strides[1], threads))
+
+
 def patches(x: np.ndarray, begin: int, end: int, by_channel: bool) -> np.ndarray:
     """What a convolution of 3 x 3 with stride 2 and no padding multiplies, for its output frames begin .. end-1.
 

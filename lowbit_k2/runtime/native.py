@@ -19,6 +19,7 @@ ISAS = tuple(name.removeprefix(KERNELS) for name in units() if name.startswith(K
 NUMPY = "numpy"  # as LOWBIT_K2_ISA: without the library
 ISA_VARIABLE = "LOWBIT_K2_ISA"
 MODES = {"exact": 0, "a16": 1, "a8": 2}
+ACTIVATIONS = {"relu": 0, "swish": 1}
 GRANULARITY = {"tensor": 0, "channel": 1, "block64": 2}
 
 
@@ -65,9 +66,13 @@ _SIGNATURES = {
     "lbk_matrix_new": (c_void_p, [POINTER(Tensor)]),
     "lbk_matrix_free": (None, [c_void_p]),
     "lbk_matrix_bytes": (c_size_t, [c_void_p]),
+    "lbk_feed_forward": (
+        c_int,
+        [c_void_p, c_void_p, c_int32, c_void_p, c_void_p, c_void_p, c_int64, c_void_p, c_int32, c_int32, c_int32],
+    ),
     "lbk_matmul": (
         c_int,
-        [c_void_p, c_void_p, c_int64, c_int64, c_void_p, c_void_p, c_int64, c_int32, c_int32],
+        [c_void_p, c_void_p, c_int64, c_int64, c_void_p, c_void_p, c_int64, c_int32, c_int32, c_int32],
     ),
 }
 
@@ -118,9 +123,11 @@ def check(loaded: ctypes.CDLL, failed: int) -> None:
 
 
 def pointer(array: np.ndarray | None) -> int | None:
-    """Address of a contiguous array's numbers, for as long as the array lives."""
+    """Address of an array's first number, for as long as the array lives."""
     if array is None:
         return None
-    if array.size and array.flags.writeable:  # three times as fast as the other way, which takes microseconds
+    if (
+        array.size and array.flags.writeable and array.flags.c_contiguous
+    ):  # three times as fast as the other way, which takes microseconds
         return ctypes.addressof(c_uint8.from_buffer(array))
     return array.ctypes.data

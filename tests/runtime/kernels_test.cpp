@@ -134,7 +134,7 @@ void check(const Sample &s, const lbk_matrix *matrix, const std::vector<float> &
   const int64_t x_stride = s.cols + x_gap, y_stride = s.rows + y_gap;
   std::vector<float> from(m ? (m - 1) * x_stride + s.cols : 0), y(m ? (m - 1) * y_stride + s.rows : 0, 7.f);
   for (int64_t i = 0; i < m; ++i) std::copy_n(&x[i * s.cols], s.cols, &from[i * x_stride]);
-  if (lbk_matmul(matrix, from.data(), m, x_stride, bias.data(), y.data(), y_stride, mode, threads)) die("lbk_matmul");
+  if (lbk_matmul(matrix, from.data(), m, x_stride, bias.data(), y.data(), y_stride, 0, mode, threads)) die("lbk_matmul");
   const bool floats = !s.table.empty() || s.encoding[0] == 'f', rounds = mode != LBK_EXACT && !floats;
   const double relative = !floats || mode == LBK_EXACT ? 2e-5 : mode == LBK_A16 ? 1e-4 : 1e-2;  // of bfloat16
   for (int64_t i = 0; i < m; ++i) {
@@ -340,7 +340,7 @@ int main(int count, char **needed) {
         const std::vector<float> x(40 * 400, 1.f);
         std::vector<float> y(40 * 300);
         for (int i = 0; i < 3; ++i)
-          if (lbk_matmul(matrix, x.data(), 40, 400, nullptr, y.data(), 300, mode, 3)) die("from a thread");
+          if (lbk_matmul(matrix, x.data(), 40, 400, nullptr, y.data(), 300, 0, mode, 3)) die("from a thread");
         for (int64_t r = 0; r < 300; ++r) {
           double sum = 0;
           for (int64_t k = 0; k < 400; ++k) sum += s.weights[r * 400 + k];

@@ -166,7 +166,7 @@ void add_up(const Call &c, int64_t row, int64_t rows, int64_t panel, bool first,
   const __m512 bias = c.bias ? _mm512_maskz_loadu_ps(mask, c.bias + begin) : _mm512_setzero_ps();
   float *y = c.y + row * c.y_stride + begin;
   for (int64_t r = 0; r < rows; ++r, y += c.y_stride, products += 2 * kLanes) {
-    const __m512 before = first ? bias : _mm512_maskz_loadu_ps(mask, y);
+    const __m512 before = first && !c.add ? bias : _mm512_maskz_loadu_ps(mask, y);
     _mm512_mask_storeu_ps(y, mask, _mm512_fmadd_ps(_mm512_loadu_ps(products), steps, before));
   }
 }

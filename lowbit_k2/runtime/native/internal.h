@@ -52,10 +52,11 @@ struct Call {
   size_t row_bytes;
   float *x_steps;        // (rows,), where rows become integers
   int32_t *sums;         // (rows, sums, blocks) sums of the integers of each block
+  bool add;              // to what y holds, instead of the bias
 };
 
 // What is done to each row by itself.
-enum RowKind { kLayerNorm, kAddNorm, kSwish, kGlu, kSoftmax, kLogSoftmax };
+enum RowKind { kLayerNorm, kAddNorm, kRelu, kSwish, kGlu, kSoftmax, kLogSoftmax };
 
 struct RowCall {
   RowKind kind;
@@ -95,6 +96,7 @@ struct Attention {
 };
 
 constexpr size_t kSmallSlice = 192 << 10, kLargeSlice = 640 << 10;  // beside tiles in a cache of 512 KiB, of 1 MiB
+constexpr int64_t kMostRows = 192;  // of a slice
 constexpr int kMaxGroup = 32;  // rows that kernels multiply at a time
 
 constexpr int kQueries = 24;  // of an attention task

@@ -11,7 +11,7 @@ namespace {
 struct Avx512 : Planes512 {
   static constexpr int kFloatRows = 8, kTableRows = 0;
 
-  static Group group_of(int64_t rows, int64_t row) { return greedy_group<Planes512>(rows, row); }
+  static Group group_of(int64_t rows, int64_t row, int) { return greedy_group<Planes512>(rows, row); }
 
   template <int BITS, int P>
   static void multiply(const Call &c, int64_t begin, int64_t end) {

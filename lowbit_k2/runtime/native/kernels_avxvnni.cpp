@@ -17,7 +17,7 @@ struct AvxVnni {
 
   static const Kernels &floats() { return kAvx2; }
 
-  static Group group_of(int64_t rows, int64_t row) { return greedy_group<AvxVnni>(rows, row); }
+  static Group group_of(int64_t rows, int64_t row, int) { return greedy_group<AvxVnni>(rows, row); }
 
   template <int BITS, int P>
   static void multiply(const Call &c, int64_t begin, int64_t end) {

@@ -145,6 +145,10 @@ inline void layer_norm(const RowCall &c, const float *x, float *sum, float *y) {
   });
 }
 
+inline void relu(const float *x, int64_t cols, float *y) {
+  for (int64_t i = 0; i < cols; ++i) y[i] = x[i] < 0 ? 0 : x[i];  // what is not a number stays
+}
+
 inline void swish(const float *x, int64_t cols, float *y) {
   each_vector(cols, [&](int64_t i, int count) LBK_INLINE {
     const Vector v = read(x + i, count);
@@ -196,6 +200,7 @@ inline void each_row(const RowCall &c, int64_t begin, int64_t end) {
     switch (c.kind) {
       case kLayerNorm: layer_norm(c, x, nullptr, y); break;
       case kAddNorm: layer_norm(c, x, c.sum + row * c.cols, y); break;
+      case kRelu: relu(x, c.cols, y); break;
       case kSwish: swish(x, c.cols, y); break;
       case kGlu: glu(x, c.cols, y); break;
       case kSoftmax: softmax(x, c.cols, y); break;
@@ -263,14 +268,47 @@ inline void convolve(const Convolution &c, int64_t begin, int64_t end) {
 
 inline int64_t panels_of(int64_t rows) { return (rows + kLanes - 1) / kLanes; }
 
+#if defined(__AVX512F__)
+// 16 rows of 16 floats, x_stride apart, to columns behind each other.
+inline void transpose(const float *x, int64_t x_stride, float *y) {
+  __m512 a[16], b[16];
+  for (int i = 0; i < 16; ++i) a[i] = _mm512_loadu_ps(x + i * x_stride);
+  for (int i = 0; i < 16; i += 2) {  // each step merges pairs of rows, then pairs of those
+    b[i] = _mm512_unpacklo_ps(a[i], a[i + 1]);
+    b[i + 1] = _mm512_unpackhi_ps(a[i], a[i + 1]);
+  }
+  for (int i = 0; i < 16; i += 4)
+    for (int k = 0; k < 2; ++k) {
+      const __m512d low = _mm512_castps_pd(b[i + k]), high = _mm512_castps_pd(b[i + k + 2]);
+      a[i + 2 * k] = _mm512_castpd_ps(_mm512_unpacklo_pd(low, high));
+      a[i + 2 * k + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(low, high));
+    }
+  for (int i = 0; i < 16; i += 8)
+    for (int k = 0; k < 4; ++k) {
+      b[i + k] = _mm512_shuffle_f32x4(a[i + k], a[i + k + 4], 0x88);
+      b[i + k + 4] = _mm512_shuffle_f32x4(a[i + k], a[i + k + 4], 0xdd);
+    }
+  for (int k = 0; k < 8; ++k) {
+    _mm512_storeu_ps(y + k * 16, _mm512_shuffle_f32x4(b[k], b[k + 8], 0x88));
+    _mm512_storeu_ps(y + (k + 8) * 16, _mm512_shuffle_f32x4(b[k], b[k + 8], 0xdd));
+  }
+}
+#endif
+
 // Columns of one head of x (rows, width) as outputs of panels: (panels, size, 16).
 inline void pack_rows(const float *x, int64_t rows, int64_t width, int64_t size, float *panels) {
-  for (int64_t panel = 0; panel < panels_of(rows); ++panel)
+  for (int64_t panel = 0; panel < panels_of(rows); ++panel) {
+    const float *from = x + panel * kLanes * width;
+    float *to = panels + panel * size * kLanes;
+    int64_t k = 0;
+#if defined(__AVX512F__)
+    if ((panel + 1) * kLanes <= rows)
+      for (; k + kLanes <= size; k += kLanes) transpose(from + k, width, to + k * kLanes);
+#endif
     for (int64_t lane = 0; lane < kLanes; ++lane)
-      for (int64_t k = 0; k < size; ++k) {
-        const int64_t row = panel * kLanes + lane;
-        panels[(panel * size + k) * kLanes + lane] = row < rows ? x[row * width + k] : 0.f;
-      }
+      for (int64_t i = k; i < size; ++i)
+        to[i * kLanes + lane] = panel * kLanes + lane < rows ? from[lane * width + i] : 0.f;
+  }
 }
 
 // The same with rows as inputs: (panels of size, rows, 16).
@@ -351,10 +389,14 @@ void attend_rows(const Attention &a, int64_t head, int64_t first_row, float *scr
   for (int r = 0; r < R; ++r) {
     float *score = scores + r * row;
     const float *by_position = shifted + r * long_row + (frames - 1 - first_row - r) - from * kLanes;
+    Vector tops = Vector{} + (score[0] + by_position[0]);
     each_vector(frames, [&](int64_t j, int count) LBK_INLINE {
-      write(read(score + j, count) + read(by_position + j, count), score + j, count);
+      Vector v = read(score + j, count) + read(by_position + j, count);
+      write(v, score + j, count);
+      for (int k = count; k < kWidth; ++k) v[k] = tops[0];
+      tops = v > tops ? v : tops;
     });
-    inverse[r] = 1 / exponentials(score, frames, maximum(score, frames), score);
+    inverse[r] = 1 / exponentials(score, frames, maximum(tops), score);
   }
   float *out = a.out + first_row * width + head * a.size;
   multiply_panels<R>(a.values + head * panels_of(a.size) * frames * kLanes, frames, a.size, scores, row, out, width);

@@ -24,6 +24,8 @@ enum {
   LBK_A8 = 2     /* integers of 8 bits, one step for each row: max|x| / 127 */
 };
 
+enum { LBK_RELU = 0, LBK_SWISH = 1 };
+
 /* Which weights share a step. */
 enum { LBK_TENSOR = 0, LBK_CHANNEL = 1, LBK_BLOCK64 = 2 };
 
@@ -71,10 +73,17 @@ size_t lbk_matrix_bytes(const lbk_matrix *matrix);
 /* y (m, rows) = x (m, cols) times the matrix's transpose, plus bias (rows,) unless that is NULL.
    x_stride, y_stride: floats from one row to the next. x and y must not overlap.
    threads: how many work at most, the caller included; little work is done by fewer.
-   Matrices of floats or with tables are multiplied as LBK_EXACT in every mode. In the integer modes a row
-   of x that holds NaN or infinity gives a row of NaN. */
+   Matrices of floats or with tables are multiplied as LBK_EXACT in every mode; but with AMX, numbers on both sides are
+   rounded to 16 bits of mantissa in LBK_A16, to 8 in LBK_A8. In the integer modes a row of x that holds NaN or infinity
+   gives a row of NaN. */
 int lbk_matmul(const lbk_matrix *matrix, const float *x, int64_t m, int64_t x_stride, const float *bias, float *y,
-               int64_t y_stride, int32_t mode, int32_t threads);
+               int64_t y_stride, int32_t add, int32_t mode, int32_t threads);
+
+/* y (m, second's rows) = second times activation(first times x + first_bias) + second_bias, as lbk_matmul twice, but the
+   inner numbers of some rows at a time stay in the cache. x (m, first's cols). With add, y may be x. */
+int lbk_feed_forward(const lbk_matrix *first, const float *first_bias, int32_t activation, const lbk_matrix *second,
+                     const float *second_bias, const float *x, int64_t m, float *y, int32_t add, int32_t mode,
+                     int32_t threads);
 
 /* The other parts of an encoder. Rows are contiguous; y may be x where nothing else is said. */
 

@@ -162,7 +162,7 @@ __attribute__((noinline)) void prepare_floats(const Call &c, int64_t row, bool t
 __attribute__((noinline)) void store(const Call &c, int64_t row, int64_t panel, bool first, const float *values) {
   const int64_t begin = panel * kLanes, lanes = least(kLanes, c.w->rows - begin);
   float *y = c.y + row * c.y_stride + begin;
-  const float *before = !first ? y : c.bias ? c.bias + begin : nullptr;
+  const float *before = !first || c.add ? y : c.bias ? c.bias + begin : nullptr;
   for (int64_t i = 0; i < lanes; ++i) y[i] = before ? before[i] + values[i] : values[i];
 }
 
@@ -282,7 +282,7 @@ __attribute__((noinline)) void dot_floats(const float *tile, int64_t count, cons
   }); });
   const auto add = [&](int64_t k, auto chain) LBK_INLINE {
     FloatLanes w[kVectors];
-    memcpy(w, tile + kLanes * k, sizeof w);
+    times<kVectors>([&](auto v) LBK_INLINE { memcpy(&w[v], tile + kLanes * k + v * kVectorLanes, sizeof w[v]); });
     times<R>([&](auto r) LBK_INLINE {
       const float value = x[r * stride + k];
       times<kVectors>([&](auto v) LBK_INLINE { acc[chain][r][v] += w[v] * value; });

@@ -66,7 +66,7 @@ void prepare_planes(const Call &c, int64_t begin, int64_t end) {
     const float *x = c.x + row * c.x_stride;
     const float step = plane_step(c, largest(x, w.cols)), inverse = step == step ? 1 / step : 0.f;
     c.x_steps[row] = step * (1 << 8 * (P - 1));  // of the highest plane
-    const Group group = Isa::group_of(c.rows * P, row * P);
+    const Group group = Isa::group_of(c.rows * P, row * P, P);
     uint8_t *out = place(c, group, row * P, 0);
     int32_t *sums = c.sums + row * P * w.blocks;
     alignas(64) float last[kBlock];
@@ -124,7 +124,7 @@ __attribute__((noinline)) void store_planes(const Call &c, int64_t row, int64_t 
   const int64_t begin = panel * kLanes, lanes = least(kLanes, c.w->rows - begin);
   for (int64_t r = 0; r < rows; ++r) {
     float *y = c.y + (row + r) * c.y_stride + begin;
-    const float step = c.x_steps[row + r], *before = !first ? y : c.bias ? c.bias + begin : nullptr;
+    const float step = c.x_steps[row + r], *before = !first || c.add ? y : c.bias ? c.bias + begin : nullptr;
     if (lanes == kLanes) {
       for (int v = 0; v < kVectors; ++v) {
         FloatLanes value, other = {};
@@ -230,7 +230,7 @@ void multiply_planes(const Call &c, const Dot *dots, int64_t begin, int64_t end)
     for (int64_t chunk = 0; chunk < w.blocks; chunk += kIntegerBlocks) {
       const int64_t last = least(chunk + kIntegerBlocks, w.blocks);
       for (Group group{0, 0}; (group.first += group.size) < rows;) {
-        group = Isa::group_of(rows, group.first);
+        group = Isa::group_of(rows, group.first, P);
         const Dot dot = dots[number_of<Isa>(group.size)];
         const int64_t count = least(group.size, rows - group.first) / P;
         for (int64_t block = chunk; block < last; block += span) {
