@@ -12,9 +12,11 @@ The table is measured once, on one mini-batch of cuts with transcripts (--num-ba
 
   ./train.py --quant-config mixed --precisions exp/float/kl-20x.json --init-from exp/float/pretrained.pt
 
---descend N goes on from there by the loss of the whole model on --cuts at N allocations more, and needs the checkpoint
-again. --quantized FILE.pt writes the float model itself at these precisions, without any training: decode.py and
-export.py take it by --checkpoint.
+--descend N goes on from there by the loss of the whole model on --cuts at N allocations more (--descend-by kl: by its
+divergence from the float one), and needs the checkpoint again. With --held-out CUTS, such as those of dev, what was
+found is compared on them with the table's choice and with one precision for all, and the best is taken.
+--quantized FILE.pt writes the float model itself at these precisions, without any training: decode.py and export.py
+take it by --checkpoint.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ import numpy as np
 from torch import nn
 
 from lowbit_k2.allocation.choose import Choice, choose, evaluate, front
-from lowbit_k2.allocation.descent import descend, loss_at
+from lowbit_k2.allocation.descent import descend, divergence_from_float, least, loss_at, uniform_choices
 from lowbit_k2.allocation.learned import LearnedConfig, learned_preference
 from lowbit_k2.allocation.sensitivity import (
     GROUPINGS,
@@ -82,9 +84,9 @@ def every_matrix(bits: Sequence[int]) -> QuantConfig:
 
 
 def labelled_batches(
-    loaded: LoadedModel, criterion: Criterion, cuts: Path, max_duration: float, number: int
+    loaded: LoadedModel, criterion: Criterion, cuts: Path, max_duration: float, number: int | None = None
 ) -> list[Batch]:
-    """The first batches of cuts, with the criterion's targets.
+    """The first batches of cuts, or all, with the criterion's targets.
 
     Raises:
       UserError: the cuts cannot be read, or give no batch.
@@ -149,13 +151,29 @@ def model_of(args: argparse.Namespace, table: Sensitivity) -> tuple[LoadedModel,
     return loaded, model
 
 
-def go_down(args: argparse.Namespace, table: Sensitivity, budget: int, tied: Sequence[Sequence[str]]) -> Choice:
-    """The best of the allocations that --descend tries."""
+def search(
+    args: argparse.Namespace, table: Sensitivity, budget: int, tied: Sequence[Sequence[str]]
+) -> list[tuple[str, Choice]]:
+    """The table's choice, what --descend finds from there, the best on --held-out; the last of them is to be used."""
+    found = [(f"chosen under {budget:,}", choose(table, budget, tied, args.forbid))]
+    if not args.descend and not args.held_out:
+        return found
     loaded, model = model_of(args, table)
-    criterion, batches = on_speech(args, loaded)
-    loss_of = partial(loss_at, model, criterion, batches)
-    with progress_bar(total=args.descend, desc="descent") as bar:
-        found = descend(table, budget, loss_of, args.descend, tied, args.forbid, step=bar.update)
+    criterion = criterion_from(loaded.meta["settings"], loaded.tokenizer, args.lang_dir)
+    if args.descend:
+        batches = labelled_batches(loaded, criterion, args.cuts, args.max_duration, args.num_batches)
+        with progress_bar(total=args.descend, desc="descent") as bar:
+            if args.descend_by == "kl":
+                loss_of = divergence_from_float(model, criterion, batches)
+            else:
+                loss_of = partial(loss_at, model, criterion, batches)
+            lowest = descend(table, budget, loss_of, args.descend, tied, args.forbid, step=bar.update)
+        found.append((f"after {args.descend} trials", lowest))
+    if args.held_out:
+        batches = labelled_batches(loaded, criterion, args.held_out, args.max_duration)
+        candidates = [*(choice for _, choice in found), *uniform_choices(table, budget, args.forbid)]
+        best = least(candidates, partial(loss_at, model, criterion, batches))
+        found.append((f"best on {args.held_out.name}", best))
     return found
 
 
@@ -243,6 +261,8 @@ def get_parser() -> argparse.ArgumentParser:
     budget.add_argument("--ratio", type=float, help="budget: the float32 tensors over it")
     budget.add_argument("--average-bits", type=float, help="budget: what that many bits everywhere would take")
     parser.add_argument("--descend", type=int, default=0, metavar="N", help="allocations tried by the model's own loss")
+    parser.add_argument("--descend-by", choices=("loss", "kl"), default="loss", help="loss, or divergence from float")
+    parser.add_argument("--held-out", type=Path, metavar="CUTS", help="cuts on which the final choice is made, of dev")
     parser.add_argument("--tie", action="append", default=[], metavar="PATTERN,PATTERN", help="groups that share bits")
     parser.add_argument("--forbid", action="append", default=[], type=pairs, metavar="PATTERN=BITS")
     parser.add_argument("--output", type=Path, help="the allocation, a .json file")
@@ -264,9 +284,9 @@ def check(args: argparse.Namespace) -> None:
             raise UserError(f"--{name.replace('_', '-')} must be positive, it is {value}")
     if args.output is not None and args.output.suffix != ".json":
         raise UserError(f"--output {args.output}: give a name that ends in .json")
-    wanted = next((f"--{name}" for name in ("output", "quantized", "descend") if getattr(args, name)), "")
+    wanted = next((name for name in ("output", "quantized", "descend", "held_out") if getattr(args, name)), None)
     if wanted and (args.bytes, args.ratio, args.average_bits) == (None, None, None):
-        raise UserError(f"{wanted} needs a budget: --bytes, --ratio or --average-bits")
+        raise UserError(f"--{wanted.replace('_', '-')} needs a budget: --bytes, --ratio or --average-bits")
 
 
 def main() -> None:
@@ -283,11 +303,8 @@ def main() -> None:
         choices = [(f"all at {b}", evaluate(table, dict.fromkeys(table.loss, b))) for b in table.bits]
         budget = budget_of(args, table)
         if budget is not None:
-            found = choose(table, budget, tied, args.forbid)
-            choices.append((f"chosen under {budget:,}", found))
-            if args.descend:
-                found = go_down(args, table, budget, tied)
-                choices.append((f"after {args.descend} trials", found))
+            choices += search(args, table, budget, tied)
+            found = choices[-1][1]
             if args.output:
                 found.allocation(args.output.stem).save(args.output)
             if args.quantized:

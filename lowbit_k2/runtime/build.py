@@ -18,7 +18,7 @@ from pathlib import Path
 NATIVE = Path(__file__).resolve().parent / "native"
 FLAGS = ("-O3", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-pthread")
 SANITIZE = ("-g1", "-O0", "-std=c++17", "-pthread", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
-COMMON = ("pool", "isa", "repack", "matmul", "layers", "kernels_portable", "layers_portable")
+COMMON = ("pool", "isa", "repack", "matmul", "layers", "lstm", "kernels_portable", "layers_portable")
 # Units that are compiled for more than the least CPU of the machine's kind; run-time dispatch chooses among them. A
 # compiler that does not know the flags of one leaves an empty unit.
 AVX2 = ("-mavx2", "-mfma")

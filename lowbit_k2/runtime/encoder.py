@@ -12,9 +12,8 @@ from typing import ClassVar, TypeVar
 
 import numpy as np
 
-from lowbit_k2.core.encoders import ConformerConfig
+from lowbit_k2.core.encoders import ConformerConfig, LstmConfig
 from lowbit_k2.core.models import (
-    STATELESS,
     CtcConfig,
     ModelConfig,
     TransducerConfig,
@@ -26,15 +25,19 @@ from lowbit_k2.packed import PackedModel, read_packed
 from lowbit_k2.runtime.conformer import ConformerEncoder
 from lowbit_k2.runtime.errors import UnsupportedError, errors_name
 from lowbit_k2.runtime.layers import log_softmax
+from lowbit_k2.runtime.lstm import LstmEncoder
 from lowbit_k2.runtime.matrix import DEFAULT_MODE
-from lowbit_k2.runtime.transducer import ContextCache, Joiner, StatelessDecoder
+from lowbit_k2.runtime.transducer import ContextCache, Joiner, make_decoder
 from lowbit_k2.runtime.weights import Arithmetic, Weights
 
 N = TypeVar("N", bound="PackedNetwork")
 
 
+ENCODERS = {ConformerConfig: ConformerEncoder, LstmConfig: LstmEncoder}
+
+
 class PackedNetwork:
-    """A Conformer; subclasses have what is behind it.
+    """An encoder; subclasses have what is behind it.
 
     Attributes:
       config: the model's settings.
@@ -55,14 +58,14 @@ class PackedNetwork:
                 "it holds the latent weights of a low-bit model, as a measure of size: take the packed file"
             )
         self.config = model_config_from_dict(packed.model_config)
-        if not isinstance(self.config, self.kind) or not isinstance(self.config.encoder, ConformerConfig):
-            encoder = getattr(getattr(self.config, "encoder", None), "kind", "of its own")
-            found = f"a {self.config.kind} model with an encoder {encoder}"
-            raise UnsupportedError(f"the runtime has Conformers with {self.described}, not {found}")
+        settings = getattr(self.config, "encoder", None)
+        if not isinstance(self.config, self.kind) or type(settings) not in ENCODERS:
+            found = f"a {self.config.kind} model with an encoder {getattr(settings, 'kind', 'of its own')}"
+            raise UnsupportedError(f"the runtime has Conformers and LSTMs with {self.described}, not {found}")
         shapes = {name: tensor.shape for tensor in packed.tensors for name in tensor.names}
         check_shapes(self.config, shapes, for_training=False)
         weights = Weights(packed, self.how)
-        self.encoder = ConformerEncoder(self.config.encoder, weights)
+        self.encoder = ENCODERS[type(settings)](settings, weights)
         self._build(weights)
         self.packed = replace(packed, tensors=())  # the library has weights in a layout of its own
 
@@ -102,7 +105,7 @@ class PackedNetwork:
 
 
 class PackedCtc(PackedNetwork):
-    """A Conformer with a CTC head."""
+    """An encoder with a CTC head."""
 
     kind, described = CtcConfig, "a CTC head"
 
@@ -119,18 +122,16 @@ class PackedCtc(PackedNetwork):
 
 
 class PackedTransducer(PackedNetwork):
-    """A Conformer with a stateless prediction network and a joiner, and perhaps a CTC head.
+    """An encoder with a prediction network and a joiner, and perhaps a CTC head.
 
     Attributes:
       head: None where there is none.
     """
 
-    kind, described = TransducerConfig, "a stateless decoder and a joiner"
+    kind, described = TransducerConfig, "a prediction network and a joiner"
 
     def _build(self, weights: Weights) -> None:
-        if self.config.decoder_kind != STATELESS:
-            raise UnsupportedError(f"the runtime has {self.described}, not a decoder {self.config.decoder_kind}")
-        self.decoder, self.joiner = StatelessDecoder(self.config, weights), Joiner(weights)
+        self.decoder, self.joiner = make_decoder(self.config, weights), Joiner(weights)
         self.head = weights.linear("ctc_head") if self.config.ctc_head else None
 
     def __call__(self, features: np.ndarray) -> np.ndarray:

@@ -52,7 +52,8 @@ def add_norm(
     return y
 
 
-def _sigmoid(x: np.ndarray) -> np.ndarray:
+def sigmoid(x: np.ndarray) -> np.ndarray:
+    """By numpy."""
     with np.errstate(over="ignore"):
         return 1 / (1 + np.exp(-x))
 
@@ -63,7 +64,7 @@ def swish(x: np.ndarray, threads: int = 1, out: np.ndarray | None = None) -> np.
     (x,) = _contiguous(x)
     y = np.empty_like(x) if out is None else out
     if loaded is None:
-        return np.multiply(x, _sigmoid(x), out=y)
+        return np.multiply(x, sigmoid(x), out=y)
     check(loaded, loaded.lbk_swish(pointer(x), *x.shape, pointer(y), threads))
     return y
 
@@ -74,7 +75,7 @@ def glu(x: np.ndarray, threads: int = 1) -> np.ndarray:
     (x,) = _contiguous(x)
     rows, cols = len(x), x.shape[1] // 2
     if loaded is None:
-        return x[:, :cols] * _sigmoid(x[:, cols:])
+        return x[:, :cols] * sigmoid(x[:, cols:])
     y = np.empty((rows, cols), np.float32)
     check(loaded, loaded.lbk_glu(pointer(x), rows, cols, pointer(y), threads))
     return y
@@ -114,7 +115,7 @@ def depthwise(
     if loaded is None:
         padded = np.pad(x, ((taps // 2, taps - 1 - taps // 2), (0, 0)))
         y = sum((weight[j] * padded[j : j + len(x)] for j in range(taps)), start=bias)
-        return y * _sigmoid(y) if then_swish else y
+        return y * sigmoid(y) if then_swish else y
     y = np.empty_like(x)
     filters = pointer(weight), taps, pointer(bias)
     check(loaded, loaded.lbk_depthwise(pointer(x), *x.shape, *filters, then_swish, pointer(y), threads))

@@ -25,7 +25,10 @@ class PackedMatrix:
     Attributes:
       shape: (outputs, inputs).
       nbytes: of memory, steps included.
+      handle: the library's; None without it.
     """
+
+    handle: int | None = None
 
     def __init__(self, tensor: PackedTensor) -> None:
         """Raises:
@@ -39,11 +42,11 @@ class PackedMatrix:
                 tensor.codes  # noqa: B018  raises where bytes are damaged
             self._tensor, self.nbytes = tensor, tensor.nbytes
             return
-        self._handle = self._library.lbk_matrix_new(_describe(tensor))
-        if not self._handle:
+        self.handle = self._library.lbk_matrix_new(_describe(tensor))
+        if not self.handle:
             raise PackedFileError(f"tensor {tensor.name}: {self._library.lbk_error().decode(errors='replace')}")
-        self.nbytes = self._library.lbk_matrix_bytes(self._handle)
-        weakref.finalize(self, self._library.lbk_matrix_free, self._handle)
+        self.nbytes = self._library.lbk_matrix_bytes(self.handle)
+        weakref.finalize(self, self._library.lbk_matrix_free, self.handle)
 
     def matmul(
         self,
@@ -79,7 +82,7 @@ class PackedMatrix:
             y[...] = y + product if add else product
             return y
         stride, outputs = rows.strides[0] // rows.itemsize if len(rows) > 1 else rows.shape[1], self.shape[0]
-        left, right = (self._handle, pointer(rows), len(rows), stride), (pointer(bias), pointer(y), outputs)
+        left, right = (self.handle, pointer(rows), len(rows), stride), (pointer(bias), pointer(y), outputs)
         failed = self._library.lbk_matmul(*left, *right, add, MODES[mode], threads)
         check(self._library, failed)
         return y
@@ -120,7 +123,7 @@ def feed_forward(
         return second.matmul(hidden, mode, biases[1], out=y, add=add)
     rows = np.ascontiguousarray(x, dtype=np.float32).reshape(-1, first.shape[1])  # (M, K)
     biases = tuple(None if bias is None else np.ascontiguousarray(bias, dtype=np.float32) for bias in biases)
-    left = (first._handle, pointer(biases[0]), ACTIVATIONS[activation], second._handle, pointer(biases[1]))
+    left = (first.handle, pointer(biases[0]), ACTIVATIONS[activation], second.handle, pointer(biases[1]))
     failed = loaded.lbk_feed_forward(*left, pointer(rows), len(rows), pointer(y), add, MODES[mode], threads)
     check(loaded, failed)
     return y

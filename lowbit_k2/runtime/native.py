@@ -58,6 +58,7 @@ _SIGNATURES = {
     ),
     "lbk_patches": (c_int, [c_void_p, *[c_int64] * 5, c_int32, c_void_p]),
     "lbk_attention": (c_int, [*[c_void_p] * 6, *[c_int64] * 3, c_void_p, c_int32]),
+    "lbk_lstm": (c_int, [*[c_void_p] * 3, c_int64, c_int64, *[c_void_p] * 3, c_int32, c_int32]),
     "lbk_abi": (c_int, []),
     "lbk_error": (c_char_p, []),
     "lbk_isa": (c_char_p, []),

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from lowbit_k2.allocation.choose import choose, evaluate
-from lowbit_k2.allocation.descent import descend, loss_at
-from lowbit_k2.allocation.sensitivity import Sensitivity
+from lowbit_k2.allocation.descent import descend, divergence_from_float, least, loss_at, uniform_choices
+from lowbit_k2.allocation.sensitivity import Sensitivity, groups_of, only, output_divergence
 from lowbit_k2.errors import UserError
 from lowbit_k2.losses.ctc import CtcCriterion
 from lowbit_k2.quant import Allocation, use_precision
@@ -94,3 +94,26 @@ def test_the_loss_is_that_of_the_criterion() -> None:
     expected = float(out.loss) / out.num_frames
     assert loss_at(model, CtcCriterion(), [BATCH, BATCH], allocation) == pytest.approx(expected, rel=1e-6)
     assert loss_at(model, CtcCriterion(), [BATCH], Allocation.uniform(1)) != pytest.approx(expected, rel=1e-3)
+
+
+def test_the_divergence_is_the_sensitivity_where_one_group_is_low() -> None:
+    model, _ = quantized()
+    group, names = list(groups_of(model).items())[2]
+    expected = output_divergence(model, CtcCriterion(), [BATCH, BATCH], {group: names}, (2,))[group][2]
+    divergence_of = divergence_from_float(model, CtcCriterion(), [BATCH, BATCH])
+    assert divergence_of(only(names, 2)) == pytest.approx(expected, rel=1e-6) and expected > 0
+    assert divergence_of(Allocation.uniform(32)) == pytest.approx(0, abs=1e-9)
+
+
+def test_what_is_best_on_other_speech_may_be_a_uniform_precision() -> None:
+    table, factors = tables(2)
+    budget = 2 * sum(WEIGHTS)
+    uniform = uniform_choices(table, budget, [("l3", 1)])
+    assert [set(choice.bits.values()) for choice in uniform] == [{2}]  # 1 bit is forbidden, 4 are too many
+    found = descend(table, budget, loss_from(factors), 50)
+    assert least([found, *uniform], loss_from(factors)) == found
+
+    def other_loss(allocation: Allocation) -> float:
+        return sum(abs(bits - 2) for bits in allocation.bits.values())
+
+    assert least([found, *uniform], other_loss) == uniform[0]

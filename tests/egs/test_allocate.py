@@ -78,6 +78,10 @@ def test_descent_by_the_loss_of_the_model(table: Path, float_exp: Path, an4_data
     out = call(ALLOCATE, *flags).good().out
     sizes = {line.split("  ")[0]: int(line.replace(",", "").split()[-8]) for line in out.splitlines()[-6:]}
     assert sizes["after 12 trials"] <= sizes["all at 2"] and Allocation.load(tmp_path / "two.json").bits
+    held_out = ["--descend-by", "kl", "--held-out", an4_data / "fbank/an4_cuts_dev.jsonl.gz"]
+    lines = call(ALLOCATE, *flags, *held_out).good().out.splitlines()
+    best = next(line for line in lines if line.startswith("best on an4_cuts_dev.jsonl.gz"))
+    assert int(best.replace(",", "").split()[-8]) <= sizes["all at 2"]
 
 
 def test_quantized_without_training(table: Path, float_exp: Path, an4_data: Path, tmp_path: Path) -> None:
@@ -122,6 +126,8 @@ def test_trained_at_an_allocation_alone(table: Path, an4_training: list[Flag], a
         ("--table TMP/x.json --measure kl", "--measure needs --cuts"),
         ("--table TABLE --average-bits 2 --descend 5", "--descend needs --cuts"),
         ("--table TABLE --descend 5 --cuts TMP/no.jsonl.gz", "--descend needs a budget"),
+        ("--table TABLE --held-out TMP/no.jsonl.gz", "--held-out needs a budget"),
+        ("--table TABLE --average-bits 2 --held-out TMP/no.jsonl.gz --exp-dir EXP", "TMP/no.jsonl.gz"),
         ("--table TABLE --average-bits 2 --descend -5", "--descend from 0"),
         ("--table TMP/x.json --measure kl --cuts TMP/no.jsonl.gz --exp-dir EXP", "TMP/no.jsonl.gz"),
     ],

@@ -18,9 +18,12 @@ SIZES = dict(
 
 
 def random_model(quant: QuantConfig, kind: type = CtcConfig, vocab_size: int = 30, **sizes: Any) -> torch.nn.Module:
-    """With running statistics and biases that matter."""
+    """With running statistics and biases that matter; a Conformer, unless `sizes` has another encoder."""
     torch.manual_seed(5)
-    config = kind.preset("demo", vocab_size=vocab_size, **{**SIZES, **sizes})
+    if "encoder" in sizes:
+        config = kind(vocab_size=vocab_size, **sizes)
+    else:
+        config = kind.preset("demo", vocab_size=vocab_size, **{**SIZES, **sizes})
     model = make_model(config, for_training=False).eval()
     with torch.no_grad():
         for name, value in [*model.named_parameters(), *model.named_buffers()]:

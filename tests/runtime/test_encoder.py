@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 import torch
 
+from lowbit_k2.core.encoders import TdnnfConfig
 from lowbit_k2.errors import UserError
 from lowbit_k2.export import export_float, load_packed_model
 from lowbit_k2.models import TransducerConfig
 from lowbit_k2.packed import PackedTensor, read_packed, write_packed
 from lowbit_k2.quant import QuantConfig, use_precision
-from lowbit_k2.runtime import PackedCtc, PackedTransducer, UnsupportedError, layers, matrix
+from lowbit_k2.runtime import PackedCtc, UnsupportedError, layers, matrix
 from lowbit_k2.runtime.conformer import relative_positions
 from tests.runtime.models import export, random_model, schemes
 
@@ -137,13 +138,12 @@ def test_what_it_cannot_run(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"features of shape \(6, 20\): an utterance is \(T, 20\) with T from 7"):
         PackedCtc.load(path)(utterance(6))
     transducer = random_model(QuantConfig.preset("float"), TransducerConfig)
-    with pytest.raises(UserError, match="b: the runtime has Conformers with a CTC head, not a transducer model"):
+    words = "b: the runtime has Conformers and LSTMs with a CTC head, not a transducer model with an encoder conformer"
+    with pytest.raises(UnsupportedError, match=words):
         PackedCtc.load(export(transducer, tmp_path / "b"))
-    lstm = random_model(QuantConfig.preset("float"), TransducerConfig, decoder_kind="lstm")
-    with pytest.raises(
-        UnsupportedError, match="c: the runtime has a stateless decoder and a joiner, not a decoder lstm"
-    ):
-        PackedTransducer.load(export(lstm, tmp_path / "c"))
+    tdnnf = random_model(QuantConfig.preset("float"), encoder=TdnnfConfig.preset("tdnnf-tiny"))
+    with pytest.raises(UnsupportedError, match="c: the runtime has Conformers and LSTMs .* with an encoder tdnnf"):
+        PackedCtc.load(export(tdnnf, tmp_path / "c"))
     reference = tmp_path / "c"
     export(random_model(QuantConfig.preset("paper")), reference, lambda m, p: export_float(m, p, {"reference": True}))
     with pytest.raises(UserError, match="c: it holds the latent weights"):

@@ -120,6 +120,14 @@ int lbk_patches(const float *x, int64_t frames, int64_t bands, int64_t channels,
 int lbk_attention(const float *query, const float *key, const float *value, const float *position, const float *u,
                   const float *v, int64_t frames, int64_t heads, int64_t size, float *out, int32_t threads);
 
+/* The recurrent part of an LSTM layer over some streams side by side, gates in the order i, f, g, o:
+   h_t = o tanh(c_t), projected unless projection is NULL.
+   hidden (4 cells, width); projection (width, cells), without it width is cells.
+   gates (frames, streams, 4 cells): what the inputs and the biases add to the gates.
+   h (streams, width), c (streams, cells): the state before, then that behind. out (frames, streams, width). */
+int lbk_lstm(const lbk_matrix *hidden, const lbk_matrix *projection, const float *gates, int64_t frames,
+             int64_t streams, float *h, float *c, float *out, int32_t mode, int32_t threads);
+
 #ifdef __cplusplus
 }
 #endif
