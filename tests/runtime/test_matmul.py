@@ -42,13 +42,13 @@ def test_against_numpy(isa: str, encoding: str, granularity: str) -> None:
 
 @pytest.mark.parametrize("encoding", CODES)
 def test_exact_is_as_exact_as_float32(isa: str, encoding: str) -> None:
-    """At most twice the error of numpy's own product, and 1e-5 of the largest value."""
+    """At most 2.5 times the error of numpy's own product, whose BLAS sums in parts, and 1e-5 of the largest value."""
     tensor, x = random_tensor(encoding, 70, 900, "channel"), random_rows(12, 900)
     expected = product(tensor, x)
     own = x @ tensor.dequantize().T
     scale = np.abs(expected).max(axis=1, keepdims=True)
     error, limit = ((np.abs(y - expected) / scale) for y in (matmul(tensor, x, "exact"), own))
-    assert np.sqrt((error**2).mean()) <= 2 * np.sqrt((limit**2).mean())
+    assert np.sqrt((error**2).mean()) <= 2.5 * np.sqrt((limit**2).mean())
     assert error.max() <= 1e-5
 
 
@@ -247,10 +247,70 @@ def test_tensors_of_floats(isa: str, dtype: type) -> None:
     matrix, x = PackedMatrix(tensor), random_rows(9, 150)
     expected = x.astype(np.float64) @ values.astype(np.float64).T
     for mode in MODES:
-        assert relative_error(matrix.matmul(x, mode), expected) < 1e-5
+        assert relative_error(matrix.matmul(x, mode), expected) < (1e-5 if isa != "amx" else FLOATS_BY_AMX[mode])
         one = np.zeros((1, 150), np.float32)
         for k in range(6):
             one[:] = 0
             one[0, k] = 1
             assert matrix.matmul(one, mode)[0, 3] == np.float32(values[3, k])
     assert matrix.nbytes <= 32 * 192 * values.itemsize + 300
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_torch_tensors(dtype: torch.dtype) -> None:
+    tensor, x = random_tensor("ternary", 6, 50, "channel"), torch.from_numpy(random_rows(4, 50)).to(dtype)
+    bias = torch.linspace(-1, 1, 6, dtype=dtype)
+    found = matmul(tensor, x.requires_grad_(), "exact", bias)
+    assert isinstance(found, torch.Tensor) and found.dtype == torch.float32 and not found.requires_grad
+    expected = matmul(tensor, x.detach().float().numpy(), "exact", bias.float().numpy())
+    assert np.array_equal(found.numpy(), expected)
+    with pytest.raises(UserError, match=r"w takes floats of shape \(..., 50\), not float32 of shape \(4, 49\)"):
+        matmul(tensor, x[:, 1:])
+
+
+def test_the_layout_is_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+
+    class Counted(PackedMatrix):
+        def __init__(self, tensor: PackedTensor) -> None:
+            made.append(tensor.name)
+            super().__init__(tensor)
+
+    monkeypatch.setattr("lowbit_k2.runtime.matrix.PackedMatrix", Counted)
+    first, second, x = random_tensor("binary", 3, 20), random_tensor("binary", 3, 20), random_rows(2, 20)
+    for tensor in (first, second, first, second):
+        matmul(tensor, x)
+    assert made == ["w", "w"]
+
+
+# Of both sides, which AMX takes in three parts of 8 bits of mantissa, in two, in one.
+FLOATS_BY_AMX = {"exact": 1e-6, "a16": 3e-5, "a8": 1e-2}
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 8), (16, 32, 16), (37, 70, 33), (50, 600, 200)])
+def test_floats_on_odd_shapes(isa: str, shape: tuple[int, int, int]) -> None:
+    outputs, inputs, rows = shape
+    values = np.random.default_rng(2).normal(size=(outputs, inputs)).astype(np.float32)
+    tensor, x, bias = PackedTensor.from_values("w", "", "float32", values), random_rows(rows, inputs), values[:, 0]
+    expected = x.astype(np.float64) @ values.astype(np.float64).T
+    size = np.abs(x).astype(np.float64) @ np.abs(values).astype(np.float64).T + np.abs(bias)
+    for mode in MODES:
+        found = matmul(tensor, x, mode, bias, threads=2)
+        assert (np.abs(found - expected - bias) / size).max() < (1e-6 if isa != "amx" else FLOATS_BY_AMX[mode])
+
+
+@pytest.mark.parametrize("encoding", ["binary", "int8", "float32"])
+@pytest.mark.parametrize("rows", [1, 3, 40])
+def test_overlapping_rows_and_sums(isa: str, encoding: str, rows: int) -> None:
+    """As the subsampling has them: rows begin 20 numbers behind each other, and products are added up."""
+    tensor = random_tensor("int8", 21, 70) if encoding == "float32" else random_tensor(encoding, 21, 70)
+    if encoding == "float32":
+        tensor = PackedTensor.from_values("w", "", encoding, tensor.dequantize())
+    matrix, numbers = PackedMatrix(tensor), random_rows(1, 20 * rows + 60)[0]
+    x = np.lib.stride_tricks.as_strided(numbers, (rows, 70), (80, 4), writeable=False)
+    for mode in MODES:
+        whole = matrix.matmul(x.copy(), mode)
+        assert (matrix.matmul(x, mode) == whole).all()
+        found = np.full((rows, 21), np.float32(3))
+        assert matrix.matmul(x, mode, out=found, add=True) is found
+        np.testing.assert_allclose(found, whole + 3, rtol=1e-5, atol=1e-5 * np.abs(whole).max())

@@ -128,6 +128,8 @@ extern const Layers kLayersPortable;
 extern const Kernels kAvx2, kAvxVnni, kAvx512Vnni, kAmx;
 extern const Kernels kAvx512Floats, kAmxFloats;  // exact products alone
 extern const Layers kLayersAvx2, kLayersAvx512;
+#elif defined(__aarch64__)
+extern const Kernels kNeon, kNeonDot, kI8mm;
 #endif
 
 // In use.

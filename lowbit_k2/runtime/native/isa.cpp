@@ -9,8 +9,11 @@
 #include <cpuid.h>
 #endif
 #if defined(__linux__)
+#include <sys/auxv.h>
 #include <sys/syscall.h>
 #include <unistd.h>
+#elif defined(__APPLE__)
+#include <sys/sysctl.h>
 #endif
 
 #include "internal.h"
@@ -58,6 +61,33 @@ Features detect() {
   return found;
 }
 
+#elif defined(__aarch64__)
+struct Features {
+  bool dot = false, i8mm = false;
+};
+
+#if defined(__APPLE__)
+bool has(const char *name) {
+  int value = 0;
+  size_t size = sizeof value;
+  return !sysctlbyname(name, &value, &size, nullptr, 0) && value;
+}
+#endif
+
+Features detect() {
+  Features found;
+#if defined(__linux__)
+  found.dot = getauxval(AT_HWCAP) >> 20 & 1;                 // HWCAP_ASIMDDP
+  found.i8mm = found.dot && getauxval(AT_HWCAP2) >> 13 & 1;  // HWCAP2_I8MM
+#elif defined(__APPLE__)
+  found.dot = has("hw.optional.arm.FEAT_DotProd");
+  found.i8mm = found.dot && has("hw.optional.arm.FEAT_I8MM");
+#endif
+  return found;
+}
+#endif
+
+#if defined(__x86_64__) || defined(__aarch64__)
 const Features &features() {
   static const Features found = detect();
   return found;
@@ -83,6 +113,10 @@ const Choice kChoices[] = {
     {"avx512vnni", &kAvx512Vnni, &kLayersAvx512, [] { return features().avx512_vnni; }},
     {"avxvnni", &kAvxVnni, &kLayersAvx2, [] { return features().avx_vnni; }},
     {"avx2", &kAvx2, &kLayersAvx2, [] { return features().avx2; }},
+#elif defined(__aarch64__)
+    {"i8mm", &kI8mm, &kLayersPortable, [] { return features().i8mm; }},
+    {"neondot", &kNeonDot, &kLayersPortable, [] { return features().dot; }},
+    {"neon", &kNeon, &kLayersPortable, [] { return true; }},
 #endif
     {"portable", &kPortable, &kLayersPortable, [] { return true; }},
 };

@@ -1,5 +1,5 @@
 // What an encoder does beside its matrices: norms, activations, attention, depthwise convolution. Like panels.h, compiled
-// anew for every set of instructions; vectors are the compiler's, which splits them where registers are shorter.
+// anew for every set of instructions; vectors are the compiler's, of a register.
 #pragma once
 
 #include <math.h>
@@ -15,8 +15,12 @@ namespace {
 
 #if defined(__AVX512F__)
 constexpr int kWidth = 16, kProductRows = 12, kProductPanels = 2;  // 24 sums in 32 registers
-#else
+#elif defined(__AVX__)
 constexpr int kWidth = 8, kProductRows = 6, kProductPanels = 1;  // 12 in 16
+#elif defined(__aarch64__)
+constexpr int kWidth = 4, kProductRows = 6, kProductPanels = 1;  // 24 in 32
+#else
+constexpr int kWidth = 4, kProductRows = 3, kProductPanels = 1;  // 12 in 16
 #endif
 constexpr int kFramesAtOnce = 8;  // of the depthwise convolution
 
@@ -71,7 +75,9 @@ LBK_INLINE inline float total(const Vector &v) {
 #if defined(__AVX512F__)
   return _mm512_reduce_add_ps(v);
 #else
-  return ((v[0] + v[4]) + (v[1] + v[5])) + ((v[2] + v[6]) + (v[3] + v[7]));
+  float sum = 0;
+  for (int i = 0; i < kWidth / 4; ++i) sum += (v[4 * i] + v[4 * i + 1]) + (v[4 * i + 2] + v[4 * i + 3]);
+  return sum;
 #endif
 }
 

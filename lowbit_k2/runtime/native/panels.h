@@ -15,14 +15,17 @@ constexpr int kPiece = kChunk * kBlock;  // activations that are prepared at a t
 
 #if defined(__AVX512F__)
 constexpr int kVectorBytes = 64;
-#else
+#elif defined(__AVX__)
 constexpr int kVectorBytes = 32;
+#else
+constexpr int kVectorBytes = 16;  // wider ones than a register would live on the stack
 #endif
 constexpr int kVectorLanes = kVectorBytes / 4, kVectors = kLanes / kVectorLanes;  // of the 16 of a panel
 typedef float FloatLanes __attribute__((vector_size(kVectorBytes)));
-typedef float Floats __attribute__((vector_size(32)));
-typedef uint32_t Words __attribute__((vector_size(32)));
-typedef int32_t Ints __attribute__((vector_size(32)));
+constexpr int kPartBytes = kVectorBytes > 32 ? 32 : kVectorBytes, kPart = kPartBytes / 4;
+typedef float Floats __attribute__((vector_size(kPartBytes)));
+typedef uint32_t Words __attribute__((vector_size(kPartBytes)));
+typedef int32_t Ints __attribute__((vector_size(kPartBytes)));
 
 inline void load(const float *from, Floats *to) { memcpy(to, from, sizeof *to); }
 
@@ -223,14 +226,14 @@ void unpack_floats(const lbk_matrix &w, const uint8_t *lines, int64_t blocks, fl
   constexpr uint32_t kMask = (1u << BITS) - 1;
   const float mult = w.mult, offset = w.base + w.zero_point;
   for (int64_t line = 0; line < blocks * 2 * BITS; ++line, lines += 64)
-    for (int half = 0; half < 2; ++half) {
+    for (int part = 0; part < kLanes; part += kPart) {
       Words words;
-      memcpy(&words, lines + 32 * half, sizeof words);
+      memcpy(&words, lines + 4 * part, sizeof words);
 #pragma GCC unroll 32
       for (int place = 0; place < 32 / BITS; ++place) {
         const Words numbers = words >> (8 * (place % 4) + place / 4 * BITS) & kMask;
         const Floats values = __builtin_convertvector(reinterpret_cast<const Ints &>(numbers), Floats) * mult - offset;
-        memcpy(tile + (line * (32 / BITS) + place) * kLanes + 8 * half, &values, sizeof values);
+        memcpy(tile + (line * (32 / BITS) + place) * kLanes + part, &values, sizeof values);
       }
     }
 }
@@ -417,14 +420,19 @@ void multiply_bits(const Call &c, int64_t begin, int64_t end) {
 }
 
 template <class Isa>
-void multiply(const Call &c, int64_t begin, int64_t end) {
-  if (c.mode == LBK_EXACT) return multiply_exact<Isa>(c, begin, end);
+void multiply_rounded(const Call &c, int64_t begin, int64_t end) {
   switch (c.w->bits) {
     case 1: return multiply_bits<Isa, 1>(c, begin, end);
     case 2: return multiply_bits<Isa, 2>(c, begin, end);
     case 4: return multiply_bits<Isa, 4>(c, begin, end);
     default: return multiply_bits<Isa, 8>(c, begin, end);
   }
+}
+
+template <class Isa>
+void multiply(const Call &c, int64_t begin, int64_t end) {
+  if (c.mode == LBK_EXACT) return multiply_exact<Isa>(c, begin, end);
+  multiply_rounded<Isa>(c, begin, end);
 }
 
 }  // namespace
