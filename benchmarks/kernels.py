@@ -1,14 +1,15 @@
 #!/usr/bin/env python3
-"""How fast are packed weights beside torch's and ONNX Runtime's? A stack `x += W2 relu(W1 x)`, every mode, precision and
-instruction set.
+"""How fast are packed weights beside torch's and ONNX Runtime's? A stack `x += W2 relu(W1 x)`, in every mode, precision
+and instruction set.
 
 python benchmarks/kernels.py                                # 12 layers of 512/2048 at 1, 16, 100 and 400 frames
 python benchmarks/kernels.py --frames 16 --isa avx2 --encodings binary --threads 2
 
 Medians of runs that take turns, so that a machine that is busy for a while is so for all of them. Ratios are to torch
-float32 in the same turns. ONNX Runtime takes part where it and onnx are installed (requirements-onnx.txt): dynamic int8 as
-its quantize_dynamic makes it, and MatMulNBits of 4 and 2 bits with activations of 8 (2 bits from 1.28 on). To hold torch to AVX2 on a CPU that has more, set ATEN_CPU_CAPABILITY=avx2,
-MKL_ENABLE_INSTRUCTIONS=AVX2 and ONEDNN_MAX_CPU_ISA=AVX2.
+float32 in the same turns. ONNX Runtime takes part where it and onnx are installed (requirements-onnx.txt): dynamic int8
+as its quantize_dynamic makes it, and MatMulNBits of 4 and 2 bits with activations of 8 (2 bits from 1.28 on). To hold
+torch to AVX2 on a CPU that has more, set ATEN_CPU_CAPABILITY=avx2, MKL_ENABLE_INSTRUCTIONS=AVX2 and
+ONEDNN_MAX_CPU_ISA=AVX2.
 """
 
 from __future__ import annotations

@@ -167,7 +167,7 @@ void multiply_by_tiles(const Call &c, int64_t begin, int64_t end) {
 
 }  // namespace
 
-const Kernels kAmx = {planes<Amx>, plane_row_bytes<Amx>, prepare_tiles, multiply_by_tiles, kLargeSlice, false};
+const Kernels kAmx = {planes<Amx>, plane_row_bytes<Amx>, prepare_tiles, multiply_by_tiles, kLargeSlice, true};
 
 }  // namespace lbk
 
