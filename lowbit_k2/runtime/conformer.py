@@ -8,8 +8,8 @@ import numpy as np
 
 from lowbit_k2.core.encoders import ConformerConfig
 from lowbit_k2.runtime.layers import glu, relative_attention, swish
-from lowbit_k2.runtime.subsampling import Subsampling
 from lowbit_k2.runtime.matrix import feed_forward
+from lowbit_k2.runtime.subsampling import Subsampling
 from lowbit_k2.runtime.weights import Weights
 
 
