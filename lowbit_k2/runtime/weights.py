@@ -68,7 +68,13 @@ class Depthwise:
         self.bias = bias
 
     def fold(self, scale: np.ndarray, shift: np.ndarray, mean: np.ndarray, variance: np.ndarray) -> None:
-        """Give from now on what BatchNorm makes of the output; all (C,)."""
+        """Give from now on what BatchNorm makes of the output; all (C,).
+
+        Raises:
+          UserError: a variance below zero, of which NaN would come.
+        """
+        if (variance < 0).any():
+            raise UserError("a running variance of its batch norms is negative: export the model again")
         factor = scale / np.sqrt(variance + BATCH_NORM_EPSILON)
         self.weight = self.weight * factor
         self.bias = (self.bias - mean) * factor + shift
@@ -89,6 +95,17 @@ class Weights:
     def floats(self, name: str) -> np.ndarray:
         """A vector or another small tensor, float32."""
         return np.ascontiguousarray(self.tensors[name].dequantize())
+
+    def embedding(self, name: str) -> PackedTensor:
+        """A table whose rows are unpacked as they are needed; damaged bytes are to be known now.
+
+        Raises:
+          PackedFileError: bytes that no writer makes, or a code beyond the table.
+        """
+        tensor = self.tensors[f"{name}.weight"]
+        if not tensor.is_float:
+            tensor.codes  # noqa: B018  raises
+        return tensor
 
     def linear(self, name: str) -> Linear:
         bias = self.floats(f"{name}.bias") if f"{name}.bias" in self.tensors else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -148,3 +149,16 @@ def test_what_it_cannot_run(tmp_path: Path) -> None:
     export(random_model(QuantConfig.preset("paper")), reference, lambda m, p: export_float(m, p, {"reference": True}))
     with pytest.raises(UserError, match="c: it holds the latent weights"):
         PackedCtc.load(reference)
+
+
+@pytest.mark.parametrize("mode", ["exact", "a16", "a8"])
+def test_calls_side_by_side_give_what_single_ones_give(mode: str, tmp_path: Path) -> None:
+    """Bit for bit, of a model that all threads of Python share and of several; the library's threads serve all."""
+    path = export(random_model(CONFIGS["all-low"], d_model=64, ffn_dim=(256, 256)), tmp_path / "a")
+    utterances = [utterance(frames) for frames in (400, 71, 333, 40, 256)]  # the longer ones are worth several threads
+    models = [PackedCtc.load(path, mode, threads) for threads in (1, 2, 3)]
+    expected = [models[0](features) for features in utterances]
+    jobs = [(models[2], i % 5) for i in range(15)] + [(models[i % 3], i % 5) for i in range(15)]
+    with ThreadPoolExecutor(6) as pool:
+        found = list(pool.map(lambda job: (job[1], job[0](utterances[job[1]])), jobs))
+    assert all(np.array_equal(log_probs, expected[i]) for i, log_probs in found)
