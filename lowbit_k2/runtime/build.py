@@ -18,7 +18,19 @@ from pathlib import Path
 NATIVE = Path(__file__).resolve().parent / "native"
 FLAGS = ("-O3", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-pthread")
 SANITIZE = ("-g1", "-O0", "-std=c++17", "-pthread", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
-COMMON = ("pool", "isa", "repack", "matmul", "layers", "lstm", "kernels_portable", "refusal", "sha256", "inflate", "json")
+COMMON = (
+    "pool",
+    "isa",
+    "repack",
+    "matmul",
+    "layers",
+    "lstm",
+    "kernels_portable",
+    "refusal",
+    "sha256",
+    "inflate",
+    "json",
+)
 COMMON += ("tensors", "packed_file", "settings", "fbank", "units", "network", "search", "recogniser")
 # Units that are compiled for more than the least CPU of the machine's kind; run-time dispatch chooses among them.
 BY_MACHINE = {"x86_64": {"kernels_avx2": ("-mavx2", "-mfma")}}

@@ -23,9 +23,20 @@ void want(Json &json, const char *value, const char *what) {
   if (found != value) unsupported(what + quoted(found));
 }
 
+// Before other settings are read, which belong to the kind. inner: where the encoder's settings are.
+std::string kind_of(std::string_view text, std::string kind, std::string_view *inner) {
+  Json json(text, "its settings of the model");
+  json.object([&](const std::string &key) {
+    if (key == "kind") kind = json.string();
+    else if (key == "encoder" && json.kind() == '{') *inner = json.any();
+    else json.any();
+  });
+  return kind;
+}
+
 // Whether a key of the Conformer's settings was taken.
 bool read_conformer(Json &json, const std::string &key, ModelSettings *s) {
-  if (key == "kind") want(json, "conformer", "an encoder ");
+  if (key == "kind") json.string();
   else if (key == "num_features") s->num_features = whole(json, 7, 4096, key);
   else if (key == "d_model") s->d_model = whole(json, 1, 16384, key);
   else if (key == "num_layers") s->num_layers = whole(json, 1, 1000, key);
@@ -47,11 +58,7 @@ bool read_conformer(Json &json, const std::string &key, ModelSettings *s) {
 }
 
 void read_model(Json &json, const std::string &key, ModelSettings *s) {
-  if (key == "kind") {
-    const std::string kind = json.string();
-    s->is_transducer = kind == "transducer";
-    if (!s->is_transducer && kind != "ctc") unsupported("a model " + quoted(kind));
-  } else if (key == "encoder") {
+  if (key == "encoder") {
     json.object([&](const std::string &inner) {
       if (inner == "vocab_size") s->vocab_size = whole(json, 2, 1048576, inner);  // of version 0.1 and before
       else if (!read_conformer(json, inner, s)) refuse("its encoder has an unknown setting %s", quoted(inner).c_str());
@@ -72,6 +79,11 @@ void read_model(Json &json, const std::string &key, ModelSettings *s) {
 
 ModelSettings ModelSettings::read(std::string_view text) {
   ModelSettings s;
+  std::string_view encoder = "{}", none;
+  const std::string kind = kind_of(text, "ctc", &encoder), of_encoder = kind_of(encoder, "conformer", &none);
+  s.is_transducer = kind == "transducer";
+  if (!s.is_transducer && kind != "ctc") unsupported("a model " + quoted(kind));
+  if (of_encoder != "conformer") unsupported("an encoder " + quoted(of_encoder));
   Json json(text, "its settings of the model");
   json.object([&](const std::string &key) { read_model(json, key, &s); });
   if (s.d_model % (2 * s.num_heads) || s.conv_kernel % 2 == 0 || (s.is_transducer && s.decoder_dim % 4))
