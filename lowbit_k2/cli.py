@@ -2,6 +2,8 @@
 
 lowbit-k2 inspect model.safetensors --float float.safetensors    # what takes how many bytes; needs numpy only
 lowbit-k2 transcribe --packed model.safetensors a.wav b.flac     # FILE<tab>words, without PyTorch where it can
+lowbit-k2 score float/recogs-test.txt 1bit/recogs-test.txt       # errors, runs of deletions, by length and by noise
+lowbit-k2 perplexity lm.safetensors text.gz                      # of a language model, packed or a checkpoint
 lowbit-k2 compare float/recogs-test.txt 1bit/recogs-test.txt     # worse, better, equivalent, or cannot tell
 """
 
@@ -16,12 +18,14 @@ from pathlib import Path
 from typing import Any
 
 from lowbit_k2.asr.engines import EngineConfig, transcribe_packed
+from lowbit_k2.asr.transcripts import OutputConfig
 from lowbit_k2.core.chunks import ChunkConfig
 from lowbit_k2.core.text import printable
+from lowbit_k2.data.text_config import TextConfig
 from lowbit_k2.errors import UserError, run_main
 from lowbit_k2.packed import PackedFileError, PackedModel, entropy_rows, format_entropy, read_packed, size_table
 from lowbit_k2.plugins import PLUGIN_HELP, load_plugins
-from lowbit_k2.recipe.flags import add_flags, read_flags
+from lowbit_k2.recipe.flags import add_flags, errors_name_flags, read_flags
 from lowbit_k2.runtime import SearchConfig
 
 
@@ -44,10 +48,16 @@ def get_parser() -> argparse.ArgumentParser:
     transcribe = commands.add_parser("transcribe", help="audio files to text with a packed model")
     transcribe.add_argument("--packed", type=Path, required=True, metavar="FILE", help="a packed file of export.py")
     transcribe.add_argument("--plugin", type=Path, action="append", default=[], metavar="FILE", help=PLUGIN_HELP)
-    add_flags(transcribe, EngineConfig, SearchConfig, ChunkConfig)
+    add_flags(transcribe, EngineConfig, OutputConfig, SearchConfig, ChunkConfig)
     transcribe.add_argument("--threads", type=int, dest="num_threads", default=argparse.SUPPRESS, help="the same")
     transcribe.add_argument("--rtf", action="store_true", help="seconds of audio and of work on stderr, file by file")
-    transcribe.add_argument("wav", type=Path, nargs="+", metavar="WAV", help="any format that libsndfile reads")
+    transcribe.add_argument(
+        "audio",
+        type=Path,
+        nargs="+",
+        metavar="AUDIO",
+        help="files of any format that libsndfile reads, folders that hold some, or - for stdin",
+    )
     transcribe.set_defaults(run=run_transcribe)
 
     align = commands.add_parser("align", help="when each word of known transcripts was said, as CTM")
@@ -60,6 +70,24 @@ def get_parser() -> argparse.ArgumentParser:
     align.add_argument("--transcripts", type=Path, metavar="FILE", help="instead: lines `WAV<tab>transcript`")
     add_flags(align, ChunkConfig)
     align.set_defaults(run=run_align)
+
+    scores = commands.add_parser(
+        "score", help="word errors of recogs-*.txt files, runs of deleted words, error rates by length and by SNR"
+    )
+    scores.add_argument("recogs", type=Path, nargs="+", metavar="RECOGS", help="recogs-*.txt of decode.py")
+    scores.add_argument("--cuts", type=Path, nargs="+", metavar="FILE", help="lhotse cuts that carry an SNR")
+    scores.add_argument("--json", action="store_true", help="for programs")
+    scores.set_defaults(run=run_score)
+
+    perplexity = commands.add_parser("perplexity", help="of a text, by a language model that train_lm.py trained")
+    perplexity.add_argument("file", type=Path, metavar="FILE", help="a packed file, a checkpoint, or the folder of one")
+    perplexity.add_argument("text", type=Path, nargs="+", metavar="TEXT", help="plain or gzip, one sentence per line")
+    perplexity.add_argument("--precision", default="", help="of a checkpoint: bits, 1.5, or a file with an allocation")
+    perplexity.add_argument("--plugin", type=Path, action="append", default=[], metavar="FILE", help=PLUGIN_HELP)
+    perplexity.add_argument("--num-threads", type=int, default=0, help="CPU threads; 0 leaves PyTorch's choice")
+    perplexity.add_argument("--json", action="store_true", help="for programs")
+    add_flags(perplexity, TextConfig)
+    perplexity.set_defaults(run=run_perplexity)
 
     compare = commands.add_parser(
         "compare", help="is a system worse than another, better, or equivalent? From their recogs-*.txt files"
@@ -113,12 +141,12 @@ def _spell(values: Mapping[str, Any]) -> str:
 
 
 def run_transcribe(args: argparse.Namespace) -> None:
-    """Print `FILE<tab>words` for each audio file, one by one. torch is imported only where the packed runtime has no
+    """Put out what is said in each audio file, one by one. torch is imported only where the packed runtime has no
     parts for the model.
     """
     load_plugins(args.plugin)
-    engine = read_flags(EngineConfig, args, rtf=args.rtf)
-    transcribe_packed(args.packed, args.wav, engine, read_flags(SearchConfig, args), read_flags(ChunkConfig, args))
+    settings = (read_flags(kind, args) for kind in (EngineConfig, SearchConfig, ChunkConfig))
+    transcribe_packed(args.packed, args.audio, *settings, read_flags(OutputConfig, args, rtf=args.rtf))
 
 
 def run_align(args: argparse.Namespace) -> None:
@@ -136,6 +164,41 @@ def run_align(args: argparse.Namespace) -> None:
     load_plugins(args.plugin)
     pairs = read_pairs(args.transcripts) if args.transcripts else [(args.wav, args.text)]
     align_files(pairs, packed_recognizer(load_packed(args.packed), read_flags(ChunkConfig, args)), args.level)
+
+
+def run_score(args: argparse.Namespace) -> None:
+    """Print how often each system errs, and how."""
+    from lowbit_k2.scoring.detail import check_snrs, detail, format_details
+    from lowbit_k2.scoring.recogs import read_recogs
+
+    systems = [(path, read_recogs(path)) for path in args.recogs]
+    snrs = None
+    if args.cuts is not None:
+        from lowbit_k2.data.manifests import read_cuts, snrs_of
+
+        snrs = {utterance: snr for path in args.cuts for utterance, snr in snrs_of(read_cuts(path)).items()}
+        check_snrs(snrs, systems)
+    found = {str(path): detail(results, snrs) for path, results in systems}
+    if args.json:
+        print(json.dumps([{"file": name, **one.to_dict()} for name, one in found.items()], indent=2))
+    else:
+        print(format_details(found))
+
+
+def run_perplexity(args: argparse.Namespace) -> None:
+    """Print perplexities per word and unit, and what `<unk>` has to do with them."""
+    import torch
+
+    from lowbit_k2.asr.language_model import load_language_model
+    from lowbit_k2.asr.perplexity import print_perplexity
+
+    if args.num_threads > 0:
+        torch.set_num_threads(args.num_threads)
+    load_plugins(args.plugin)
+    config = read_flags(TextConfig, args)
+    with errors_name_flags([(TextConfig, "")]):
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        print_perplexity(load_language_model(args.file, args.precision, device), args.text, config, args.json)
 
 
 def read_paths(text: str) -> tuple[Path, ...]:

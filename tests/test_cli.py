@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import subprocess
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from lowbit_k2.cli import run
-from lowbit_k2.errors import UserError
+from lowbit_k2.errors import ReportedError, UserError
 from lowbit_k2.packed import PackedFileError, PackedTensor, write_packed
 from tests.packed.samples import sample_model
 
@@ -159,6 +160,64 @@ def test_transcribe(flags: list[str], toy_file: Path, tmp_path: Path, capsys: py
     assert capsys.readouterr().out.splitlines() == [f"{long}\t{expected}", f"{short}\t"]
 
 
+@pytest.mark.parametrize("engine", ["native", "torch"])
+def test_transcribe_with_times(engine: str, toy_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Equal times by both engines, into a folder; subtitles of one file on stdout."""
+    folder = tmp_path / "talks"
+    folder.mkdir()
+    write_wav(folder / "a.wav", 1.3)
+    command = ["transcribe", "--packed", str(toy_file), "--engine", engine, "--mode", "exact", "--output-format"]
+    run([*command, "json", str(folder), "--output", str(tmp_path / "out")])
+    found = json.loads((tmp_path / "out" / "a.json").read_text())
+    assert found["duration"] == 1.3 and found["text"] == " ".join(word["text"] for word in found["words"])
+    starts = [token["start"] for token in found["tokens"]]
+    assert len(starts) > 3 and starts == sorted(starts) and all(round(25 * start, 6) % 1 == 0 for start in starts)
+    run([*command, "vtt", str(folder)])
+    assert capsys.readouterr().out.startswith(f"WEBVTT\n\n00:00:0{found['words'][0]['start']:.3f} --> ")
+
+
+def wav_bytes(path: Path, length: int | None) -> bytes:
+    """A WAV file as a program writes it that does not know how much will follow."""
+    data = bytearray(path.read_bytes())
+    place = data.index(b"data") + 4
+    data[place : place + 4] = (len(data) - place - 4 if length is None else length).to_bytes(4, "little")
+    return bytes(data)
+
+
+@pytest.mark.parametrize("length", [None, 0, 0x7FFFF000, 0xFFFFFFFF])
+def test_transcribe_stdin(length: int | None, toy_file: Path, tmp_path: Path, capsys, monkeypatch) -> None:
+    from types import SimpleNamespace
+
+    audio = write_wav(tmp_path / "a.wav", 1.3, 22050)
+    raw = audio.read_bytes()[audio.read_bytes().index(b"data") + 8 :]
+    command = ["transcribe", "--packed", str(toy_file)]
+    run([*command, str(audio)])
+    expected = capsys.readouterr().out.split("\t")[1]
+    for data, flags in ((wav_bytes(audio, length), []), (raw + b"\0", ["--raw-rate", "22050"])):
+        monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(data), isatty=lambda: False))
+        run([*command, "-", *flags])
+        assert capsys.readouterr().out == f"-\t{expected}"
+
+
+def test_stdin_that_is_no_audio(toy_file: Path, tmp_path: Path, capsys, monkeypatch) -> None:
+    from types import SimpleNamespace
+
+    whole = write_wav(tmp_path / "a.wav", 1.3).read_bytes()
+    for data, reason in (
+        (b"", "stdin gives no audio"),
+        (b"no audio", "stdin cannot be read as audio"),
+        (whole[:-100], "stdin is cut short"),
+    ):
+        monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(data), isatty=lambda: False))
+        with pytest.raises(ReportedError):
+            run(["transcribe", "--packed", str(toy_file), "-"])
+        assert capsys.readouterr().err.startswith(f"error: {reason}")
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(isatty=lambda: True))
+    with pytest.raises(ReportedError):
+        run(["transcribe", "--packed", str(toy_file), "-"])
+    assert "stdin, which is a terminal" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("engine", ["auto", "torch"])
 def test_the_real_time_factor(engine: str, toy_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     audio = write_wav(tmp_path / "a.wav", 1.5)
@@ -211,16 +270,16 @@ def test_one_bad_file_costs_the_others_nothing(toy_file: Path, tmp_path: Path, r
     [MemoryError(), RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to ...")],
 )
 def test_a_file_that_needs_too_much_memory(error: Exception, capsys: pytest.CaptureFixture[str]) -> None:
-    from lowbit_k2.asr.transcripts import print_transcripts
+    from lowbit_k2.asr.transcripts import PlainText, find_audio, print_transcripts
     from lowbit_k2.errors import ReportedError
 
     def transcribe(file: Path):
         if file.name == "long.wav":
             raise error
-        return ["yes"], 0.8
+        return PlainText(["yes"], 0.8)
 
     with pytest.raises(ReportedError):
-        print_transcripts([Path("long.wav"), Path("short.wav")], transcribe)
+        print_transcripts(find_audio([Path("long.wav"), Path("short.wav")]), transcribe)
     printed = capsys.readouterr()
     assert printed.out == "short.wav\tyes\n" and printed.err.count("\n") == 1
     assert "long.wav needs more memory than there is" in printed.err

@@ -7,14 +7,14 @@ PyTorch is installed, it takes that.
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lowbit_k2.asr.transcripts import print_transcripts
+from lowbit_k2.asr.transcripts import OutputConfig, find_audio, open_audio, print_transcripts
 from lowbit_k2.core.chunks import ChunkConfig
 from lowbit_k2.core.config import Config, ConfigError, option
-from lowbit_k2.runtime import Recogniser, SearchConfig, UnsupportedError, isa_in_use
+from lowbit_k2.runtime import Recogniser, SearchConfig, Transcript, UnsupportedError, isa_in_use
 from lowbit_k2.runtime.matrix import DEFAULT_MODE
 from lowbit_k2.runtime.native import MODES, NUMPY
 
@@ -23,7 +23,7 @@ AUTO, NATIVE, TORCH = "auto", "native", "torch"
 
 @dataclass(frozen=True)
 class EngineConfig(Config):
-    """What computes, and how exactly."""
+    """What computes from what, and how exactly."""
 
     engine: str = option(
         AUTO, "native: the packed runtime; torch: PyTorch; auto: native where it can", choices=(AUTO, NATIVE, TORCH)
@@ -34,27 +34,34 @@ class EngineConfig(Config):
         choices=tuple(MODES),
     )
     num_threads: int = option(0, "CPU threads; 0: one in the native engine, PyTorch's choice in the other", low=0)
-    rtf: bool = option(False, flag="")
+    raw_rate: int = option(
+        0, "Hz; stdin (-) is 16-bit PCM of one channel without a header; 0: WAV, FLAC or OGG", low=0, high=384000
+    )
 
 
 def transcribe_packed(
-    packed: Path, files: Sequence[Path], engine: EngineConfig, search: SearchConfig, chunking: ChunkConfig
+    packed: Path,
+    paths: Sequence[Path],
+    engine: EngineConfig,
+    search: SearchConfig,
+    chunking: ChunkConfig,
+    output: OutputConfig,
 ) -> None:
-    """Print `FILE<tab>words` for each audio file, see `print_transcripts`.
+    """What is said in audio files, all of folders, or stdin (`-`): see `find_audio` and `print_transcripts`.
 
     Raises:
       UserError: a model or settings that the engine cannot run.
     """
+    files = find_audio(paths)
     recogniser = None if engine.engine == TORCH else native_recogniser(packed, engine, search, chunking)
     if recogniser is None:
-        transcribe_by_torch(packed, files, engine, search, chunking)
+        transcribe_by_torch(packed, files, engine, search, chunking, output)
         return
 
-    def transcribe(file: Path) -> tuple[Sequence[str], float]:
-        found = recogniser.transcribe(file)
-        return found.words, found.seconds
+    def transcribe(file: Path) -> Transcript:
+        return recogniser.transcribe(open_audio(file, recogniser.features.sampling_rate, engine.raw_rate))
 
-    print_transcripts(files, transcribe, engine.rtf)
+    print_transcripts(files, transcribe, output)
 
 
 def native_recogniser(
@@ -77,7 +84,12 @@ def has_torch() -> bool:
 
 
 def transcribe_by_torch(
-    packed: Path, files: Sequence[Path], engine: EngineConfig, search: SearchConfig, chunking: ChunkConfig
+    packed: Path,
+    files: Mapping[Path, Path],
+    engine: EngineConfig,
+    search: SearchConfig,
+    chunking: ChunkConfig,
+    output: OutputConfig,
 ) -> None:
     """The same with PyTorch, for models of any kind."""
     if not has_torch():
@@ -90,4 +102,5 @@ def transcribe_by_torch(
 
     if engine.num_threads > 0:
         torch.set_num_threads(engine.num_threads)
-    transcribe_files(files, [packed_recognizer(load_packed(packed), chunking, search)], engine.rtf)
+    recognizers = [packed_recognizer(load_packed(packed), chunking, search)]
+    transcribe_files(files, recognizers, output, engine.raw_rate)

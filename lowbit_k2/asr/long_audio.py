@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from lowbit_k2.asr.recognizer import Recognizer, Search
 from lowbit_k2.asr.results import Timing
 from lowbit_k2.core import chunks
 from lowbit_k2.data.features import normalize_features
+from lowbit_k2.decode.hypothesis import Hypothesis
 from lowbit_k2.decode.method import NetworkOutput
 
 Words = dict[Search, list[str]]
@@ -36,28 +38,49 @@ def decode_long(
     Returns:
       Words, and the searches of which a segment had no path.
     """
+    heard, without_path = search_long(recognizer, features, reference, timing)
+    return {key: list(hypothesis.words) for key, hypothesis in heard.items()}, without_path
+
+
+def search_long(
+    recognizer: Recognizer, features: Tensor, reference: Sequence[str] | None = None, timing: Timing | None = None
+) -> tuple[dict[Search, Hypothesis], set[Search]]:
+    """As `decode_long`, but with labels and, where the search keeps them, output frames of the whole, too."""
     timing = timing or Timing(search=dict.fromkeys(recognizer.searches, 0.0))
-    labels: dict[Search, list[int]] = {key: [] for key in recognizer.searches}
+    heard = dict.fromkeys(recognizer.searches, Hypothesis((), 0.0, frames=()))
     without_path: set[Search] = set()
 
-    def search(key: Search, output: NetworkOutput, references: list[Sequence[str]] | None = None) -> None:
+    def search(key: Search, output: NetworkOutput, passed: int, references: list[Sequence[str]] | None = None) -> None:
         start = time.perf_counter()
         [nbest] = recognizer.searches[key].nbest(output, 1, references)
         timing.search[key] += time.perf_counter() - start
-        labels[key] += nbest[0].labels if nbest else ()
-        if not nbest:
+        if nbest:
+            heard[key] = behind(heard[key], nbest[0], passed)
+        else:
             without_path.add(key)
 
     at_once = {key for key, method in recognizer.searches.items() if method.needs_references}
     kept: list[NetworkOutput] = []
+    passed = 0
     for output in timed(segments(recognizer, features), timing):
         for key in recognizer.searches.keys() - at_once:
-            search(key, output)
+            search(key, output, passed)
         if at_once:
             kept.append(output)
+        passed += int(output.lens)
     for key in at_once:
-        search(key, joined(kept), None if reference is None else [reference])
-    return {key: method.words_of(labels[key]) for key, method in recognizer.searches.items()}, without_path
+        search(key, joined(kept), 0, None if reference is None else [reference])
+    found = {key: replace(h, words=tuple(recognizer.searches[key].words_of(h.labels))) for key, h in heard.items()}
+    return found, without_path
+
+
+def behind(first: Hypothesis, second: Hypothesis, passed: int) -> Hypothesis:
+    """One hypothesis behind another, which begins `passed` frames later; words are left out."""
+    frames = None
+    if first.frames is not None and second.frames is not None:
+        frames = (*first.frames, *(passed + frame for frame in second.frames))
+    labels = (*first.labels, *second.labels)
+    return Hypothesis(labels, first.acoustic + second.acoustic, first.lm + second.lm, frames=frames)
 
 
 def timed(outputs: Iterator[NetworkOutput], timing: Timing) -> Iterator[NetworkOutput]:

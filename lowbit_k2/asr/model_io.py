@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -38,7 +39,7 @@ class LoadedModel:
     model_config: ModelConfig
     quant_config: QuantConfig | None  # None for a model that was read from a packed file
     tokenizer: Tokenizer
-    features: dict[str, Any]  # FeatureConfig.to_dict()
+    features: dict[str, Any]  # FeatureConfig.to_dict(); empty for a model that reads text
     report: QuantReport | None = None
     meta: dict[str, Any] | None = None  # the checkpoint's, or what the packed file says of its origin
 
@@ -117,6 +118,15 @@ def check_units(tokenizer: Tokenizer, config: ModelConfig) -> None:
         raise UserError(f"it has {tokenizer.vocab_size} tokens, but {config.vocab_size} classes: make it again")
 
 
+def read_features(config: ModelConfig, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The feature settings of a file; none where the model reads text.
+
+    Raises:
+      UserError: they are not of this version.
+    """
+    return FeatureConfig.from_dict(values).to_dict() if config.num_features else {}
+
+
 def restore(checkpoint: Checkpoint, source: Path) -> LoadedModel:
     """The model of a checkpoint; `source` is named in errors.
 
@@ -128,7 +138,7 @@ def restore(checkpoint: Checkpoint, source: Path) -> LoadedModel:
         model_config = model_config_from_dict(meta["model"])
         quant_config = QuantConfig.from_dict(meta["quant"])
         tokenizer = restore_tokenizer(meta["tokenizer"])
-        features = FeatureConfig.from_dict(meta["features"]).to_dict()
+        features = read_features(model_config, meta["features"])
         check_units(tokenizer, model_config)
     except KeyError as error:
         raise UserError(f"{source} lacks {error}: train again") from None
@@ -176,7 +186,7 @@ def load_packed(path: str | Path) -> LoadedModel:
     try:
         tokenizer = tokenizer_from_bytes(packed.tokens_kind, packed.tokens)
         check_units(tokenizer, found.model_config)
-        features = FeatureConfig.from_dict(packed.features).to_dict()
+        features = read_features(found.model_config, packed.features)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     return LoadedModel(found.model, found.model_config, None, tokenizer, features, None, dict(packed.extra))

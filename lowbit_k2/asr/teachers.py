@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -18,12 +20,13 @@ from lowbit_k2.train.teacher import MeanTeacher, Teacher
 
 
 def outside_teacher(
-    config: TrainingConfig, run: Run, model: nn.Module, tokenizer: Tokenizer, data: AsrDataModule
+    config: TrainingConfig, run: Run, model: nn.Module, tokenizer: Tokenizer, data: AsrDataModule | None = None
 ) -> Teacher | None:
     """The model, or the mean of weights, that `--teacher` names; None where a branch teaches.
 
     Args:
       model: that is trained, on its device.
+      data: None for a language model.
 
     Raises:
       UserError: no such checkpoint, or one with other units, features or steps of its output.
@@ -35,22 +38,23 @@ def outside_teacher(
     if settings.teacher == MEAN:
         return MeanTeacher(model, criterion, settings.trained[Path(settings.first).stem], settings.teacher_decay)
     loaded, _ = load_trained(CheckpointChoice(checkpoint=Path(settings.teacher)))
-    check_fits(loaded, model.config, tokenizer, data)
+    check_fits(loaded, model.config, tokenizer, data.features.to_dict() if data else {})
     return Teacher(loaded.model.to(run.device), criterion, parse_allocation(loaded.usual_precision, loaded))
 
 
-def check_fits(loaded: LoadedModel, model: ModelConfig, tokenizer: Tokenizer, data: AsrDataModule) -> None:
-    """Frames and classes of the teacher must be the student's.
+def check_fits(loaded: LoadedModel, model: ModelConfig, tokenizer: Tokenizer, features: Mapping[str, Any]) -> None:
+    """Frames and classes of the teacher must be the student's; of language models, which have no frames, the units.
 
     Raises:
       ConfigError: they are not.
     """
+    both = (loaded.model_config, model)
     fields = {
         "units": (loaded.tokenizer.pieces(), tokenizer.pieces()),
-        "features": (loaded.features, data.features.to_dict()),
-        "objective": (type(loaded.model_config), type(model)),
-        "topology": (loaded.model_config.topology, model.topology),
-        "frames per output": (loaded.model_config.encoder.frames_per_output, model.encoder.frames_per_output),
+        "features": (loaded.features, features),
+        "objective": [type(config) if config.num_features else None for config in both],
+        "topology": [config.topology for config in both],
+        "frames per output": [config.num_features and config.encoder.frames_per_output for config in both],
     }
     for name, (teacher, student) in fields.items():
         if teacher != student:

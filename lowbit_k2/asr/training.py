@@ -98,6 +98,7 @@ class TrainingConfig:
     """All settings of a run.
 
     Attributes:
+      data: how batches are made, of speech or of text.
       objective: one of `losses.objectives.OBJECTIVES`.
       preset: named size of its model.
       model_fields: fields of the model that replace the preset's.
@@ -105,7 +106,7 @@ class TrainingConfig:
     """
 
     run: RunConfig = field(default_factory=RunConfig)
-    data: DataConfig = field(default_factory=DataConfig)
+    data: Config = field(default_factory=DataConfig)
     objective: str = "ctc"
     preset: str = "tiny"
     model_fields: Mapping[str, Any] = field(default_factory=dict)
@@ -123,7 +124,7 @@ class TrainingConfig:
         """What brings weights to their grids; raises ConfigError where settings exclude each other."""
         return DrawingConfig(self.quant.quantizer, self.admm, self.gq, self.cosine)
 
-    def model_config(self, vocab_size: int, num_features: int) -> ModelConfig:
+    def model_config(self, vocab_size: int, num_features: int = 0) -> ModelConfig:
         """The preset with single fields replaced."""
         objective = OBJECTIVES[self.objective]
         decided = objective.model_fields(self.criterion or objective.settings())
@@ -139,19 +140,18 @@ class TrainingConfig:
         self.drawing.check_precisions(self.co_training)
         precisions = precisions or self.co_training.trained_precisions
         preset = preset or self.quant.preset
+        model = OBJECTIVES[self.objective].model
+        own: dict[str, Any] = {"rules": (*model.rules, *DEFAULT_RULES), "layer_prefix": model.layer_prefix}
         if precisions == (FLOAT_BITS,):
-            return QuantConfig.preset("float")
+            return QuantConfig.preset("float", **own)
         if preset == "float":
             named = ",".join(self.co_training.precisions)
             raise ConfigError("preset", f"float has no tensors for the precisions {named}: use 32")
         options = {name: value for name, value in self.quant.to_dict().items() if name != "preset"}
         if self.quant.quantizer == "gq":
             options["scale"] = self.gq.gq_scale
-        rules = OBJECTIVES[self.objective].model.rules
-        if rules:
-            options["rules"] = (*rules, *DEFAULT_RULES)
         try:
-            made = QuantConfig.preset(preset, precisions=precisions, **options)
+            made = QuantConfig.preset(preset, precisions=precisions, **options, **own)
             return with_fitted_steps(made) if self.admm.every else made
         except UserError as error:
             raise ConfigError("precisions", f"{','.join(self.co_training.precisions)}: {error}") from None
@@ -280,9 +280,13 @@ def describe_run(
     model: ModelConfig,
     quant: QuantConfig,
     tokenizer: Tokenizer,
-    features: FeatureConfig,
+    features: FeatureConfig | None = None,
 ) -> dict[str, Any]:
-    """The part of a checkpoint's JSON that decode.py and export.py rebuild everything from, and all other settings."""
+    """The part of a checkpoint's JSON that decode.py and export.py rebuild everything from, and all other settings.
+
+    Args:
+      features: None of a model that reads text.
+    """
     settings = {"data": config.data, "loop": config.loop, "optim": config.optim, "admm": config.admm}
     settings[config.objective] = config.criterion
     return {
@@ -291,7 +295,7 @@ def describe_run(
         "co_training": config.co_training.to_dict(),
         "allocations": {name: allocation.to_dict() for name, allocation in config.co_training.allocations.items()},
         "tokenizer": describe_tokenizer(tokenizer),
-        "features": features.to_dict(),
+        "features": features.to_dict() if features else {},
         "schedule": config.drawing.schedule(config.loop.num_epochs),
         "settings": {name: value.to_dict() for name, value in settings.items() if value is not None},
     }

@@ -40,6 +40,11 @@ class Chunk:
     last: int
 
 
+def output_step(output_lens: Callable[[int], int]) -> int:
+    """Input frames that an output frame stands for: a network's rate, seen in long utterances."""
+    return max(1, round(10_000 / output_lens(10_000)))
+
+
 def chunks(num_frames: int, size: int, overlap: int, output_lens: Callable[[int], int]) -> Iterator[Chunk]:
     """Chunks over a long utterance, at even distances. What is kept makes up the output frames of the whole, in order.
 
@@ -52,7 +57,7 @@ def chunks(num_frames: int, size: int, overlap: int, output_lens: Callable[[int]
       overlap: input frames that neighbours share at least.
       output_lens: output frames for input frames.
     """
-    step = max(1, round(10_000 / output_lens(10_000)))  # input frames per output frame, in long utterances
+    step = output_step(output_lens)
     least = next(n for n in range(1, 10_000) if output_lens(n) > 0)
     size = max(size, 2 * (least + step))
     overlap = max(overlap, least + step)  # less would leave a gap between their output frames

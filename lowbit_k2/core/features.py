@@ -45,6 +45,16 @@ class FeatureConfig(Config):
                 f"{self.sampling_rate} Hz: low_freq must be less than high_freq, and that at most {nyquist:g}",
             )
 
+    @property
+    def shift_samples(self) -> int:
+        """Whole samples from a frame to the next, as extractors step."""
+        return int(self.frame_shift * self.sampling_rate)
+
+    @property
+    def shift_seconds(self) -> float:
+        """From a frame to the next as it is, where `frame_shift` is no whole number of samples."""
+        return self.shift_samples / self.sampling_rate
+
     def stored(self) -> dict[str, Any]:
         """The settings that stored features depend on: normalisation comes after loading."""
         return {name: value for name, value in self.to_dict().items() if name != "normalize"}

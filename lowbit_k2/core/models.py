@@ -17,7 +17,8 @@ from lowbit_k2.core.topology import TOPOLOGIES, num_classes
 from lowbit_k2.errors import UserError
 
 M = TypeVar("M", bound="ModelConfig")
-CTC, TRANSDUCER = "ctc", "transducer"  # what a network puts out, by the searches that read it
+# what a network puts out, by the searches that read it; no search reads the next unit of a language model
+CTC, TRANSDUCER, NEXT_UNIT = "ctc", "transducer", "next-unit"
 
 
 class ModelConfig(Config):
@@ -26,15 +27,18 @@ class ModelConfig(Config):
     kind: its name in files.
     build: (settings, for_training) -> torch module, or "package.module:name" of that, imported when it is needed.
     rules: (pattern, role) pairs of the quantization that come before the built-in ones.
+    layer_prefix: layer i is the module f"{layer_prefix}.{i}".
     vocab_size: units of the network, blank included.
     topology: which classes of its frame posteriors a unit has (core/topology.py).
-    num_layers: of those that `layer_prefix` of the quantization numbers.
+    num_features: of an input frame; 0: the model reads units.
+    num_layers: of those that `layer_prefix` numbers.
     d_model: width, which Noam's schedule divides by.
     """
 
     kind: ClassVar[str]
     build: ClassVar[str | Callable[..., Any]]
     rules: ClassVar[tuple[tuple[str, str], ...]] = ()
+    layer_prefix: ClassVar[str] = "encoder.layers"
     topology: str = CTC_TOPOLOGY
     vocab_size: int
     num_features: int

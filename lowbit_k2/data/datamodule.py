@@ -22,6 +22,7 @@ from lowbit_k2.core.config import Config, ConfigError, option
 from lowbit_k2.core.features import NORMALIZATIONS, FeatureConfig
 from lowbit_k2.data.augment import SpecAugmentConfig
 from lowbit_k2.data.batch import Batch, collate
+from lowbit_k2.data.dealing import deal
 from lowbit_k2.data.features import load_features, make_extractor, read_feature_config
 from lowbit_k2.data.filter import cut_text
 from lowbit_k2.data.manifests import load_noise
@@ -109,19 +110,11 @@ class AsrDataModule:
         return self._load(batches, epoch if self.config.enable_musan else None)
 
     def deal(self, batches: Iterator[CutSet]) -> Iterator[CutSet]:
-        """This rank's share, as many batches as every rank gets.
-
-        Where fewer than a round are left, their cuts are dealt out anew, some twice if there are fewer than ranks; with
-        `drop_last` they are left out.
-        """
+        """This rank's share, see `dealing.deal`."""
         from lhotse import CutSet
 
-        while group := list(islice(batches, self.world_size)):
-            if len(group) == self.world_size:
-                yield group[self.rank]
-            elif not self.config.drop_last:
-                left = [cut for batch in group for cut in batch]
-                yield CutSet.from_cuts(left[self.rank % len(left) :: self.world_size])
+        for cuts in deal(batches, self.rank, self.world_size, self.config.drop_last):
+            yield CutSet.from_cuts(cuts) if isinstance(cuts, list) else cuts
 
     def num_train_batches(self, cuts: CutSet, epoch: int) -> int | None:
         """How many batches the epoch has for all ranks together, by a pass over the manifest; None for a lazy one,

@@ -148,3 +148,16 @@ def cuts_by_speaker(cuts: Iterable[Cut]) -> list[list[Cut]]:
         speaker = speaker_of(cut)
         groups.setdefault(("speaker", speaker) if speaker else ("cut", cut.id), []).append(cut)
     return list(groups.values())
+
+
+def snrs_of(cuts: CutSet) -> dict[str, float]:
+    """Speech over noise in dB, of the cuts that carry it: as `snr` among their own fields, or as lhotse mixed them."""
+    found = {cut.id: snr_of(cut) for cut in cuts}
+    return {utterance: snr for utterance, snr in found.items() if snr is not None}
+
+
+def snr_of(cut: Cut) -> float | None:
+    """Of one cut; with several noises the loudest one's."""
+    own = (getattr(cut, "custom", None) or {}).get("snr")
+    mixed = [track.snr for track in getattr(cut, "tracks", ()) if track.snr is not None]
+    return own if isinstance(own, (int, float)) else min(mixed, default=None)

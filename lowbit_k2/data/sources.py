@@ -12,7 +12,7 @@ import struct
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from lowbit_k2.data.sphere import MAGIC, make_recording, use_libsndfile
 from lowbit_k2.errors import UserError
@@ -155,33 +155,44 @@ def check_audio_file(path: Path) -> None:
     """
     if not path.is_file():
         raise UserError(f"{path} does not exist, or is no file: has the corpus been moved?")
-    if _begins_with(path, b"RIFF"):
+    try:
         with path.open("rb") as file:
-            _check_chunks(path, file, path.stat().st_size)
+            check_length(path, file, path.stat().st_size)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
 
 
-def _check_chunks(path: Path, file: Any, size: int) -> None:
+def check_length(name: object, file: BinaryIO, size: int) -> None:
+    """Of a WAV file of so many bytes; of others nothing.
+
+    Raises:
+      UserError: there are fewer samples than its header says.
+    """
+    length, left = samples_chunk(file, size) or (0, 0)
+    if length == 0 and left > 0:
+        raise UserError(f"{name} holds no samples by its header: was it written to a pipe? convert it again")
+    if left < length < 0xFFFFFFFF:  # the largest number: written to a pipe, libsndfile reads on to the end
+        raise UserError(f"{name} is cut short, {left} of {length} bytes of samples are there: copy it again")
+
+
+def samples_chunk(file: BinaryIO, size: int) -> tuple[int, int] | None:
+    """Bytes of samples in a WAV file by its header, and bytes from there to its end; None of anything else."""
+    file.seek(0)
+    if file.read(4) != b"RIFF":
+        return None
     file.seek(12)  # RIFF, size, WAVE
     while len(chunk := file.read(8)) == 8:
         name, length = struct.unpack("<4sI", chunk)
-        left = size - file.tell()
         if name == b"data":
-            if length == 0 and left > 0:
-                raise UserError(f"{path} holds no samples by its header: was it written to a pipe? convert it again")
-            if left < length < 0xFFFFFFFF:  # the largest number: written to a pipe, libsndfile reads on to the end
-                raise UserError(f"{path} is cut short, {left} of {length} bytes of samples are there: copy it again")
-            return
+            return length, size - file.tell()
         file.seek(length + length % 2, 1)
+    return None
 
 
 def is_sphere(path: Path) -> bool:
     """By what it begins with."""
-    return _begins_with(path, MAGIC)
-
-
-def _begins_with(path: Path, magic: bytes) -> bool:
     try:
         with path.open("rb") as file:
-            return file.read(len(magic)) == magic
+            return file.read(len(MAGIC)) == MAGIC
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from None

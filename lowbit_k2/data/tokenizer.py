@@ -1,4 +1,4 @@
-"""Text to token ids and back: sentencepiece pieces (BPE or characters) or phones through a lexicon.
+"""Text to token ids and back: sentencepiece pieces (BPE or characters), phones through a lexicon, or whole words.
 
 Token 0 is always the CTC blank `<blk>`. A tokenizer can be written to bytes, which a packed model carries along.
 """
@@ -17,14 +17,14 @@ from lowbit_k2.errors import UserError
 from lowbit_k2.graphs.lexicon import BLANK, Entry, read_lexicon, read_symbols
 
 BPE_MODEL = "bpe.model"
-UNKNOWN = "<unk>"
+UNKNOWN, BOUNDARY = "<unk>", "<sos/eos>"  # a word that is none of the units; the begin and end of a sentence
 WORD_START = "▁"  # sentencepiece's mark of a word's first piece
 
 
 class Tokenizer(Protocol):
     """What training, decoding and packing need of a tokenizer."""
 
-    kind: str  # "sentencepiece" | "lexicon": names the reader of `to_bytes`
+    kind: str  # "sentencepiece" | "lexicon" | "words": names the reader of `to_bytes`
     spells_words: bool  # False where `decode` gives phones, so that words need a lexicon graph
 
     @property
@@ -164,6 +164,72 @@ class LexiconTokenizer:
         return json.dumps(value, ensure_ascii=False).encode("utf-8")
 
 
+class WordTokenizer:
+    """Words of a list, for language models; all others are `<unk>`.
+
+    Args:
+      words: each once, without spaces in them.
+
+    Raises:
+      UserError: none, one twice, or one that could be taken for another unit.
+    """
+
+    kind = "words"
+    spells_words = True
+    _specials = (BLANK, BOUNDARY, UNKNOWN)
+
+    def __init__(self, words: Sequence[str]):
+        self._pieces = [*self._specials, *words]
+        self._ids = {word: i for i, word in enumerate(self._pieces)}
+        if not words or len(self._ids) != len(self._pieces) or any(word.split() != [word] for word in words):
+            raise UserError("a list of words holds each of them once, and no special symbol: make the model again")
+        self._unknown = self._ids[UNKNOWN]
+
+    @property
+    def vocab_size(self) -> int:
+        return len(self._pieces)
+
+    def encode(self, text: str) -> list[int]:
+        return [self._ids.get(word, self._unknown) for word in text.split()]
+
+    def unknown(self, text: str) -> str:
+        return ""  # `<unk>` stands for every word
+
+    def pronunciations(self, word: str) -> list[list[int]]:
+        return [self.encode(word)]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return " ".join(self._pieces[int(i)] for i in ids if int(i) >= len(self._specials))
+
+    def pieces(self) -> list[str]:
+        return list(self._pieces)
+
+    def to_bytes(self) -> bytes:
+        return "\n".join(self._pieces[len(self._specials) :]).encode("utf-8")
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> WordTokenizer:
+        """Inverse of `to_bytes`; raises UserError where that cannot be."""
+        try:
+            return cls(data.decode("utf-8").split("\n"))
+        except UnicodeDecodeError:
+            raise UserError("the list of words is damaged: make the model again") from None
+
+    @classmethod
+    def from_counts(cls, counts: Mapping[str, int], min_count: int = 1, most: int = 0) -> WordTokenizer:
+        """The words of a text that occur `min_count` times or more, of these the `most` frequent ones (0: all).
+
+        Raises:
+          UserError: there are none.
+        """
+        specials = cls._specials
+        kept = [word for word, count in counts.items() if count >= min_count and word not in specials]
+        kept.sort(key=lambda word: (-counts[word], word))
+        if not kept:
+            raise UserError(f"no word occurs {min_count} times: lower the cut-off, or give more text")
+        return cls(kept[: most or None])
+
+
 def tokenizer_from_bytes(kind: str, data: bytes) -> Tokenizer:
     """Rebuild a tokenizer from `Tokenizer.kind` and `Tokenizer.to_bytes()`.
 
@@ -172,8 +238,10 @@ def tokenizer_from_bytes(kind: str, data: bytes) -> Tokenizer:
     """
     if kind == "sentencepiece":
         return SentencePieceTokenizer(data)
+    if kind == WordTokenizer.kind:
+        return WordTokenizer.from_bytes(data)
     if kind != "lexicon":
-        raise UserError(f"unknown kind of tokenizer {kind!r}: expected sentencepiece or lexicon")
+        raise UserError(f"unknown kind of tokenizer {kind!r}: expected sentencepiece, lexicon or words")
     try:
         value = json.loads(data.decode("utf-8"))
         tokens = {token: i for i, token in enumerate(value["tokens"])}

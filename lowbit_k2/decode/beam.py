@@ -55,7 +55,8 @@ class BeamStreams:
         self.model, self.beam_size, self.blank_penalty = model, beam_size, blank_penalty
         self.lm, self.lm_scale = lm, lm_scale
         self.contexts = ContextCache(model, device)
-        self.beams: list[Nbest] = [[Hypothesis((), 0.0)] for _ in range(n)]
+        self.beams: list[Nbest] = [[Hypothesis((), 0.0, frames=())] for _ in range(n)]
+        self.passed = [0] * n  # frames of each stream
         self.settled = [0] * n
 
     @torch.no_grad()
@@ -88,7 +89,8 @@ class BeamStreams:
             fusion[:, 1:] = self.lm_scale * self.lm([origins[row][1] for row in rows]).to(fusion)[:, 1:]
         sizes = [len(self.beams[n]) for n in active]
         for n, own, of_lm in zip(active, scores.split(sizes), fusion.split(sizes), strict=True):
-            self.beams[n] = extend(self.beams[n], own, of_lm, self.beam_size)
+            self.beams[n] = extend(self.beams[n], own, of_lm, self.beam_size, self.passed[n])
+            self.passed[n] += 1
 
     def _settle(self, n: int) -> list[int]:
         common = commonprefix([hyp.labels for hyp in self.beams[n]])
@@ -102,24 +104,29 @@ class BeamStreams:
         return replace(hyp, lm=hyp.lm + self.lm_scale * score)
 
 
-def extend(beam: Sequence[Hypothesis], scores: Tensor, fusion: Tensor, beam_size: int) -> Nbest:
+def extend(beam: Sequence[Hypothesis], scores: Tensor, fusion: Tensor, beam_size: int, frame: int) -> Nbest:
     """One frame of one utterance: every hypothesis with every class, equal sequences summed, the best kept.
 
     Args:
       scores, fusion: (M, V) of the network and of the language model, the latter 0 for the blank.
+      frame: its number.
     """
     totals = scores + fusion + torch.tensor([[hyp.total] for hyp in beam], dtype=scores.dtype)  # (M, V)
     num_classes = totals.size(1)
     # A sequence has two origins at most: itself with a blank, and its beginning with its last token.
     top = totals.flatten().topk(min(2 * beam_size, totals.numel()))
-    merged: dict[tuple[int, ...], tuple[float, float]] = {}  # total, of it the language model's
+    # By sequence: total, of it the language model's, and frames: those of the likelier origin, which comes first.
+    merged: dict[tuple[int, ...], tuple[float, float, tuple[int, ...]]] = {}
     for score, index in zip(top.values.tolist(), top.indices.tolist(), strict=True):
         origin, token = divmod(index, num_classes)
-        labels = beam[origin].labels + ((token,) if token else ())
+        labels, frames = beam[origin].labels, beam[origin].frames
+        if token:
+            labels, frames = (*labels, token), (*frames, frame)
         if labels in merged:
-            score = float(np.logaddexp(merged[labels][0], score))
-        merged[labels] = score, beam[origin].lm + float(fusion[origin, token])
-    return best_first(Hypothesis(labels, total - lm, lm) for labels, (total, lm) in merged.items())[:beam_size]
+            score, frames = float(np.logaddexp(merged[labels][0], score)), merged[labels][2]
+        merged[labels] = score, beam[origin].lm + float(fusion[origin, token]), frames
+    found = (Hypothesis(labels, total - lm, lm, frames=frames) for labels, (total, lm, frames) in merged.items())
+    return best_first(found)[:beam_size]
 
 
 class ContextCache:

@@ -28,21 +28,21 @@ def ctc_greedy_search(log_probs: Tensor, lens: Tensor, topology: str = CTC) -> l
         return [_best_chain_path(own[:length].cpu()) for own, length in zip(log_probs, lens.tolist(), strict=True)]
     scores, best = log_probs.max(dim=-1)  # (N, T) each
     return [
-        Hypothesis(_collapse(tokens[:length]), float(own[:length].double().sum()))
+        _collapse(tokens[:length], float(own[:length].double().sum()))
         for own, tokens, length in zip(scores.cpu(), best.tolist(), lens.tolist(), strict=True)
     ]
 
 
-def _collapse(frames: list[int]) -> tuple[int, ...]:
+def _collapse(tokens: list[int], score: float) -> Hypothesis:
     """Merge repeats, then drop blanks."""
-    changes = [token for t, token in enumerate(frames) if t == 0 or token != frames[t - 1]]
-    return tuple(token for token in changes if token != 0)
+    frames = [t for t, token in enumerate(tokens) if token and (t == 0 or token != tokens[t - 1])]
+    return Hypothesis(tuple(tokens[t] for t in frames), score, frames=tuple(frames))
 
 
 def _best_chain_path(log_probs: Tensor) -> Hypothesis:
     """log_probs (T, 2 U); state 2u is the entry of unit u, 2u + 1 its loop."""
     if not len(log_probs):
-        return Hypothesis((), 0.0)
+        return Hypothesis((), 0.0, frames=())
     emitted = log_probs.double().unflatten(1, (-1, 2))  # (T, U, 2)
     entry, loop = emitted[0, :, 0], torch.full_like(emitted[0, :, 0], -torch.inf)
     before: list[tuple[int, list[bool]]] = []  # what entries come from; whether loops come from loops
@@ -55,4 +55,5 @@ def _best_chain_path(log_probs: Tensor) -> Hypothesis:
     for state, stays in reversed(before):
         unit, in_loop = divmod(path[-1], 2)
         path.append(2 * unit + stays[unit] if in_loop else state)
-    return Hypothesis(tuple(c // 2 for c in reversed(path) if c % 2 == 0 and c > 0), float(total))
+    heard = [(t, state // 2) for t, state in enumerate(reversed(path)) if state % 2 == 0 and state > 0]
+    return Hypothesis(tuple(unit for _, unit in heard), float(total), frames=tuple(t for t, _ in heard))

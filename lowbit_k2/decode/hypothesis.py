@@ -16,12 +16,15 @@ class Hypothesis:
         it; with `blank_penalty`, what is left of the blanks' logits counts.
       lm: of the language model, scaled as the search scaled it; 0 without one.
       words: what the labels spell.
+      frames: the network's output frame that each label came at, of several alignments in the likeliest; None where the
+        search does not keep them.
     """
 
     labels: tuple[int, ...]
     acoustic: float
     lm: float = 0.0
     words: tuple[str, ...] = ()
+    frames: tuple[int, ...] | None = None
 
     @property
     def total(self) -> float:

@@ -20,6 +20,7 @@ class GreedyStreams:
 
     Attributes:
       tokens: of each stream, so far.
+      frames: that each of them came at.
       scores: (N,) float64, of the alignments that were followed.
     """
 
@@ -30,6 +31,9 @@ class GreedyStreams:
         """blank_penalty: subtracted from the blank's logit."""
         self.model, self.blank_penalty = model, blank_penalty
         self.tokens: list[list[int]] = [[] for _ in range(n)]
+        self.frames: list[list[int]] = [[] for _ in range(n)]
+        self.passed = [0] * n  # frames of each stream that earlier calls of `accept` have had
+        self.place = 0  # of the frame in this call
         self.scores = torch.zeros(n, dtype=torch.float64, device=device)
         self.after, self.state = begin(model, n, device)  # (N, D), (N, ...)
 
@@ -52,7 +56,9 @@ class GreedyStreams:
             logits[:, 0] -= self.blank_penalty
             scores, best = logits.float().log_softmax(dim=-1).max(dim=-1)  # (N,) each
             self.scores += torch.where(lens > t, scores, 0.0)
+            self.place = t
             self.emit(torch.where(lens > t, best, 0))
+        self.passed = [before + int(count) for before, count in zip(self.passed, lens.tolist(), strict=True)]
         return [tokens[count:] for tokens, count in zip(self.tokens, known, strict=True)]
 
     def emit(self, best: Tensor) -> None:
@@ -62,10 +68,12 @@ class GreedyStreams:
             return
         for n, token in zip(emitting.tolist(), best[emitting].tolist(), strict=True):
             self.tokens[n].append(token)
+            self.frames[n].append(self.passed[n] + self.place)
         self.after[emitting], self.state[emitting] = advance(self.model, best[emitting], self.state[emitting])
 
     def hypotheses(self) -> list[Hypothesis]:
         """N of them, as they stand."""
         return [
-            Hypothesis(tuple(tokens), score) for tokens, score in zip(self.tokens, self.scores.tolist(), strict=True)
+            Hypothesis(tuple(tokens), score, frames=tuple(frames))
+            for tokens, score, frames in zip(self.tokens, self.scores.tolist(), self.frames, strict=True)
         ]

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from lowbit_k2.core.config import Config
+from lowbit_k2.core.lm import LanguageModelConfig
 from lowbit_k2.core.models import CtcConfig, ModelConfig, TransducerConfig
 from lowbit_k2.errors import UserError
 from lowbit_k2.losses.ctc import CtcCriterion
 from lowbit_k2.losses.lfmmi import LfMmiConfig, LfMmiCriterion
+from lowbit_k2.losses.lm import LmCriterion
 from lowbit_k2.losses.output import Criterion, GraphCriterion
 from lowbit_k2.losses.rnnt import RnntConfig, RnntCriterion
 
@@ -45,7 +47,13 @@ OBJECTIVES: dict[str, Objective] = {
     ),
     "rnnt": Objective(TransducerConfig, RnntCriterion, RnntConfig),
     "ctc-rnnt": Objective(TransducerConfig, RnntCriterion, RnntConfig, lambda s: {"ctc_head": True}),
+    "lm": Objective(LanguageModelConfig, lambda settings: LmCriterion()),
 }
+
+
+def speech_objectives() -> dict[str, Objective]:
+    """Those of recognisers."""
+    return {name: o for name, o in OBJECTIVES.items() if not issubclass(o.model, LanguageModelConfig)}
 
 
 def register_objective(name: str, objective: Objective) -> None:

@@ -1,6 +1,6 @@
-"""Acoustic models in plain float PyTorch; `lowbit_k2.quant` turns their weights into few bits from outside.
+"""Acoustic and language models in float PyTorch; `lowbit_k2.quant` turns their weights into few bits from outside.
 
-Their settings are in `lowbit_k2.core.encoders` and `lowbit_k2.core.models`, which need no torch.
+Their settings are in `lowbit_k2.core.encoders`, `lowbit_k2.core.models` and `lowbit_k2.core.lm`, which need no torch.
 """
 
 from __future__ import annotations
@@ -9,14 +9,18 @@ from torch import nn
 
 from lowbit_k2.core.config import load_named
 from lowbit_k2.core.encoders import ConformerConfig, EncoderConfig
+from lowbit_k2.core.lm import LanguageModelConfig, LstmLmConfig, TransformerLmConfig
 from lowbit_k2.core.models import CtcConfig, ModelConfig, TransducerConfig, model_config_from_dict
 
 __all__ = [
     "ConformerConfig",
     "CtcConfig",
     "EncoderConfig",
+    "LanguageModelConfig",
+    "LstmLmConfig",
     "ModelConfig",
     "TransducerConfig",
+    "TransformerLmConfig",
     "make_model",
     "model_config_from_dict",
 ]

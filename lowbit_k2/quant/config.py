@@ -24,7 +24,7 @@ BIAS = "bias"  # where vectors go
 
 # Roles of this project's models that the paper leaves float. Without a scheme they stay so, and nobody is warned.
 FLOAT_ROLES = ("subsampling", "embedding", "decoder", "joiner", "output", "norm", "bias", "training_only")
-SWITCHED_ROLES = ("encoder_linear", "attention", "linear")
+SWITCHED_ROLES = ("encoder_linear", "attention", "feed_forward", "lstm", "linear")
 INPUT_BITS = (0, 2, 3, 4, 5, 6, 7, 8, 16)
 
 

@@ -11,7 +11,8 @@ mixed       every matrix at any of the precisions, for allocations that tell the
 
 How much smaller that makes a model depends on how much of it is switched: `train.py --dry-run` tells for each preset.
 
-In other models the rules by kind of module do the same: every Linear is switched, convolutions take 4 bits, embeddings
+Of a language model, attention, feed-forward and LSTM matrices are switched, embedding and output are leftovers. In
+other models the rules by kind of module do the same: every Linear is switched, convolutions take 4 bits, embeddings
 are leftovers.
 """
 

@@ -16,13 +16,13 @@ from pathlib import Path
 
 import sentencepiece
 
-from lowbit_k2.data.tokenizer import BPE_MODEL, SentencePieceTokenizer
+from lowbit_k2.data.tokenizer import BOUNDARY, BPE_MODEL, SentencePieceTokenizer
 from lowbit_k2.errors import UserError, run_main
 from lowbit_k2.fileio import atomic_write, read_json, write_json
 from lowbit_k2.graphs.lexicon import BLANK
 from lowbit_k2.textfile import read_lines
 
-SPECIALS = (BLANK, "<sos/eos>")  # and <unk> behind them
+SPECIALS = (BLANK, BOUNDARY)  # and <unk> behind them
 MODEL_TYPES = ("bpe", "char", "unigram")
 
 

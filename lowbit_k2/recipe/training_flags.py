@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,14 @@ import torch
 from lowbit_k2.asr.training import QuantOptions, RunConfig, TrainingConfig
 from lowbit_k2.core.config import Config, ConfigError
 from lowbit_k2.core.encoders import ENCODERS, of_each_layer
+from lowbit_k2.core.lm import LanguageModelConfig
 from lowbit_k2.core.models import MODEL_KINDS, EncoderModelConfig
 from lowbit_k2.data.augment import SpecAugmentConfig
 from lowbit_k2.data.datamodule import DataConfig
 from lowbit_k2.data.noise import NoiseConfig
 from lowbit_k2.errors import UserError
 from lowbit_k2.losses.co_training import CoTrainingConfig
-from lowbit_k2.losses.objectives import OBJECTIVES
+from lowbit_k2.losses.objectives import OBJECTIVES, speech_objectives
 from lowbit_k2.recipe.flags import (
     add_flags,
     add_plugin_argument,
@@ -41,11 +43,7 @@ NOISE, SPEC_AUGMENT, ADMM = "musan-", "spec-aug-", "admm-"
 def training_parser(description: str | None, **defaults: Any) -> argparse.ArgumentParser:
     """All flags on training and data, with a recipe's defaults; the recipe may add its own."""
     parser = make_parser(description)
-    run = parser.add_argument_group("run")
-    add_plugin_argument(run)
-    add_flags(run, RunConfig, LoopConfig)
-    run.add_argument("--use-fp16", type=str2bool, default=False, help="mixed precision in float16 (GPU)")
-    run.add_argument("--use-bf16", type=str2bool, default=False, help="mixed precision in bfloat16 (CPU or GPU)")
+    run = add_run_flags(parser)
     run.add_argument(
         "--dry-run",
         type=str2bool,
@@ -55,18 +53,35 @@ def training_parser(description: str | None, **defaults: Any) -> argparse.Argume
         help="print parameters, memory and the sizes of packed files by quantization, and stop; needs no data",
     )
     model = parser.add_argument_group("model and objective")
-    model.add_argument("--objective", default="ctc", choices=list(OBJECTIVES), help="the model and its loss")
+    objectives = speech_objectives()
+    model.add_argument("--objective", default="ctc", choices=list(objectives), help="the model and its loss")
     model.add_argument("--model", default="tiny", choices=presets(), help="size preset")
     model.add_argument("--architecture", type=Path, metavar="FILE", help="widths that lowbit_k2.recipe.search found")
     add_flags(model, *model_configs(), optional=True)
-    add_flags(model, *dict.fromkeys(objective.settings for objective in OBJECTIVES.values()))
+    add_flags(model, *dict.fromkeys(objective.settings for objective in objectives.values()))
+    add_learning_flags(parser)
+    add_data_flags(parser)
+    parser.set_defaults(**defaults)
+    return parser
+
+
+def add_run_flags(parser: argparse.ArgumentParser, only: Collection[str] | None = None) -> argparse._ArgumentGroup:
+    """Where (`only` these fields of RunConfig), how long and in which arithmetic; the group of these flags."""
+    run = parser.add_argument_group("run")
+    add_plugin_argument(run)
+    add_flags(run, RunConfig, only=only)
+    add_flags(run, LoopConfig)
+    run.add_argument("--use-fp16", type=str2bool, default=False, help="mixed precision in float16 (GPU)")
+    run.add_argument("--use-bf16", type=str2bool, default=False, help="mixed precision in bfloat16 (CPU or GPU)")
+    return run
+
+
+def add_learning_flags(parser: argparse.ArgumentParser) -> None:
+    """Precisions, what brings weights to them, and the optimiser."""
     quantization = parser.add_argument_group("quantization")
     add_flags(quantization, QuantOptions, CoTrainingConfig, GqConfig, CosineConfig)
     add_flags(quantization, AdmmConfig, prefix=ADMM)
     add_flags(parser.add_argument_group("optimiser"), OptimConfig)
-    add_data_flags(parser)
-    parser.set_defaults(**defaults)
-    return parser
 
 
 def add_data_flags(parser: argparse.ArgumentParser) -> None:
@@ -99,35 +114,42 @@ def read_training_flags(args: argparse.Namespace) -> TrainingConfig:
     Raises:
       UserError: values that a field cannot take, or that contradict each other; the line names the flag.
     """
-    if args.use_fp16 and args.use_bf16:
-        raise UserError("--use-fp16 and --use-bf16 exclude each other")
-    if args.use_fp16 and not torch.cuda.is_available():
-        raise UserError("--use-fp16 needs a GPU: use --use-bf16 on a CPU")
-    amp = "float16" if args.use_fp16 else "bfloat16" if args.use_bf16 else "float32"
     objective = OBJECTIVES[args.objective]
     model_fields = {name: value for cls in model_configs() for name, value in given(args, cls).items()}
     holders = [objective.model, *(ENCODERS.values() if issubclass(objective.model, EncoderModelConfig) else ())]
     known = {name for cls in holders for name in given(args, cls)}
     config = TrainingConfig(
-        run=read_flags(RunConfig, args),
         data=read_data_flags(args),
         objective=args.objective,
         preset=args.model,
         model_fields={name: value for name, value in model_fields.items() if name in known and value is not None},
         criterion=read_flags(objective.settings, args),
-        quant=read_flags(QuantOptions, args),
-        co_training=read_flags(CoTrainingConfig, args),
-        admm=read_flags(AdmmConfig, args, ADMM),
-        gq=read_flags(GqConfig, args),
-        cosine=read_flags(CosineConfig, args),
-        optim=read_flags(OptimConfig, args),
-        loop=read_flags(LoopConfig, args, amp=amp),
+        **read_common_flags(args),
     )
     with training_errors():  # what only all of them together tell, now and not after minutes of preparation
         config = with_architecture(config, args.architecture)
         config.model_config(config.run.vocab_size, 80)
         config.quant_config()
     return config
+
+
+def read_common_flags(args: argparse.Namespace) -> dict[str, Config]:
+    """What `add_run_flags` and `add_learning_flags` have added, as fields of `TrainingConfig`."""
+    if args.use_fp16 and args.use_bf16:
+        raise UserError("--use-fp16 and --use-bf16 exclude each other")
+    if args.use_fp16 and not torch.cuda.is_available():
+        raise UserError("--use-fp16 needs a GPU: use --use-bf16 on a CPU")
+    amp = "float16" if args.use_fp16 else "bfloat16" if args.use_bf16 else "float32"
+    return {
+        "run": read_flags(RunConfig, args),
+        "quant": read_flags(QuantOptions, args),
+        "co_training": read_flags(CoTrainingConfig, args),
+        "admm": read_flags(AdmmConfig, args, ADMM),
+        "gq": read_flags(GqConfig, args),
+        "cosine": read_flags(CosineConfig, args),
+        "optim": read_flags(OptimConfig, args),
+        "loop": read_flags(LoopConfig, args, amp=amp),
+    }
 
 
 def with_architecture(config: TrainingConfig, path: Path | None) -> TrainingConfig:
@@ -161,8 +183,8 @@ def training_errors(*more: type[Config]) -> Any:
 
 
 def model_configs() -> list[type[Config]]:
-    """Settings of all kinds of models and encoders, those of users' files included."""
-    return [*ENCODERS.values(), *MODEL_KINDS.values()]
+    """Settings of all kinds of encoders and of recognisers, those of users' files included."""
+    return [*ENCODERS.values(), *(kind for kind in MODEL_KINDS.values() if not issubclass(kind, LanguageModelConfig))]
 
 
 def presets() -> list[str]:

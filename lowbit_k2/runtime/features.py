@@ -19,8 +19,7 @@ AT_ONCE = 1 << 15  # samples that are handed over
 
 def num_frames(config: FeatureConfig, num_samples: int) -> int:
     """Frames of so many samples at the features' rate."""
-    shift = int(config.frame_shift * config.sampling_rate)
-    return (num_samples + shift // 2) // shift
+    return (num_samples + config.shift_samples // 2) // config.shift_samples
 
 
 class FeatureStream:

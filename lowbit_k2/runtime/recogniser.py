@@ -1,18 +1,18 @@
 """Audio files to words with a packed model, without torch.
 
 recogniser = Recogniser.load("model.safetensors")
-print(recogniser.transcribe("speech.flac").text)
+result = recogniser.transcribe("speech.flac")
+print(result.text, [(word.text, word.start) for word in result.words])
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from lowbit_k2.core.chunks import Chunk, ChunkConfig, chunks, cut_at_pauses
+from lowbit_k2.core.chunks import Chunk, ChunkConfig, chunks, cut_at_pauses, output_step
 from lowbit_k2.core.config import ConfigError
 from lowbit_k2.core.features import FeatureConfig
 from lowbit_k2.core.models import CTC as CTC_KIND
@@ -28,31 +28,15 @@ from lowbit_k2.runtime.search import (
     BEAM,
     CTC_GREEDY,
     GREEDY,
+    Hypothesis,
     Labels,
     SearchConfig,
     ctc_greedy_search,
     greedy_search,
     modified_beam_search,
 )
+from lowbit_k2.runtime.transcript import Transcript, make_transcript
 from lowbit_k2.runtime.units import read_units
-
-
-@dataclass(frozen=True)
-class Transcript:
-    """What was said.
-
-    labels: token ids, blanks left out.
-    words: what they spell; phones where the model has those.
-    seconds: of audio.
-    """
-
-    labels: Labels
-    words: tuple[str, ...]
-    seconds: float
-
-    @property
-    def text(self) -> str:
-        return " ".join(self.words)
 
 
 class Recogniser:
@@ -110,8 +94,13 @@ class Recogniser:
         with errors_name(path):
             return cls(network, search, chunking)
 
-    def transcribe(self, audio: str | Path | np.ndarray) -> Transcript:
-        """Words of a recording.
+    @property
+    def frame_seconds(self) -> float:
+        """From an output frame of the network to the next."""
+        return output_step(self.network.config.output_lens) * self.features.shift_seconds
+
+    def transcribe(self, audio: str | Path | AudioFile | np.ndarray) -> Transcript:
+        """Tokens and words of a recording with their times.
 
         Args:
           audio: an audio file of any sampling rate, whose first channel is taken, or samples (n,) in -1 .. 1 at
@@ -120,15 +109,23 @@ class Recogniser:
           UserError: audio that is missing, damaged, too short, or not finite.
         """
         source = self._open(audio)
-        labels = tuple(label for part in self._segments(source) for label in self._search(part))
-        return Transcript(labels, tuple(self.units.words(labels)), source.num_samples / self.features.sampling_rate)
+        labels, frames, passed = [], [], 0
+        for part in self._segments(source):
+            found = self._search(part)
+            labels += found.labels
+            frames += [passed + frame for frame in found.frames]
+            passed += len(part)
+        seconds = source.num_samples / self.features.sampling_rate
+        return make_transcript(self.units, labels, frames, self.frame_seconds, seconds)
 
-    def labels(self, audio: str | Path | np.ndarray) -> Iterator[Labels]:
+    def labels(self, audio: str | Path | AudioFile | np.ndarray) -> Iterator[Labels]:
         """As `transcribe`, but token ids of each segment as soon as they are known; long audio has several."""
-        return map(self._search, self._segments(self._open(audio)))
+        return (self._search(part).labels for part in self._segments(self._open(audio)))
 
-    def _open(self, audio: str | Path | np.ndarray) -> AudioFile | _Samples:
-        return _Samples(audio) if isinstance(audio, np.ndarray) else AudioFile(audio, self.features.sampling_rate)
+    def _open(self, audio: str | Path | AudioFile | np.ndarray) -> AudioFile | _Samples:
+        if isinstance(audio, np.ndarray):
+            return _Samples(audio)
+        return audio if isinstance(audio, AudioFile) else AudioFile(audio, self.features.sampling_rate)
 
     def _segments(self, audio: AudioFile | _Samples) -> Iterator[np.ndarray]:
         """What the network puts out, in segments that end in pauses, none longer than a chunk."""
@@ -161,13 +158,12 @@ class Recogniser:
             features = normalize(stream.take(chunk.start, chunk.stop), self.features)
             yield self.network(features)[chunk.first : chunk.last]
 
-    def _search(self, output: np.ndarray) -> Labels:
+    def _search(self, output: np.ndarray) -> Hypothesis:
         """output: (T', V) log-probabilities of CTC, or (T', C) of a transducer's encoder."""
         if self.method == GREEDY:
             return greedy_search(self.network, output, self.search.blank_penalty)
         if self.method == BEAM:
-            best = modified_beam_search(self.network, output, self.search.beam_size, self.search.blank_penalty)
-            return best[0][0]
+            return modified_beam_search(self.network, output, self.search.beam_size, self.search.blank_penalty)[0]
         return ctc_greedy_search(output if isinstance(self.network, PackedCtc) else self.network.log_probs(output))
 
 

@@ -7,6 +7,7 @@ field 1, repeated, is a piece with its text in field 1 and its type in field 3.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -33,8 +34,18 @@ class Units:
 
     def words(self, ids: Sequence[int]) -> list[str]:
         """What token ids spell: words, or phones where the model has those."""
-        spoken = (self.pieces[i] for i in ids if i not in self.silent)
-        return self.between.join(spoken).replace(WORD_START, " ").split()
+        return [word for word, _, _ in self.spans(ids)]
+
+    def spans(self, ids: Sequence[int]) -> list[tuple[str, int, int]]:
+        """The same with the places in `ids` of the first and the last token that spell a letter of each word."""
+        text, places = "", []
+        for place, i in enumerate(ids):
+            if i not in self.silent:
+                piece = self.between + self.pieces[i].replace(WORD_START, " ")
+                text += piece
+                places += [place] * len(piece)
+        found = re.finditer(r"\S+", text)
+        return [(word[0], places[word.start()], places[word.end() - 1]) for word in found]
 
 
 def read_units(kind: str, data: bytes) -> Units:

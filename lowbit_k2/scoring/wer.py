@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import kaldialign
 import numpy as np
@@ -25,6 +26,7 @@ from lowbit_k2.tables import text_table
 GAP = "*"  # icefall's sign of nothing on one side of an alignment, where one is shown; it may be a word as well
 Pair = tuple[str | None, str | None]  # reference and hypothesis; None: nothing
 Result = tuple[str, Sequence[str], Sequence[str]]  # utterance, reference words, hypothesis words
+Group = TypeVar("Group")
 
 
 @dataclass(frozen=True)
@@ -120,13 +122,21 @@ def resampled_sums(counts: np.ndarray, num_samples: int, seed: int) -> np.ndarra
     return sums[sums[:, -1] > 0]
 
 
+def by_group(
+    results: Iterable[Result], group_of: Callable[[Result], Group | None]
+) -> dict[Group, tuple[int, WerStats]]:
+    """Utterances and errors of each group, in the order of their first utterances; those of None are left out."""
+    groups: defaultdict[Group, list[Result]] = defaultdict(list)
+    for result in results:
+        group = group_of(result)
+        if group is not None:
+            groups[group].append(result)
+    return {group: (len(own), score(own)) for group, own in groups.items()}
+
+
 def by_speaker(results: Iterable[Result], speakers: Mapping[str, str]) -> dict[str, tuple[int, WerStats]]:
     """Utterances and errors of each speaker, the worst first; utterances that no speaker is known of are left out."""
-    groups: defaultdict[str, list[Result]] = defaultdict(list)
-    for result in results:
-        if result[0] in speakers:
-            groups[speakers[result[0]]].append(result)
-    rows = {speaker: (len(own), score(own)) for speaker, own in groups.items()}
+    rows = by_group(results, lambda result: speakers.get(result[0]))
     return dict(sorted(rows.items(), key=lambda item: (-item[1][1].rate, item[0])))
 
 

@@ -57,4 +57,7 @@ def try_batch(trainer: Trainer, reason: str, batch: Batch) -> None:
 
 
 def describe_batch(batch: Batch) -> str:
-    return f"{len(batch.ids)} utterances of up to {int(batch.input_lens.max())} frames"
+    longest = int(batch.input_lens.max())
+    if not batch.inputs.is_floating_point():
+        return f"{len(batch.ids)} rows of up to {longest} units"
+    return f"{len(batch.ids)} utterances of up to {longest} frames"

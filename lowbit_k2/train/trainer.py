@@ -299,7 +299,7 @@ def _comparable(section: str, before: Any, now: Any) -> tuple[Any, Any]:
     if section not in read or before is None:
         return before, now
     before = read[section](before).to_dict()
-    if section == "quant" and before["rules"] != now["rules"]:
+    if section == "quant" and any(before[name] != now[name] for name in ("rules", "switched_roles")):
         common = set(before["schemes"]) & set(now["schemes"])
         before, now = (
             {**c, "rules": None, "switched_roles": None, "schemes": {r: c["schemes"][r] for r in common}}

@@ -17,6 +17,7 @@ import torch
 from lowbit_k2.asr.model_io import CheckpointChoice, load_packed, load_trained, parse_allocation
 from lowbit_k2.data.datamodule import AsrDataModule, DataConfig
 from lowbit_k2.data.manifests import load_cuts
+from lowbit_k2.errors import UserError
 from lowbit_k2.k2_compat import has_k2
 from lowbit_k2.quant import use_precision
 from lowbit_k2.recipe.training_flags import training_parser
@@ -362,6 +363,42 @@ def test_the_flags_of_all_rows_are_known(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_the_tables_of_the_results_have_not_drifted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "train", raising=False)  # as above
     call(AN4 / "local/rows.py", "results", "--check", "true").good()
+
+
+def test_a_table_that_has_drifted_is_seen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A figure that was changed by hand: refused by the check, and put right by the command."""
+    monkeypatch.syspath_prepend(str(AN4 / "local"))
+    monkeypatch.delitem(sys.modules, "train", raising=False)
+    import rows
+
+    # one table is enough, and quick
+    monkeypatch.setattr(rows, "ROWS", [row for row in rows.ROWS if row.system.methods == rows.RNNT])
+    monkeypatch.setattr(rows, "FOLD_ROWS", [])
+    text, page = (AN4 / "RESULTS.md").read_text(), tmp_path / "RESULTS.md"
+    start, end = "<!-- verdicts -->\n", "<!-- end of verdicts -->"
+    text = text[: text.index(start) + len(start)] + rows.verdicts() + "\n" + text[text.index(end) :]
+    page.write_text(text)
+    rows.write_results(page, check=True)
+    page.write_text(text.replace("| 4/6/42 |", "| 4/6/41 |"))
+    with pytest.raises(UserError, match="other tables than"):
+        rows.write_results(page, check=True)
+    rows.write_results(page, check=False)
+    assert page.read_text() == text
+
+
+def test_no_generated_table_goes_unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A recipe whose RESULTS.md has sections for generated tables needs a test like the ones above."""
+    monkeypatch.syspath_prepend(str(AN4 / "local"))
+    monkeypatch.delitem(sys.modules, "train", raising=False)
+    import rows
+
+    generated = {
+        page.parent.name: set(re.findall(r"^<!-- (?!end of)(\S+) -->$", page.read_text(), flags=re.MULTILINE))
+        for page in AN4.parent.glob("*/RESULTS.md")
+    }
+    assert {"ctc", "transducer", "verdicts"} <= generated["an4"] <= {*rows.SECTIONS.values(), "verdicts"}
+    del generated["an4"]
+    assert {recipe: names for recipe, names in generated.items() if names} == {}
 
 
 def test_verdicts_of_the_folds_that_are_done(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

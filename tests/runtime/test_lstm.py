@@ -16,7 +16,7 @@ from lowbit_k2.export import load_packed_model
 from lowbit_k2.models import CtcConfig, TransducerConfig
 from lowbit_k2.quant import QuantConfig
 from lowbit_k2.runtime import PackedCtc, PackedTransducer, lstm
-from lowbit_k2.runtime.search import greedy_search, modified_beam_search
+from lowbit_k2.runtime.search import BeamStream, GreedyStream, greedy_search, modified_beam_search
 from lowbit_k2.runtime.weights import Arithmetic
 from tests.runtime.models import export, random_model
 from tests.runtime.tensors import relative_error
@@ -109,9 +109,24 @@ def test_hypotheses_are_those_of_torch(decoder: dict[str, Any], tmp_path: Path) 
     encoder_out = np.random.default_rng(3).normal(0, 6, (60, 24)).astype(np.float32)
     inputs = torch.from_numpy(encoder_out)[None], torch.tensor([60])
     [expected] = transducer.greedy_search(packed, *inputs)
-    assert greedy_search(network, encoder_out) == expected.labels and len(set(expected.labels)) > 3
+    assert greedy_search(network, encoder_out).labels == expected.labels and len(set(expected.labels)) > 3
     for beam_size in (1, 4):
         [nbest] = transducer.modified_beam_search(packed, *inputs, beam_size=beam_size)
         found = modified_beam_search(network, encoder_out, beam_size)
-        assert found[0][0] == nbest[0].labels and len(found) == len(nbest)
-        assert np.allclose([score for _, score in found], [hyp.total for hyp in nbest], atol=1e-3)
+        assert found[0].labels == nbest[0].labels and len(found) == len(nbest)
+        assert np.allclose([hyp.log_prob for hyp in found], [hyp.total for hyp in nbest], atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", [GreedyStream, BeamStream])
+def test_a_search_of_chunks_is_that_of_the_whole(kind: type, tmp_path: Path) -> None:
+    path = exported(tmp_path / "a", QuantConfig.preset("float"), TransducerConfig, decoder_kind="lstm", decoder_dim=16)
+    network = PackedTransducer.load(path, "exact")
+    encoder_out = np.random.default_rng(3).normal(0, 6, (60, 24)).astype(np.float32)
+    whole, stream, said = kind(network), kind(network), ()
+    whole.accept(encoder_out)
+    for chunk in np.split(encoder_out, [0, 1, 20, 55]):
+        said += stream.accept(chunk)
+        assert said == stream.best.labels[: len(said)]
+    assert stream.best.labels == whole.best.labels and stream.best.frames == whole.best.frames
+    assert stream.best.log_prob == pytest.approx(whole.best.log_prob, rel=1e-5)
+    assert said and len(stream.best.labels) > 3

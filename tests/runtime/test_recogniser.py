@@ -14,13 +14,13 @@ import pytest
 import soundfile
 import torch
 
-from lowbit_k2.asr.long_audio import decode_long
 from lowbit_k2.asr.model_io import load_packed
 from lowbit_k2.asr.recognizer import packed_recognizer
-from lowbit_k2.asr.transcription import transcribe
+from lowbit_k2.asr.transcription import hear, spelling, with_times
 from lowbit_k2.core.chunks import ChunkConfig
 from lowbit_k2.core.config import ConfigError
 from lowbit_k2.core.features import FeatureConfig
+from lowbit_k2.data.audio import AudioFile
 from lowbit_k2.data.features import extract_wav
 from lowbit_k2.data.tokenizer import SentencePieceTokenizer
 from lowbit_k2.errors import UserError
@@ -28,7 +28,7 @@ from lowbit_k2.models import CtcConfig, TransducerConfig
 from lowbit_k2.packed import read_packed, write_packed
 from lowbit_k2.quant import QuantConfig
 from lowbit_k2.recipe.train_bpe import train_sentencepiece
-from lowbit_k2.runtime import Recogniser, SearchConfig, UnsupportedError
+from lowbit_k2.runtime import Recogniser, SearchConfig, Transcript, UnsupportedError
 from tests.export.toy import toy_tokenizer
 from tests.runtime.models import export, random_model
 from tests.runtime.packages import needs_fbank
@@ -75,9 +75,19 @@ def sounds(folder: Path) -> list[Path]:
     ]
 
 
-def by_torch(packed: Path, audio: Path, search: SearchConfig | None = None, chunking=None) -> list[str]:
+def by_torch(packed: Path, audio: Path, search: SearchConfig | None = None, chunking=None) -> Transcript:
     recognizer = packed_recognizer(load_packed(packed), chunking, search)
-    return transcribe(recognizer, extract_wav(audio, recognizer.features))
+    heard = hear(recognizer, extract_wav(audio, recognizer.features))
+    seconds = AudioFile(audio, recognizer.features.sampling_rate).num_samples / recognizer.features.sampling_rate
+    return with_times(recognizer, heard, spelling(recognizer), seconds)
+
+
+def check_times(found: Transcript) -> None:
+    """In order, and within the audio."""
+    places = [0.0, *(token.start for token in found.tokens), found.seconds]
+    assert places == sorted(places)
+    assert all(0 <= word.start < word.end <= found.seconds for word in found.words)
+    assert all(a.start <= b.start and a.end <= b.end for a, b in zip(found.words, found.words[1:], strict=False))
 
 
 @pytest.mark.parametrize("units", TOKENIZERS)
@@ -89,7 +99,8 @@ def test_words_are_those_of_torch(units: str, kind: type, methods: list[str], tm
         recogniser = Recogniser.load(packed, "exact", search=search)
         for audio in sounds(tmp_path):
             found = recogniser.transcribe(audio)
-            assert list(found.words) == by_torch(packed, audio, search) and found.text == " ".join(found.words)
+            assert found == by_torch(packed, audio, search)
+            check_times(found)
             assert found.seconds == pytest.approx(soundfile.info(audio).duration, abs=1e-4)
             said.update(found.labels)
     assert len(said) > 1, "a random model that says nothing tests nothing"
@@ -99,7 +110,7 @@ def test_the_ctc_head_of_a_transducer(tmp_path: Path) -> None:
     packed, search = packed_file(tmp_path, "char", TransducerConfig, ctc_head=True), SearchConfig("ctc-greedy-search")
     [audio, *_] = sounds(tmp_path)
     found = Recogniser.load(packed, "exact", search=search).transcribe(audio)
-    assert found.words and list(found.words) == by_torch(packed, audio, search)
+    assert found.words and found == by_torch(packed, audio, search)
 
 
 @pytest.mark.parametrize(
@@ -110,15 +121,12 @@ def test_long_audio(kind: type, sizes: dict, tmp_path: Path) -> None:
     chunking, search = ChunkConfig(chunk_seconds=5.0, chunk_overlap=1.0), SearchConfig(blank_penalty=1.0)
     recogniser = Recogniser.load(packed, "exact", search=search, chunking=chunking)
     found = recogniser.transcribe(audio)
-    recognizer = packed_recognizer(load_packed(packed), chunking, search)
-    [words] = decode_long(recognizer, extract_wav(audio, recognizer.features))[0].values()
-    assert found.words and list(found.words) == words
+    assert found.words and found == by_torch(packed, audio, search, chunking)
+    check_times(found)
     parts = list(recogniser.labels(audio))
     assert len(parts) > 5 and sum(parts, ()) == found.labels
     whole = Recogniser.load(packed, "exact", search=search, chunking=ChunkConfig(chunk_seconds=0.0)).transcribe(audio)
-    assert whole.labels != found.labels and by_torch(packed, audio, search, ChunkConfig(chunk_seconds=0.0)) == list(
-        whole.words
-    )
+    assert whole.labels != found.labels and by_torch(packed, audio, search, ChunkConfig(chunk_seconds=0.0)) == whole
 
 
 def test_samples_in_memory_and_threads(tmp_path: Path) -> None:
@@ -189,7 +197,7 @@ def test_the_command_needs_no_torch(kind: type, method: str, tmp_path: Path, rep
     lines, loaded, _ = in_a_process(repo_root, "--packed", packed, *audio, *flags)
     assert not loaded & HEAVY and "kaldi_native_fbank" in loaded
     search = SearchConfig(method, blank_penalty=2.0)
-    assert lines == [f"{path}\t{' '.join(by_torch(packed, path, search))}" for path in audio]
+    assert lines == [f"{path}\t{by_torch(packed, path, search).text}" for path in audio]
 
 
 def test_memory_does_not_grow_with_the_audio(tmp_path: Path, repo_root: Path) -> None:

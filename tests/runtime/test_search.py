@@ -29,7 +29,8 @@ QUANTS = {
 def test_ctc_greedy_search(frames: int, classes: int) -> None:
     scores = np.random.default_rng(frames).normal(size=(frames, classes)).astype(np.float32)
     expected = greedy.ctc_greedy_search(torch.from_numpy(scores)[None], torch.tensor([frames])) if frames else None
-    assert ctc_greedy_search(scores) == (expected[0].labels if frames else ())
+    found = ctc_greedy_search(scores)
+    assert (found.labels, found.frames) == ((expected[0].labels, expected[0].frames) if frames else ((), ()))
 
 
 @pytest.mark.parametrize("context_size", [1, 2, 3])
@@ -44,13 +45,16 @@ def test_hypotheses_are_those_of_torch(name: str, context_size: int, tmp_path: P
         encoder_out = np.random.default_rng(frames).normal(0, 6, (frames, 24)).astype(np.float32)
         inputs = torch.from_numpy(encoder_out)[None], torch.tensor([frames])
         [expected] = transducer.greedy_search(packed, *inputs, blank_penalty=penalty)
-        assert greedy_search(network, encoder_out, penalty) == expected.labels
+        found = greedy_search(network, encoder_out, penalty)
+        assert (found.labels, found.frames) == (expected.labels, expected.frames)
         said.update(expected.labels)
         for beam_size in (1, 4, 50):
             [nbest] = transducer.modified_beam_search(packed, *inputs, beam_size=beam_size, blank_penalty=penalty)
             found = modified_beam_search(network, encoder_out, beam_size, penalty)
-            assert found[0][0] == nbest[0].labels and len(found) == len(nbest)
-            assert np.allclose([score for _, score in found], [hyp.total for hyp in nbest], atol=1e-3)
+            assert found[0].labels == nbest[0].labels and len(found) == len(nbest)
+            assert np.allclose([hyp.log_prob for hyp in found], [hyp.total for hyp in nbest], atol=1e-3)
+            assert found[0].frames == nbest[0].frames and len(found[0].frames) == len(found[0].labels)
+            assert np.all(np.diff(found[0].frames) > 0)
     assert len(said) > 3
 
 

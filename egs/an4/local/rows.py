@@ -61,6 +61,7 @@ from lowbit_k2.fileio import atomic_write, read_json, write_json
 from lowbit_k2.progress import progress_bar
 from lowbit_k2.recipe.flags import make_parser, str2bool
 from lowbit_k2.recipe.training_flags import read_training_flags
+from lowbit_k2.scoring.detail import RUNS, count_runs, deletion_runs, format_runs
 from lowbit_k2.scoring.recogs import read_recogs
 from lowbit_k2.scoring.significance import compare, matched, matched_pairs
 from lowbit_k2.tables import fill_sections, markdown_table
@@ -253,7 +254,8 @@ def time_rows(rows: list[Row], exp_root: Path, rounds: int, further: list[str]) 
 def write_results(page: Path, check: bool) -> None:
     """Put the results into the tables of a page, in the order of ROWS, by the searches that decode them.
 
-    time is that of an update over float's, p that of MAPSSWE against the float row that a row is compared with.
+    time is that of an update over float's, del the number of runs of so many deleted words and more, p that of MAPSSWE
+    against the float row that a row is compared with.
 
     Raises:
       UserError: `check`, and the page has others.
@@ -276,9 +278,11 @@ def write_results(page: Path, check: bool) -> None:
 def format_results(rows: list[Row], methods: tuple[str, ...], ratios: dict[str, float]) -> str:
     """Markdown."""
     tested = any(p_value(r, r.system.precisions[0], methods[0]) != "-" for r in rows)
+    kept = all(deleted_runs(r, r.system.precisions[0], methods[0]) for r in rows)
     head = ["system", "bits", "seed"]
     for method in methods:
-        head += [f"WER {COLUMNS[method]}", "95%", "ins/del/sub", *(["p"] if tested else [])]
+        head += [f"WER {COLUMNS[method]}", "95%", "ins/del/sub"]
+        head += [*([f"del {'/'.join(f'{n}+' for n in RUNS)}"] if kept else []), *(["p"] if tested else [])]
     lines = []
     for r in rows:
         result = read_json(RESULTS / f"{r.key}.json")
@@ -289,9 +293,16 @@ def format_results(rows: list[Row], methods: tuple[str, ...], ratios: dict[str, 
             for method in methods:
                 s = e.stats(method)
                 cells += [f"{100 * s.rate:.2f}", e.interval_text(method), f"{s.ins}/{s.dels}/{s.sub}"]
+                cells += [deleted_runs(r, e.precision, method)] if kept else []
                 cells += [p_value(r, e.precision, method)] if tested else []
             lines.append([*cells, f"{e.file_bytes / 1e6:.3f}", f"{e.ratio:.1f}", time_ratio])
     return markdown_table([*head, "MB", "ratio", "time"], lines)
+
+
+def deleted_runs(r: Row, precision: str, method: str) -> str:
+    """How many runs of at least so many deleted words, `3/1/0`; "" where what was recognised was not kept."""
+    path = recogs_path(r, precision, method)
+    return format_runs(count_runs(deletion_runs(read_recogs(path)))) if path.is_file() else ""
 
 
 def p_value(r: Row, precision: str, method: str) -> str:
