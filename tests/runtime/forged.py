@@ -99,7 +99,3 @@ def forged(content: bytes, version: str, count: int) -> Iterator[bytes]:
         flipped = bytearray(content)
         flipped[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
         yield bytes(flipped)
-    bomb = zlib.compress(b"\0" * (1 << 26))
-    for name in ("index", "tokens"):
-        yield joined({**sections, name: bomb}, version)
-        yield joined({**sections, name: zlib.compress(b"[" * (1 << 20))}, version)
