@@ -15,6 +15,7 @@ words mean nothing: every tenth output frame brings a token, so that all do the 
 float   as everything in this project runs a packed file: weights are unpacked to float32 when it is loaded
 int8    torch's dynamic int8 LSTM and Linear, of those weights: 8 bits a weight whatever the file has
 packed  weights stay as they lie in the file, and each layer's are unpacked when it runs, for every chunk
+exact, a16, a8  the packed runtime (docs/runtime.md) in these modes
 
 Features are computed beforehand, for their mean over the utterance may belong to them; each chunk pays its share.
 Memory is that of a fresh process beyond one without a model: at most while loading, and at most while running.
@@ -31,10 +32,11 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice, product
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from lowbit_k2.launch import use_project_interpreter
@@ -66,15 +68,18 @@ from lowbit_k2.decode.streaming import GreedyStreams
 from lowbit_k2.errors import UserError, run_main
 from lowbit_k2.export import load_packed_model, pack_model
 from lowbit_k2.models import TransducerConfig
-from lowbit_k2.packed import PackedTensor, read_packed
+from lowbit_k2.packed import PackedModel, PackedTensor, read_packed
 from lowbit_k2.processes import forget_peak, peak_memory
 from lowbit_k2.progress import progress_bar
 from lowbit_k2.quant import LSTM, Allocation, QuantConfig, use_precision
 from lowbit_k2.recipe.flags import add_flags, errors_name_flags, make_parser, read_flags
+from lowbit_k2.runtime import PackedTransducer
+from lowbit_k2.runtime.native import MODES
+from lowbit_k2.runtime.search import BeamStream, GreedyStream
 from lowbit_k2.scoring.wer import score
 from lowbit_k2.tables import text_table
 
-RUNTIMES = ("float", "int8", "packed")
+RUNTIMES = ("float", "int8", "packed", *MODES)
 CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}
 FRAMES_PER_TOKEN = 10  # of untrained models
 ONE_BIT_LAYER = "encoder.layers.0"
@@ -98,6 +103,13 @@ class Metronome(GreedyStreams):
     def emit(self, best: Tensor) -> None:
         self.frame += 1
         super().emit(torch.full_like(best, int(self.frame % FRAMES_PER_TOKEN == 0)))
+
+
+class NativeMetronome(GreedyStream):
+    """The same of the packed runtime."""
+
+    def choose(self, logits: np.ndarray) -> int:
+        return int((self.frames + 1) % FRAMES_PER_TOKEN == 0)
 
 
 class Unpacked(nn.Module):
@@ -135,22 +147,25 @@ def to_int8(model: nn.Module) -> None:
 
 
 class Recogniser:
-    """A packed file in one of the runtimes."""
+    """A packed file in one of PyTorch's runtimes."""
 
     def __init__(self, path: Path, runtime: str, args: argparse.Namespace) -> None:
         found = load_packed_model(path)
         if not isinstance(found.model_config, TransducerConfig) or not hasattr(found.model.encoder, "stream"):
             raise UserError(f"{path} holds no LSTM transducer, and cannot stream: train one with --model lstm-tiny")
         self.model, packed = found.model, found.packed
-        self.beam_size, self.chunk_frames, self.seconds = args.beam_size, args.chunk_frames, CLOCKS[args.clock]
-        self.features = FeatureConfig.from_dict(packed.features)
-        trained = packed.tokens_kind != NoTokens.kind
-        self.tokenizer = tokenizer_from_bytes(packed.tokens_kind, packed.tokens) if trained else None
+        self._read(packed, args)
         if runtime == "int8":
             to_int8(self.model)
         elif runtime == "packed":
             keep_packed(self.model, packed.tensors)
         gc.collect()  # modules that were replaced
+
+    def _read(self, packed: PackedModel, args: argparse.Namespace) -> None:
+        self.beam_size, self.chunk_frames, self.seconds = args.beam_size, args.chunk_frames, CLOCKS[args.clock]
+        self.features = FeatureConfig.from_dict(packed.features)
+        trained = packed.tokens_kind != NoTokens.kind
+        self.tokenizer = tokenizer_from_bytes(packed.tokens_kind, packed.tokens) if trained else None
 
     def search(self) -> GreedyStreams | BeamStreams:
         if self.tokenizer is None:
@@ -159,11 +174,16 @@ class Recogniser:
             return GreedyStreams(self.model, 1)
         return BeamStreams(self.model, 1, beam_size=self.beam_size)
 
-    def words(self, search: GreedyStreams | BeamStreams) -> list[str]:
-        if self.tokenizer is None:
-            return []
-        best = search.hypotheses()[0] if isinstance(search, GreedyStreams) else search.nbest()[0][0]
-        return self.tokenizer.decode(best.labels).split()
+    def best(self, search: GreedyStreams | BeamStreams) -> Sequence[int]:
+        """Token ids so far."""
+        return (search.hypotheses()[0] if isinstance(search, GreedyStreams) else search.nbest()[0][0]).labels
+
+    def go_on(self, features: Tensor, state: Any, search: GreedyStreams | BeamStreams) -> Any:
+        """Hear a chunk (T, F); the encoder's state behind it."""
+        encoder_out, state = self.model.encoder.stream(features[None], state)
+        with parametrize.cached():  # the joiner and the prediction network are read at every frame
+            search.accept(encoder_out)
+        return state
 
     @torch.no_grad()
     def recognise(self, utterance: Utterance) -> tuple[list[tuple[float, float]], list[str]]:
@@ -172,11 +192,9 @@ class Recogniser:
         num_frames = len(utterance.features)
         for chunk in torch.arange(num_frames).split(self.chunk_frames):
             start = self.seconds()
-            encoder_out, state = self.model.encoder.stream(utterance.features[None, chunk], state)
-            with parametrize.cached():  # the joiner and the prediction network are read at every frame
-                search.accept(encoder_out)
-            if chunk[-1] + 1 == num_frames:
-                words = self.words(search)
+            state = self.go_on(utterance.features[chunk], state, search)
+            if chunk[-1] + 1 == num_frames and self.tokenizer is not None:
+                words = self.tokenizer.decode(self.best(search)).split()
             seconds = self.seconds() - start + utterance.extraction * len(chunk) / num_frames
             work.append((self.arrival(int(chunk[-1]), utterance.duration), seconds))
         return work, words
@@ -184,6 +202,32 @@ class Recogniser:
     def arrival(self, frame: int, duration: float) -> float:
         """When the last sample that a frame is computed of has been heard; frames lie around the middle of a shift."""
         return min(duration, (frame + 0.5) * self.features.frame_shift + self.features.frame_length / 2)
+
+
+class NativeRecogniser(Recogniser):
+    """A packed file in the packed runtime, one of whose modes `runtime` names."""
+
+    def __init__(self, path: Path, runtime: str, args: argparse.Namespace) -> None:
+        self.network = PackedTransducer.load(path, runtime, args.num_threads)
+        self._read(self.network.packed, args)
+
+    def search(self) -> GreedyStream | BeamStream:
+        if self.tokenizer is None:
+            return NativeMetronome(self.network)
+        return GreedyStream(self.network) if self.beam_size == 1 else BeamStream(self.network, self.beam_size)
+
+    def best(self, search: GreedyStream | BeamStream) -> Sequence[int]:
+        return search.best.labels
+
+    def go_on(self, features: Tensor, state: Any, search: GreedyStream | BeamStream) -> Any:
+        encoder_out, state = self.network.encoder.stream(features.numpy(), state)
+        search.accept(encoder_out)
+        return state
+
+
+def recogniser_of(path: Path, runtime: str, args: argparse.Namespace) -> Recogniser:
+    """A packed file in one of `RUNTIMES`."""
+    return (NativeRecogniser if runtime in MODES else Recogniser)(path, runtime, args)
 
 
 def finish(work: Iterable[tuple[float, float]]) -> float:
@@ -248,7 +292,7 @@ def packed_files(args: argparse.Namespace, folder: Path) -> list[Path]:
 
 def memory_of_this_process(args: argparse.Namespace, runtime: str, path: Path) -> list[float]:
     """MB at most while a file is loaded, and while its model hears an utterance; runtime "none": without a model."""
-    recogniser = Recogniser(path, runtime, args) if runtime != "none" else None
+    recogniser = recogniser_of(path, runtime, args) if runtime != "none" else None
     loading = peak_memory()
     features = recogniser.features if recogniser else FeatureConfig.from_dict(read_packed(path).features)
     [utterance] = islice(read_utterances(args, features), 1)
@@ -306,7 +350,7 @@ def measure(args: argparse.Namespace, paths: list[Path]) -> list[Row]:
     """All files in all runtimes, in turns."""
     rows, recognisers, empty = [], [], memory_of("none", paths[0])
     for path, runtime in product(paths, args.runtimes):
-        recognisers.append(Recogniser(path, runtime, args))  # first, for it says what is wrong with a file
+        recognisers.append(recogniser_of(path, runtime, args))  # first, for it says what is wrong with a file
         rows.append(Row(path, runtime, memory_of(runtime, path) - empty, []))
     features = recognisers[0].features
     if any(recogniser.features != features for recogniser in recognisers):

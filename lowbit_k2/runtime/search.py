@@ -77,13 +77,17 @@ class GreedyStream:
         for frame in self.network.joiner.encoder_proj(encoder_out):
             logits = self.network.joiner(frame[None], self._after)[0]  # (V,)
             logits[0] -= self.blank_penalty
-            token = int(logits.argmax())
+            token = self.choose(logits)
             if token:
                 labels, frames = (*labels, token), (*frames, self.frames)
                 self._after = self.contexts([labels])
             self.frames += 1
         self.hypothesis = Hypothesis(labels, frames)
         return labels[known:]
+
+    def choose(self, logits: np.ndarray) -> int:
+        """The class of a frame, of logits (V,); 0 is the blank."""
+        return int(logits.argmax())
 
     @property
     def best(self) -> Hypothesis:

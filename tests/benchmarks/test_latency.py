@@ -61,7 +61,7 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def arguments(beam_size: int = 1) -> argparse.Namespace:
-    return argparse.Namespace(beam_size=beam_size, chunk_frames=7, clock="wall")
+    return argparse.Namespace(beam_size=beam_size, chunk_frames=7, clock="wall", num_threads=1)
 
 
 def test_the_virtual_clock(latency: ModuleType) -> None:
@@ -69,14 +69,17 @@ def test_the_virtual_clock(latency: ModuleType) -> None:
     assert latency.finish([(1.0, 1.5), (2.0, 0.5), (2.5, 0.5)]) == pytest.approx(3.5), "late: the work before, too"
 
 
+@pytest.mark.parametrize("runtime", ["float", "exact"])
 @pytest.mark.parametrize("beam_size", [1, 3])
 @torch.no_grad()
-def test_words_are_those_of_the_whole_utterance(latency: ModuleType, packed: Path, beam_size: int) -> None:
+def test_words_are_those_of_the_whole_utterance(
+    latency: ModuleType, packed: Path, beam_size: int, runtime: str
+) -> None:
     features = torch.randn(61, 20)
     found = load_packed_model(packed).model
     output = found.encoder(features[None], torch.tensor([61]))
     [best] = modified_beam_search(found, *output, beam_size=3) if beam_size > 1 else [greedy_search(found, *output)]
-    recogniser = latency.Recogniser(packed, "float", arguments(beam_size))
+    recogniser = latency.recogniser_of(packed, runtime, arguments(beam_size))
     work, words = recogniser.recognise(latency.Utterance(features, 0.61, 1.0, None))
     assert words == recogniser.tokenizer.decode(best[0].labels).split() != []
     arrivals, seconds = zip(*work, strict=True)
