@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import logging
@@ -11,13 +12,15 @@ from ctypes import POINTER, c_char_p, c_float, c_int, c_int32, c_int64, c_size_t
 import numpy as np
 
 from lowbit_k2.errors import UserError
-from lowbit_k2.runtime.build import BuildError, library_path
+from lowbit_k2.runtime.build import BuildError, library_path, prebuilt_library, units
 
-ABI = 1  # LBK_ABI of native/lowbit_k2.h
-ISAS = ("portable", "avx2")
+ABI = 2  # LBK_ABI of native/lowbit_k2.h
+KERNELS = "kernels_"
+ISAS = tuple(name.removeprefix(KERNELS) for name in units() if name.startswith(KERNELS))
 NUMPY = "numpy"  # as LOWBIT_K2_ISA: without the library
 ISA_VARIABLE = "LOWBIT_K2_ISA"
 MODES = {"exact": 0, "a16": 1, "a8": 2}
+ACTIVATIONS = {"relu": 0, "swish": 1}
 GRANULARITY = {"tensor": 0, "channel": 1, "block64": 2}
 
 
@@ -41,11 +44,19 @@ class Tensor(ctypes.Structure):
 _ROWS = (c_int, [c_void_p, c_int64, c_int64, c_void_p, c_int32])
 _SIGNATURES = {
     "lbk_layer_norm": (c_int, [c_void_p, c_int64, c_int64, c_void_p, c_void_p, c_float, c_void_p, c_int32]),
+    "lbk_add_norm": (
+        c_int,
+        [c_void_p, c_void_p, c_float, c_int64, c_int64, c_void_p, c_void_p, c_float, c_void_p, c_int32],
+    ),
     "lbk_swish": _ROWS,
     "lbk_glu": _ROWS,
     "lbk_softmax": _ROWS,
     "lbk_log_softmax": _ROWS,
-    "lbk_depthwise": (c_int, [c_void_p, c_int64, c_int64, c_void_p, c_int64, c_void_p, c_void_p, c_int32]),
+    "lbk_depthwise": (c_int, [c_void_p, c_int64, c_int64, c_void_p, c_int64, c_void_p, c_int32, c_void_p, c_int32]),
+    "lbk_convolve": (
+        c_int,
+        [c_void_p, c_int64, c_int64, c_int64, c_void_p, c_void_p, c_int64, c_void_p, c_int64, c_int32],
+    ),
     "lbk_patches": (c_int, [c_void_p, *[c_int64] * 5, c_int32, c_void_p]),
     "lbk_attention": (c_int, [*[c_void_p] * 6, *[c_int64] * 3, c_void_p, c_int32]),
     "lbk_lstm": (c_int, [*[c_void_p] * 3, c_int64, c_int64, *[c_void_p] * 3, c_int32, c_int32]),
@@ -57,9 +68,13 @@ _SIGNATURES = {
     "lbk_matrix_new": (c_void_p, [POINTER(Tensor)]),
     "lbk_matrix_free": (None, [c_void_p]),
     "lbk_matrix_bytes": (c_size_t, [c_void_p]),
+    "lbk_feed_forward": (
+        c_int,
+        [c_void_p, c_void_p, c_int32, c_void_p, c_void_p, c_void_p, c_int64, c_void_p, c_int32, c_int32, c_int32],
+    ),
     "lbk_matmul": (
         c_int,
-        [c_void_p, c_void_p, c_int64, c_int64, c_void_p, c_void_p, c_int64, c_int32, c_int32],
+        [c_void_p, c_void_p, c_int64, c_int64, c_void_p, c_void_p, c_int64, c_int32, c_int32, c_int32],
     ),
 }
 
@@ -74,7 +89,7 @@ def library() -> ctypes.CDLL | None:
     if os.environ.get(ISA_VARIABLE) == NUMPY:
         return None
     try:
-        loaded = ctypes.CDLL(str(library_path()))
+        loaded = _load()
     except (BuildError, OSError) as error:
         logging.getLogger(__name__).warning("packed weights are multiplied by numpy, which is slow: %s", error)
         return None
@@ -86,6 +101,19 @@ def library() -> ctypes.CDLL | None:
         reason = loaded.lbk_error().decode(errors="replace")
         raise UserError(f"{ISA_VARIABLE}: {reason}: take one of {', '.join(available_isas(loaded))}")
     return loaded
+
+
+def _load() -> ctypes.CDLL:
+    """The library of a wheel, or, where there is none or this system cannot load it, one that is built here.
+
+    Raises:
+      BuildError, OSError: there is none, and none can be built or loaded.
+    """
+    prebuilt = prebuilt_library()
+    if prebuilt is not None:
+        with contextlib.suppress(OSError):
+            return ctypes.CDLL(str(prebuilt))
+    return ctypes.CDLL(str(library_path()))
 
 
 def available_isas(loaded: ctypes.CDLL) -> list[str]:
@@ -110,9 +138,11 @@ def check(loaded: ctypes.CDLL, failed: int) -> None:
 
 
 def pointer(array: np.ndarray | None) -> int | None:
-    """Address of a contiguous array's numbers, for as long as the array lives."""
+    """Address of an array's first number, for as long as the array lives."""
     if array is None:
         return None
-    if array.size and array.flags.writeable:  # three times as fast as the other way, which takes microseconds
+    if (
+        array.size and array.flags.writeable and array.flags.c_contiguous
+    ):  # three times as fast as the other way, which takes microseconds
         return ctypes.addressof(c_uint8.from_buffer(array))
     return array.ctypes.data

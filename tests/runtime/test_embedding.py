@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import zlib
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -268,12 +269,15 @@ def test_a_program_in_c(native, tmp_path: Path) -> None:
         assert (done.returncode, done.stdout, done.stderr) == (1, "", line + "\n")
 
 
-def test_the_makefile_builds_what_python_builds(repo_root: Path, tmp_path: Path) -> None:
+def test_the_makefile_builds_what_python_builds(tmp_path: Path) -> None:
+    """On each kind of machine, with a compiler that knows all flags and with one that knows none."""
     if shutil.which("make") is None:
         pytest.skip("make is not installed")
-    command = ["make", "-n", "-f", build.NATIVE / "Makefile", f"BUILD={tmp_path}/build", "CXX=c++"]
-    lines = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout.splitlines()
-    found = {Path(line.split()[-3]).stem: line.split() for line in lines if line.startswith("c++") and " -c " in line}
-    assert found.keys() == build.units().keys()
-    for name, own in build.units().items():
-        assert found[name][1:-4] == [*build.FLAGS, *own], name
+    for machine, compiler in product(("x86_64", "aarch64", "riscv64"), ("true", "false")):
+        names = [f"BUILD={tmp_path}/build", f"MACHINE={machine}", f"CXX={compiler}"]
+        command = ["make", "-n", "-f", build.NATIVE / "Makefile", *names]
+        lines = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout.splitlines()
+        compiled = [line.split() for line in lines if line.startswith(compiler) and " -c " in line]
+        found = {Path(words[-3]).stem: tuple(words[1:-4]) for words in compiled}
+        expected = build.units(machine).items()
+        assert found == {name: (*build.FLAGS, *(own if compiler == "true" else ())) for name, own in expected}

@@ -1,8 +1,7 @@
 #include "json.h"
 
+#include <algorithm>
 #include <cmath>
-#include <locale>
-#include <sstream>
 
 #include "refusal.h"
 
@@ -152,15 +151,27 @@ int64_t Json::integer() {
   return text[0] == '-' ? -value : value;
 }
 
+// strtod's decimal point is that of the program's locale. Exact up to 15 digits, and as good as that for more.
 double Json::number() {
   bool whole;
   const std::string_view text = digits(&whole);
-  if (text.size() > 40) fail();
-  std::istringstream stream{std::string(text)};
-  stream.imbue(std::locale::classic());  // the program's may have a decimal comma
-  double value;
-  if (!(stream >> value) || !std::isfinite(value)) fail();
-  return value;
+  const size_t e = std::min(text.find_first_of("eE"), text.size());
+  double value = 0;
+  int64_t power = 0;
+  bool behind = false;
+  for (const char c : text.substr(0, e)) {
+    if (c == '.') behind = true;
+    if (!is_digit(c)) continue;
+    value = 10 * value + (c - '0');
+    power -= behind;
+  }
+  int exponent = 0;
+  for (size_t i = e; i < text.size(); ++i)
+    if (is_digit(text[i])) exponent = std::min(10 * exponent + (text[i] - '0'), 10000);
+  power += e < text.size() && text[e + 1] == '-' ? -exponent : exponent;
+  value = power < 0 ? value / std::pow(10.0, -power) : value * std::pow(10.0, power);
+  if (!std::isfinite(value)) fail();
+  return text[0] == '-' ? -value : value;
 }
 
 bool Json::boolean() {

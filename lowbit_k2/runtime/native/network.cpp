@@ -12,8 +12,8 @@ namespace {
 
 constexpr float kEpsilon = 1e-5f;            // of norms
 constexpr float kSmallestStep = 1e-30f;      // of inputs
-constexpr int64_t kSubsampledAtOnce = 64;    // frames that come out
-constexpr int64_t kPatchBytes = 1 << 21;     // of a convolution's inputs that are laid out at a time
+// Frames that come out of the convolutions, of which the first puts out much more than it gets; of the matrix behind.
+constexpr int64_t kFramesAtOnce = 16, kOutAtOnce = 128;
 constexpr int64_t kGroup = 4;                // channels that a filter of the decoder's convolution sees and makes
 
 std::string spelled(const std::vector<int64_t> &shape) {
@@ -31,16 +31,8 @@ void round_inputs(float *x, int64_t count, int bits) {
   for (int64_t i = 0; i < count; ++i) x[i] = std::nearbyint(x[i] / step) * step;
 }
 
-void add(Frames *x, const Frames &y, float factor) {
-  for (int64_t i = 0; i < x->size(); ++i) x->data[i] += factor * y.data[i];
-}
-
-void relu(Frames *x) {
-  for (int64_t i = 0; i < x->size(); ++i) x->data[i] = std::max(x->data[i], 0.f);
-}
-
-void swish(Frames *x, Arithmetic how) {
-  check(lbk_swish(x->data.get(), x->rows, x->cols, x->data.get(), how.threads));
+void relu(float *x, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) x[i] = std::max(x[i], 0.f);
 }
 
 // Sinusoids for the distances frames-1 .. -(frames-1).
@@ -104,10 +96,14 @@ Linear::Linear(Weights &weights, const std::string &name, const Tensor &weight, 
   if (bias) bias_ = weights.floats(name + ".bias", {outputs_});
 }
 
-Frames Linear::operator()(const float *x, int64_t rows) const {
-  Frames y(rows, outputs_);
-  const float *bias = bias_.empty() ? nullptr : bias_.data();
-  check(lbk_matmul(matrix_.get(), x, rows, inputs_, bias, y.data.get(), outputs_, how_.mode, how_.threads));
+void Linear::multiply(const float *x, int64_t rows, int64_t x_stride, float *y, bool add) const {
+  const float *bias_or_none = add ? nullptr : bias();
+  check(lbk_matmul(matrix(), x, rows, x_stride, bias_or_none, y, outputs_, add, how_.mode, how_.threads));
+}
+
+Frames Linear::operator()(const Frames &x) const {
+  Frames y(x.rows, outputs_);
+  multiply(x.data.get(), x.rows, inputs_, y.data.get());
   return y;
 }
 
@@ -121,13 +117,21 @@ Frames Norm::operator()(const Frames &x) const {
   return y;
 }
 
+Frames Norm::after(Frames *total, const Frames &x, float factor) const {
+  Frames y(x.rows, x.cols);
+  check(lbk_add_norm(total->data.get(), x.data.get(), factor, x.rows, x.cols, scale.data(), shift.data(), kEpsilon,
+                     y.data.get(), how.threads));
+  return y;
+}
+
 FeedForward::FeedForward(Weights &weights, const std::string &name, int64_t channels, int64_t hidden)
     : w1(weights, name + ".w1", hidden, channels), w2(weights, name + ".w2", channels, hidden), how(weights.how) {}
 
 Frames FeedForward::operator()(const Frames &x) const {
-  Frames hidden = w1(x);
-  swish(&hidden, how);
-  return w2(hidden);
+  Frames y(x.rows, x.cols);
+  check(lbk_feed_forward(w1.matrix(), w1.bias(), LBK_SWISH, w2.matrix(), w2.bias(), x.data.get(), x.rows, y.data.get(), 0,
+                         how.mode, how.threads));
+  return y;
 }
 
 SelfAttention::SelfAttention(Weights &weights, const std::string &name, int64_t channels, int64_t heads)
@@ -173,9 +177,11 @@ Frames Convolution::operator()(const Frames &x) const {
   Frames gated(x.rows, x.cols), y(x.rows, x.cols);
   check(lbk_glu(both.data.get(), x.rows, x.cols, gated.data.get(), how.threads));
   round_inputs(gated.data.get(), gated.size(), input_bits);
-  check(lbk_depthwise(gated.data.get(), x.rows, x.cols, weight.data(), taps, bias.data(), y.data.get(), how.threads));
-  if (norm) y = (*norm)(y);
-  swish(&y, how);
+  check(lbk_depthwise(gated.data.get(), x.rows, x.cols, weight.data(), taps, bias.data(), !norm, y.data.get(), how.threads));
+  if (norm) {
+    y = (*norm)(y);
+    check(lbk_swish(y.data.get(), y.rows, y.cols, y.data.get(), how.threads));
+  }
   return pointwise2(y);
 }
 
@@ -189,81 +195,98 @@ Layer::Layer(Weights &weights, const std::string &name, const ModelSettings &set
       conv(weights, name + ".conv", settings.d_model, settings.conv_kernel, settings.batch_norm) {}
 
 Frames Layer::operator()(Frames x, const Frames &positions) const {
-  add(&x, ff1(norm_ff1(x)), 0.5f);
-  add(&x, attention(norm_attention(x), positions), 1);
-  add(&x, conv(norm_conv(x)), 1);
-  add(&x, ff2(norm_ff2(x)), 0.5f);
-  return norm_out(x);
+  Frames y = norm_attention.after(&x, ff1(norm_ff1(x)), 0.5f);
+  y = norm_conv.after(&x, attention(y, positions));
+  y = norm_ff2.after(&x, conv(y));
+  return norm_out.after(&x, ff2(y), 0.5f);
 }
 
-StridedConvolution::StridedConvolution(Weights &weights, const std::string &name, int64_t outputs, int64_t channels)
-    : channels(channels), outputs(outputs) {
-  Tensor weight = weights.checked(name + ".weight", {outputs, channels, 3, 3});
+SecondConvolution::SecondConvolution(Weights &weights, const std::string &name, int64_t channels) : channels(channels) {
+  Tensor weight = weights.checked(name + ".weight", {channels, channels, 3, 3});
   input_bits = std::exchange(weight.input_bits, 0);
-  // Patches are copied fastest as they lie, channels last; blocks of steps go by the order of the file.
-  by_channel = weight.granularity == LBK_BLOCK64 && weight.cols > 64;
-  if (!by_channel) weight = weight.places_first(9);
-  linear = std::make_unique<Linear>(weights, name, weight);
+  if (weight.granularity == LBK_BLOCK64 && weight.cols > 64) {
+    rows.emplace_back(weights, name, weight);
+    return;
+  }
+  for (int64_t row = 0; row < 3; ++row)
+    rows.emplace_back(weights, name, weight.places_first(9, 3 * row, 3 * row + 3), row == 0);
 }
 
-Frames StridedConvolution::operator()(const float *x, int64_t frames, int64_t bands) const {
-  std::vector<float> rounded;
-  if (input_bits) {
-    rounded.assign(x, x + frames * bands * channels);
-    round_inputs(rounded.data(), frames * bands * channels, input_bits);
-    x = rounded.data();
+// plane: numbers from the even frames to the odd ones.
+void SecondConvolution::operator()(float *planes, int64_t plane, int64_t frames, int64_t bands, float *out) const {
+  const int64_t padded = bands + bands % 2, width = ModelSettings::halved(bands), frame = padded * channels;
+  round_inputs(planes, 2 * plane, input_bits);
+  if (rows.size() == 3) {
+    const float *starts[3] = {planes, planes + plane, planes + frame};
+    for (int row = 0; row < 3; ++row) rows[row].multiply(starts[row], frames * padded / 2, 2 * channels, out, row > 0);
+    relu(out, frames * padded / 2 * channels);
+    return;
   }
-  const int64_t after = ModelSettings::halved(frames), width = ModelSettings::halved(bands);
-  Frames y(after * width, outputs);
-  const int64_t step = std::max<int64_t>(1, kPatchBytes / (width * 9 * channels * 4));
-  Frames patches(std::min(step, after) * width, 9 * channels);
-  for (int64_t begin = 0; begin < after; begin += step) {
-    const int64_t end = std::min(begin + step, after);
-    check(lbk_patches(x, frames, bands, channels, begin, end, by_channel, patches.data.get()));
-    const Frames part = (*linear)(patches.data.get(), (end - begin) * width);
-    std::copy_n(part.data.get(), part.size(), y.row(begin * width));
+  Frames x(2 * frames + 2, bands * channels), patches(frames * width, 9 * channels), y(frames * width, channels);
+  for (int64_t t = 0; t < x.rows; ++t) std::copy_n(planes + t % 2 * plane + t / 2 * frame, x.cols, x.row(t));
+  check(lbk_patches(x.data.get(), x.rows, bands, channels, 0, frames, 1, patches.data.get()));
+  rows[0].multiply(patches.data.get(), patches.rows, patches.cols, y.data.get());
+  relu(y.data.get(), y.size());
+  for (int64_t t = 0; t < frames; ++t) std::copy_n(y.row(t * width), width * channels, out + t * (frame / 2));
+}
+
+Subsampling::Subsampling(Weights &weights, const std::string &name, const ModelSettings &s)
+    : channels(s.subsampling_channels), width(s.output_frames(s.num_features)), filters(9 * channels),
+      bias(weights.floats(name + ".conv1.bias", {channels})), second(weights, name + ".conv2", channels), how(weights.how) {
+  const Tensor first = weights.checked(name + ".conv1.weight", {channels, 1, 3, 3});
+  input_bits = first.input_bits;
+  std::vector<float> rows(filters.size());  // (channels, 9)
+  first.dequantize(0, channels, rows.data());
+  for (int64_t c = 0; c < channels; ++c)
+    for (int64_t k = 0; k < 9; ++k) filters[k * channels + c] = rows[9 * c + k];
+  // What the second convolution puts out is read as it lies, channels last; steps of blocks go by the file's order.
+  const Tensor weight = weights.checked(name + ".out.weight", {s.d_model, channels * width});
+  by_channel = weight.granularity == LBK_BLOCK64;
+  out = std::make_unique<Linear>(weights, name + ".out", by_channel ? weight : weight.places_first(width, 0, width));
+}
+
+Frames Subsampling::operator()(const Frames &features) const {
+  const int64_t frames = ModelSettings::halved(ModelSettings::halved(features.rows));
+  const int64_t bands = ModelSettings::halved(features.cols), padded = bands + bands % 2, frame = padded * channels;
+  const bool whole = input_bits || second.input_bits;  // rounded on one grid over all frames
+  Frames rounded(features.rows, features.cols);
+  std::copy_n(features.data.get(), features.size(), rounded.data.get());
+  round_inputs(rounded.data.get(), rounded.size(), input_bits);
+  const int64_t step = whole ? frames : kFramesAtOnce, group = whole ? frames : std::min(kOutAtOnce, frames);
+  const int64_t plane = (std::min(step, frames) + 1) * frame;
+  std::vector<float> planes(2 * plane);
+  Frames x(group, frame / 2), turned(by_channel ? group : 0, width * channels), y(frames, out->outputs());
+  for (int64_t first = 0; first < frames; first += group) {
+    const int64_t count = std::min(group, frames - first);
+    for (int64_t done = 0; done < count; done += step) {
+      const int64_t some = std::min(step, count - done);
+      for (int64_t odd = 0; odd < 2; ++odd)
+        check(lbk_convolve(rounded.row(4 * (first + done) + 2 * odd), 4 * features.cols, some + 1 - odd, features.cols,
+                           filters.data(), bias.data(), channels, planes.data() + odd * plane, frame, how.threads));
+      second(planes.data(), plane, some, bands, x.row(done));
+    }
+    for (int64_t t = 0; by_channel && t < count; ++t)
+      for (int64_t f = 0; f < width; ++f)
+        for (int64_t c = 0; c < channels; ++c) turned.row(t)[c * width + f] = x.row(t)[f * channels + c];
+    const Frames &rows = by_channel ? turned : x;
+    out->multiply(rows.data.get(), count, rows.cols, y.row(first));
   }
-  relu(&y);
   return y;
 }
 
 Encoder::Encoder(Weights &weights, const ModelSettings &s)
-    : settings_(s), conv1_(weights, "encoder.subsampling.conv1", s.subsampling_channels, 1),
-      conv2_(weights, "encoder.subsampling.conv2", s.subsampling_channels, s.subsampling_channels),
-      out_(weights, "encoder.subsampling.out", s.d_model, s.subsampling_channels * s.output_frames(s.num_features)),
-      norm_(weights, "encoder.norm", s.d_model) {
+    : subsampling_(weights, "encoder.subsampling", s), norm_(weights, "encoder.norm", s.d_model) {
   for (int64_t i = 0; i < s.num_layers; ++i)
     layers_.emplace_back(weights, "encoder.layers." + std::to_string(i), s, s.ffn_dims[i]);
 }
 
 Frames Encoder::operator()(const Frames &features) const {
-  Frames x = subsampled(features);
-  const float factor = static_cast<float>(std::sqrt(static_cast<double>(settings_.d_model)));
+  Frames x = subsampling_(features);
+  const float factor = static_cast<float>(std::sqrt(static_cast<double>(x.cols)));
   for (int64_t i = 0; i < x.size(); ++i) x.data[i] *= factor;
   const Frames positions = relative_positions(x.rows, x.cols);
   for (const Layer &layer : layers_) x = layer(std::move(x), positions);
   return norm_(x);
-}
-
-// Some frames at a time: the first convolution puts out much more than it gets.
-Frames Encoder::subsampled(const Frames &features) const {
-  const int64_t frames = settings_.output_frames(features.rows), channels = settings_.subsampling_channels;
-  const int64_t bands = ModelSettings::halved(settings_.num_features), left = ModelSettings::halved(bands);
-  const bool whole = conv1_.input_bits || conv2_.input_bits;  // rounded on one grid over all frames
-  const int64_t step = whole ? frames : kSubsampledAtOnce;
-  Frames x(frames, settings_.d_model);
-  for (int64_t begin = 0; begin < frames; begin += step) {
-    const int64_t count = std::min(step, frames - begin);
-    const Frames first = conv1_(features.row(4 * begin), 4 * count + 3, settings_.num_features);
-    const Frames second = conv2_(first.data.get(), 2 * count + 1, bands);  // (count * left, channels)
-    Frames turned(count, channels * left);
-    for (int64_t t = 0; t < count; ++t)
-      for (int64_t f = 0; f < left; ++f)
-        for (int64_t c = 0; c < channels; ++c) turned.row(t)[c * left + f] = second.row(t * left + f)[c];
-    const Frames part = out_(turned);
-    std::copy_n(part.data.get(), part.size(), x.row(begin));
-  }
-  return x;
 }
 
 Transducer::Transducer(Weights &weights, const ModelSettings &s)
@@ -298,7 +321,7 @@ Frames Transducer::context(const std::vector<int32_t> &tokens) const {
       y.data[d] = sum;
     }
   }
-  relu(&y);
+  relu(y.data.get(), dim_);
   return decoder_proj_(y);
 }
 

@@ -1,5 +1,5 @@
-// The Conformer, its CTC head and the stateless transducer on packed weights: what runtime/conformer.py, weights.py,
-// transducer.py and encoder.py do, in the same order, so that results are the same.
+// The Conformer, its CTC head and the stateless transducer on packed weights: what runtime/conformer.py,
+// subsampling.py, weights.py, transducer.py and encoder.py do, in the same order, so that results are the same.
 #pragma once
 
 #include <memory>
@@ -43,8 +43,14 @@ class Linear {
   Linear(Weights &weights, const std::string &name, int64_t outputs, int64_t inputs, bool bias = true);
   Linear(Weights &weights, const std::string &name, const Tensor &weight, bool bias = true);
 
-  Frames operator()(const Frames &x) const { return (*this)(x.data.get(), x.rows); }
-  Frames operator()(const float *x, int64_t rows) const;
+  Frames operator()(const Frames &x) const;
+
+  // x: rows that lie x_stride apart, or overlap. add: to what y holds, without the bias.
+  void multiply(const float *x, int64_t rows, int64_t x_stride, float *y, bool add = false) const;
+
+  int64_t outputs() const { return outputs_; }
+  const lbk_matrix *matrix() const { return matrix_.get(); }
+  const float *bias() const { return bias_.empty() ? nullptr : bias_.data(); }
 
  private:
   Matrix matrix_;
@@ -56,6 +62,7 @@ class Linear {
 struct Norm {
   Norm(Weights &weights, const std::string &name, int64_t channels);
   Frames operator()(const Frames &x) const;
+  Frames after(Frames *total, const Frames &x, float factor = 1) const;  // the norm of total += factor * x
 
   std::vector<float> scale, shift;
   Arithmetic how;
@@ -101,15 +108,30 @@ struct Layer {
   Convolution conv;
 };
 
-// 3 x 3, stride 2, then ReLU: (frames, bands, channels) to (frames', bands', outputs).
-struct StridedConvolution {
-  StridedConvolution(Weights &weights, const std::string &name, int64_t outputs, int64_t channels);
-  Frames operator()(const float *x, int64_t frames, int64_t bands) const;  // (frames' * bands', outputs)
+// 3 x 3, stride 2, no padding, then ReLU, of what lies in planes: even frames and odd ones apart, bands padded to an even
+// number (2, .., padded, channels). Then the inputs of a row of the kernel lie at a constant distance from those of the next
+// output. Puts out (frames, padded / 2, outputs), whose last band means nothing if there is one too many.
+struct SecondConvolution {
+  SecondConvolution(Weights &weights, const std::string &name, int64_t channels);
+  void operator()(float *planes, int64_t plane, int64_t frames, int64_t bands, float *out) const;
 
-  int64_t channels, outputs;
+  int64_t channels;  // of inputs and of outputs
   int input_bits;
+  std::vector<Linear> rows;  // of the kernel; or the whole, where steps go by the order of the file
+};
+
+// Features (T, F) to frames (T', C) at a quarter of the rate, some at a time.
+struct Subsampling {
+  Subsampling(Weights &weights, const std::string &name, const ModelSettings &settings);
+  Frames operator()(const Frames &features) const;
+
+  int64_t channels, width;  // width: bands that the second convolution leaves
+  std::vector<float> filters, bias;  // (9, channels), (channels,): the first convolution
+  int input_bits;
+  SecondConvolution second;
   bool by_channel;
-  std::unique_ptr<Linear> linear;
+  std::unique_ptr<Linear> out;
+  Arithmetic how;
 };
 
 class Encoder {
@@ -119,11 +141,7 @@ class Encoder {
   Frames operator()(const Frames &features) const;  // (T, F) to (T', C)
 
  private:
-  Frames subsampled(const Frames &features) const;
-
-  ModelSettings settings_;
-  StridedConvolution conv1_, conv2_;
-  Linear out_;
+  Subsampling subsampling_;
   std::vector<Layer> layers_;
   Norm norm_;
 };

@@ -119,18 +119,20 @@ Tensor Tensor::kept() const {
   return result;
 }
 
-Tensor Tensor::places_first(int64_t places) const {
+Tensor Tensor::places_first(int64_t places, int64_t begin, int64_t end) const {
   const Encoding &e = *encoding;
-  const int64_t stride = e.row_bytes(cols), channels = cols / places, size = e.bits / 8;
+  const int64_t channels = cols / places, from_stride = e.row_bytes(cols), size = e.bits / 8;
   Tensor result = *this;
+  result.cols = (end - begin) * channels;
+  const int64_t stride = e.row_bytes(result.cols);
   result.own = std::make_shared<std::vector<uint8_t>>(rows * stride, uint8_t{0});
   result.data = result.own->data();
   for (int64_t r = 0; r < rows; ++r)
     for (int64_t c = 0; c < channels; ++c)
-      for (int64_t p = 0; p < places; ++p) {
-        const uint8_t *from = data + r * stride;
+      for (int64_t p = begin; p < end; ++p) {
+        const uint8_t *from = data + r * from_stride;
         uint8_t *to = result.own->data() + r * stride;
-        const int64_t here = c * places + p, there = p * channels + c;
+        const int64_t here = c * places + p, there = (p - begin) * channels + c;
         if (e.is_float) std::memcpy(to + there * size, from + here * size, size);
         else store(e, to, there, stored(e, from, here));
       }

@@ -42,8 +42,8 @@ struct Tensor {
   // The same weights, without the file.
   Tensor kept() const;
 
-  // (rows, cols = channels * places) to (rows, places * channels), in the same encoding.
-  Tensor places_first(int64_t places) const;
+  // (rows, cols = channels * places) to (rows, (end - begin) * channels), in the same encoding: those places of all.
+  Tensor places_first(int64_t places, int64_t begin, int64_t end) const;
 };
 
 // A coded tensor's rows, from those of `carrier(encoding)` in bytes whose number is right.
