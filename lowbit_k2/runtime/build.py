@@ -25,6 +25,9 @@ FLAGS = ("-O3", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-pthread")
 STATIC = ("-static-libstdc++", "-Wl,--gc-sections", "-Wl,--exclude-libs,ALL")
 SANITIZE = ("-g1", "-O0", "-std=c++17", "-pthread", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 COMMON = ("pool", "isa", "repack", "matmul", "layers", "lstm", "kernels_portable", "layers_portable")
+# The recogniser for programs in C, upon these.
+COMMON += ("refusal", "sha256", "inflate", "json", "tensors", "packed_file", "settings", "fbank", "units", "network")
+COMMON += ("search", "recogniser")
 # Units that are compiled for more than the least CPU of the machine's kind; run-time dispatch chooses among them. A
 # compiler that does not know the flags of one leaves an empty unit.
 AVX2 = ("-mavx2", "-mfma")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +15,11 @@ from lowbit_k2.core.encoders import TdnnfConfig
 from lowbit_k2.errors import UserError
 from lowbit_k2.export import export_float, load_packed_model
 from lowbit_k2.models import TransducerConfig
-from lowbit_k2.packed import PackedTensor, read_packed, write_packed
+from lowbit_k2.packed import read_packed, write_packed
 from lowbit_k2.quant import QuantConfig, use_precision
 from lowbit_k2.runtime import PackedCtc, UnsupportedError, layers, matrix
 from lowbit_k2.runtime.conformer import relative_positions
-from tests.runtime.models import export, random_model, schemes
+from tests.runtime.models import export, random_model, schemes, with_rare_codes
 
 
 def utterance(frames: int = 71) -> np.ndarray:
@@ -83,14 +82,7 @@ def test_quantized_inputs(bits: int, tmp_path: Path) -> None:
 def test_coded_files(tmp_path: Path) -> None:
     """Version 3, whose codes are coded by their frequency."""
     plain = read_packed(export(random_model(schemes(bits=(4,))), tmp_path / "a"))
-    rng = np.random.default_rng(0)
-
-    def peaked(t: PackedTensor) -> PackedTensor:
-        """With rare codes at the ends, as in a trained model."""
-        codes = np.clip(np.rint(rng.normal(size=t.shape)), -8, 7).astype(np.int8)
-        return PackedTensor.from_codes(t.name, t.role, t.encoding, codes, t.step, t.granularity, aliases=t.aliases)
-
-    model = replace(plain, tensors=[t if t.is_float else peaked(t) for t in plain.tensors])
+    model = with_rare_codes(plain)
     for name, compress in (("b", False), ("c", True)):
         write_packed(tmp_path / name, model, compress)
     assert any(tensor.coded_bytes for tensor in read_packed(tmp_path / "c").tensors)

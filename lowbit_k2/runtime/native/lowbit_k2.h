@@ -128,6 +128,32 @@ int lbk_attention(const float *query, const float *key, const float *value, cons
 int lbk_lstm(const lbk_matrix *hidden, const lbk_matrix *projection, float *gates, int64_t frames,
              int64_t streams, float *h, float *c, float *out, int32_t mode, int32_t threads);
 
+/* A whole recogniser: samples in, text out (docs/embedding.md). It is made of the functions above, and of nothing else.
+   Conformers with a CTC head, and transducers with a stateless decoder; greedy search; audio of more than 30 seconds in
+   overlapping chunks. One may be used by several threads at once. Functions that return a pointer return NULL with a
+   line in lbk_error(), or memory that lbk_free has to free. */
+typedef struct lbk_recogniser lbk_recogniser;
+
+/* The model of a packed file, which is not needed any more afterwards, or NULL: a file that is missing, damaged, or of
+   a kind that the library does not run. mode: LBK_EXACT, LBK_A16, LBK_A8. threads: that work on one call. */
+lbk_recogniser *lbk_recogniser_open(const char *path, int32_t mode, int32_t threads);
+void lbk_recogniser_close(lbk_recogniser *recogniser); /* NULL is fine */
+
+/* Hz: of the samples that it takes. */
+int32_t lbk_recogniser_sampling_rate(const lbk_recogniser *recogniser);
+
+/* Words of a recording of any length, with blanks between, or phones where the model has those: UTF-8 that ends in a
+   zero byte, "" where nothing was heard. samples (count,) in -1 .. 1. NULL: too short for a frame, or not finite. */
+char *lbk_recogniser_transcribe(const lbk_recogniser *recogniser, const float *samples, int64_t count);
+
+/* The two halves of that, for a search of your own. Log-Mel features of samples, shape[0] x shape[1], normalised as the
+   model wants them; and what the network makes of features (frames, shape[1] of before), of 7 frames at least: log
+   posteriors of the classes at a quarter of the frames, of a transducer what its encoder puts out. */
+float *lbk_recogniser_features(const lbk_recogniser *recogniser, const float *samples, int64_t count, int64_t shape[2]);
+float *lbk_recogniser_run(const lbk_recogniser *recogniser, const float *features, int64_t frames, int64_t shape[2]);
+
+void lbk_free(void *memory);
+
 #ifdef __cplusplus
 }
 #endif
