@@ -1,6 +1,8 @@
 # make demo    speech in, a packed 1-bit recogniser and its word error rate out, on a corpus made on the spot
 # make test    format, lint and tests
-# Both set up .venv first. The other targets: venv, kaldifeat, lint, modern-venv, modern-test, clean.
+# make transcribe-demo   words of three recordings by a trained 1-bit model, without PyTorch
+# make wheel   a wheel of the packed runtime with its library, for any Python from 3.10
+# The first two set up .venv. The other targets: venv, kaldifeat, lint, modern-venv, modern-test, clean.
 
 SHELL := /bin/bash
 PYTHON_VERSION := $(shell cat .python-version)
@@ -13,9 +15,9 @@ PYTEST_FLAGS ?=
 # Tests of a file stay together, for what they share; each takes one thread.
 WORKERS ?= 2
 PYTEST := python -m pytest --numprocesses $(WORKERS) --dist loadfile --durations=15 $(PYTEST_FLAGS)
-INSTALLED_FROM := requirements.txt requirements-k2.txt pyproject.toml .ci/install .ci/find-python
+INSTALLED_FROM := requirements.txt requirements-k2.txt pyproject.toml setup.py .ci/install .ci/find-python
 
-.PHONY: demo test lint venv kaldifeat modern-venv modern-test clean
+.PHONY: demo test lint venv kaldifeat modern-venv modern-test transcribe-demo wheel clean
 
 demo: venv
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" egs/librispeech/demo.sh
@@ -43,6 +45,22 @@ $(MODERN_VENV)/.installed: $(INSTALLED_FROM)
 
 modern-test: modern-venv
 	$(MODERN_VENV)/bin/$(PYTEST)
+
+# An environment with the packed runtime's packages alone, and the one that counts word errors.
+DEMO_VENV := .venv-demo
+transcribe-demo: $(DEMO_VENV)/.installed
+	$(DEMO_VENV)/bin/python egs/an4/local/demo.py
+
+$(DEMO_VENV)/.installed: requirements.txt pyproject.toml setup.py
+	python=$$(.ci/find-python $(PYTHON_VERSION)) && $$python -m venv $(DEMO_VENV)
+	$(DEMO_VENV)/bin/python -m pip --disable-pip-version-check install -e . "$$(grep '^kaldialign==' requirements.txt)"
+	touch $@
+
+# Needs no environment of its own: pip brings the build tools.
+wheel:
+	rm -rf build
+	python=$$(.ci/find-python $(PYTHON_VERSION)) && $$python lowbit_k2/runtime/build.py >/dev/null && \
+	  $$python -m pip --disable-pip-version-check wheel --no-deps --wheel-dir dist .
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -14,8 +14,8 @@ the whole process so far, Python and model included. `network` is the time of th
 posteriors, of audio that goes through it whole. PyTorch has the same weights in float32; its file is that of them.
 
 onnxruntime and sherpa-onnx run the model as export.py writes it (docs/onnx.md): the former with the features, chunks
-and search of the native runtime, the latter with its own, and without chunks. Moonshine is another model, which cuts audio
-by a voice detector of its own: it needs speech. What is not installed is left out, with a line that says so.
+and search of the native runtime, the latter with its own, and without chunks. Moonshine is another model, which cuts
+audio by a voice detector of its own: it needs speech. What is not installed is left out, with a line that says so.
 """
 
 from __future__ import annotations
@@ -363,10 +363,8 @@ def print_table(name: str, packed: Path, files: list[Path], args: argparse.Names
             cells += [*(taken.get(name, "-") for name in ("all", "first", "network")), f"{values['peak']:.0f}"]
         rows.append([engine, f"{file_bytes(engine, packed, folder, args) / 1e6:.2f}", *cells])
     heads = [head for length in lengths for head in (f"{length:g} s: RTF", "first, s", "network, s", "peak, MB")]
-    print(
-        f"\n{name}, {args.threads} thread(s), {args.clock} time, {cpu_name()}\n{text_table(['', 'file, MB', *heads], rows)}",
-        flush=True,
-    )
+    about = f"{name}, {args.threads} thread(s), {args.clock} time, {cpu_name()}"
+    print(f"\n{about}\n{text_table(['', 'file, MB', *heads], rows)}", flush=True)
 
 
 def main() -> None:

@@ -10,12 +10,16 @@ from lowbit_k2.errors import UserError
 
 def text_table(headers: Sequence[object], rows: Sequence[Sequence[object]], left: Sequence[int] = (0,)) -> str:
     """Columns side by side, without rules; those numbered in `left` begin at the left, the others end at the right."""
-    from tabulate import tabulate  # which the packed runtime does without
-
-    aligned = ["left" if i in left else "right" for i in range(len(headers))]
-    cells = [[printable(str(cell)) for cell in row] for row in (headers, *rows)]
-    table = tabulate(cells, tablefmt="plain", colalign=aligned, disable_numparse=True)
-    return "\n".join(line.rstrip() for line in table.splitlines())
+    cells = [[printable(str(cell)).strip() for cell in row] for row in (headers, *rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = (
+        "  ".join(
+            c.ljust(width) if i in left else c.rjust(width)
+            for i, (c, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in cells
+    )
+    return "\n".join(line.rstrip() for line in lines)
 
 
 def markdown_table(headers: Sequence[object], rows: Sequence[Sequence[object]]) -> str:

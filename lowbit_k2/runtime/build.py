@@ -1,7 +1,9 @@
 """Build the shared library from native/*.cpp where a C++ compiler exists, once per change of the sources.
 
 The library lies in a cache: LOWBIT_K2_CACHE, or lowbit_k2 below XDG_CACHE_HOME or ~/.cache. Its name holds a hash of
-all that it is made from, so that no version is taken for another, and it appears complete or not at all.
+all that it is made from, so that no version is taken for another, and it appears complete or not at all. A wheel brings
+one in prebuilt/, which is taken where its hash is that of the sources. Python's own library is enough for this file:
+setup.py runs it before anything is installed, and `python lowbit_k2/runtime/build.py` builds for the cache.
 """
 
 from __future__ import annotations
@@ -11,12 +13,16 @@ import os
 import platform
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 NATIVE = Path(__file__).resolve().parent / "native"
+PREBUILT = NATIVE.parent / "prebuilt"
 FLAGS = ("-O3", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-pthread")
+# Of a wheel's library: with the C++ library within, and of that nothing in vain, which would ask for a newer C library.
+STATIC = ("-static-libstdc++", "-Wl,--gc-sections", "-Wl,--exclude-libs,ALL")
 SANITIZE = ("-g1", "-O0", "-std=c++17", "-pthread", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 COMMON = ("pool", "isa", "repack", "matmul", "layers", "lstm", "kernels_portable", "layers_portable")
 # Units that are compiled for more than the least CPU of the machine's kind; run-time dispatch chooses among them. A
@@ -144,10 +150,39 @@ def library_path() -> Path:
     Raises:
       BuildError: it cannot be built.
     """
-    digest = hashlib.sha256(repr((compiler(), FLAGS, units(), platform.machine())).encode())
-    for path in sorted(NATIVE.iterdir()):
-        digest.update(path.name.encode() + b"\0" + path.read_bytes())
-    path = cache_folder() / f"runtime-{digest.hexdigest()[:16]}.so"
+    path = cache_folder() / library_name(compiler())
     if not path.is_file():
         build(path)
     return path
+
+
+def library_name(*more: str) -> str:
+    """A name with a hash of the sources, of how they are compiled, and of `more`."""
+    digest = hashlib.sha256(repr((*more, FLAGS, units(), platform.machine())).encode())
+    for path in sorted(NATIVE.iterdir()):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    return f"runtime-{digest.hexdigest()[:16]}.so"
+
+
+def prebuilt_library() -> Path | None:
+    """The library that a wheel has brought; None where there is none, or it is not of these sources."""
+    path = PREBUILT / library_name()
+    return path if path.is_file() else None
+
+
+def build_for_wheel(folder: Path) -> Path:
+    """Make what `prebuilt_library` finds, in a folder that will be PREBUILT elsewhere.
+
+    Raises:
+      BuildError: no compiler, one that fails, or a folder that cannot be written.
+    """
+    path = folder / library_name()
+    build(path, (*FLAGS, *STATIC))
+    return path
+
+
+if __name__ == "__main__":
+    try:
+        print(library_path())
+    except BuildError as error:
+        sys.exit(f"error: the packed runtime's library cannot be built: {error}")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 import weakref
+from typing import Any
 
 import numpy as np
 
@@ -134,19 +136,36 @@ _matrices: weakref.WeakKeyDictionary[PackedTensor, PackedMatrix] = weakref.WeakK
 
 def matmul(
     tensor: PackedTensor | PackedMatrix,
-    x: np.ndarray,
+    x: Any,
     mode: str = DEFAULT_MODE,
-    bias: np.ndarray | None = None,
+    bias: Any = None,
     threads: int = 1,
     out: np.ndarray | None = None,
-) -> np.ndarray:
-    """`PackedMatrix(tensor).matmul(x, ...)`; the matrix is kept as long as the tensor lives."""
+) -> Any:
+    """`PackedMatrix(tensor).matmul(x, ...)`; the matrix is kept as long as the tensor lives.
+
+    Args:
+      x, bias: arrays, or torch tensors of any float type and device; the product is then one, float32 on the CPU, and
+        no gradient passes through it.
+    Raises:
+      UserError, PackedFileError: as `PackedMatrix`.
+    """
+    if _is_torch(x):
+        product = matmul(tensor, x.detach().float().cpu().numpy(), mode, bias, threads, out)
+        return sys.modules["torch"].from_numpy(product)
+    if _is_torch(bias):
+        bias = bias.detach().float().cpu().numpy()
     if isinstance(tensor, PackedTensor):
         matrix = _matrices.get(tensor)
         if matrix is None:
             matrix = _matrices[tensor] = PackedMatrix(tensor)
         tensor = matrix
     return tensor.matmul(x, mode, bias, threads, out)
+
+
+def _is_torch(value: Any) -> bool:
+    """Whether it is torch's; torch is not loaded to find out."""
+    return "torch" in sys.modules and isinstance(value, sys.modules["torch"].Tensor)
 
 
 def _rows(x: np.ndarray) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import logging
@@ -11,9 +12,9 @@ from ctypes import POINTER, c_char_p, c_float, c_int, c_int32, c_int64, c_size_t
 import numpy as np
 
 from lowbit_k2.errors import UserError
-from lowbit_k2.runtime.build import BuildError, library_path, units
+from lowbit_k2.runtime.build import BuildError, library_path, prebuilt_library, units
 
-ABI = 1  # LBK_ABI of native/lowbit_k2.h
+ABI = 2  # LBK_ABI of native/lowbit_k2.h
 KERNELS = "kernels_"
 ISAS = tuple(name.removeprefix(KERNELS) for name in units() if name.startswith(KERNELS))
 NUMPY = "numpy"  # as LOWBIT_K2_ISA: without the library
@@ -88,7 +89,7 @@ def library() -> ctypes.CDLL | None:
     if os.environ.get(ISA_VARIABLE) == NUMPY:
         return None
     try:
-        loaded = ctypes.CDLL(str(library_path()))
+        loaded = _load()
     except (BuildError, OSError) as error:
         logging.getLogger(__name__).warning("packed weights are multiplied by numpy, which is slow: %s", error)
         return None
@@ -100,6 +101,19 @@ def library() -> ctypes.CDLL | None:
         reason = loaded.lbk_error().decode(errors="replace")
         raise UserError(f"{ISA_VARIABLE}: {reason}: take one of {', '.join(available_isas(loaded))}")
     return loaded
+
+
+def _load() -> ctypes.CDLL:
+    """The library of a wheel, or, where there is none or this system cannot load it, one that is built here.
+
+    Raises:
+      BuildError, OSError: there is none, and none can be built or loaded.
+    """
+    prebuilt = prebuilt_library()
+    if prebuilt is not None:
+        with contextlib.suppress(OSError):
+            return ctypes.CDLL(str(prebuilt))
+    return ctypes.CDLL(str(library_path()))
 
 
 def available_isas(loaded: ctypes.CDLL) -> list[str]:

@@ -14,12 +14,13 @@ from tests.runtime.test_recogniser import packed_file, write_sound
 
 @needs_fbank
 def test_the_example(tmp_path: Path, repo_root: Path, capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
-    [example] = re.findall(r"```python\n(.*?)```", (repo_root / "docs/runtime.md").read_text(), re.DOTALL)
+    examples = re.findall(r"```python\n(.*?)```", (repo_root / "docs/runtime.md").read_text(), re.DOTALL)
     packed_file(tmp_path, "bpe").rename(tmp_path / "1bit.safetensors")
     write_sound(tmp_path / "speech.wav", 2.0)
     monkeypatch.chdir(tmp_path)
-    exec(example, {})
-    assert capsys.readouterr().out.strip()
+    for example in examples:
+        exec(example, {})
+    assert len(examples) == 2 and capsys.readouterr().out.strip()
 
 
 def test_the_flags(repo_root: Path, capsys: pytest.CaptureFixture[str]) -> None:

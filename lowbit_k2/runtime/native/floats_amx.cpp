@@ -1,6 +1,6 @@
 // Matrices of floats, and those with a table, by AMX's products of bfloat16: weights and activations are split in parts of
 // 8 bits of mantissa each, the first being the number rounded, the next what is left of it, and so on. Three parts and the
-// six products of the largest are as exact as float32's own; `a16` takes two and three, `a8` one.
+// six products of the largest are as exact as float32's own; of floats, `a16` takes two and three, `a8` one.
 #include "internal.h"
 
 #if defined(__AMX_BF16__) && defined(__AVX512BF16__)
@@ -17,7 +17,7 @@ constexpr int kInputs = 32;                    // of a tile
 constexpr int kRows = 2 * kRowsOfTile;         // that are multiplied together, with 2 panels
 constexpr int64_t kFewestRows = 8;             // below, weights are split for too little
 
-int parts_of(int mode) { return mode == LBK_EXACT ? 3 : mode == LBK_A16 ? 2 : 1; }
+int parts_of(const lbk_matrix &w, int mode) { return mode == LBK_EXACT || w.table_size ? 3 : mode == LBK_A16 ? 2 : 1; }
 
 int64_t tiles_of(const lbk_matrix &w) { return (w.cols + kInputs - 1) / kInputs; }
 
@@ -25,7 +25,7 @@ bool by_tiles(const lbk_matrix &w, int64_t rows) { return rows >= kFewestRows &&
 
 size_t row_bytes(const lbk_matrix &w, int mode, int64_t rows) {
   if (!by_tiles(w, rows)) return kAvx512Floats.row_bytes(w, mode, rows);
-  return tiles_of(w) * parts_of(mode) * 64;
+  return tiles_of(w) * parts_of(w, mode) * 64;
 }
 
 __m512 as_floats(__m512i bits) { return _mm512_castsi512_ps(bits); }
@@ -200,7 +200,7 @@ void multiply_parts(const Call &c, int64_t begin, int64_t end) {
 
 void prepare(const Call &c, int64_t begin, int64_t end) {
   if (!by_tiles(*c.w, c.full_rows)) return kAvx512Floats.prepare(c, begin, end);
-  switch (parts_of(c.mode)) {
+  switch (parts_of(*c.w, c.mode)) {
     case 1: return prepare_rows<1>(c, begin, end);
     case 2: return prepare_rows<2>(c, begin, end);
     default: return prepare_rows<3>(c, begin, end);
@@ -211,7 +211,7 @@ void multiply(const Call &c, int64_t begin, int64_t end) {
   if (!by_tiles(*c.w, c.full_rows)) return kAvx512Floats.multiply(c, begin, end);
   static const Configuration configuration;
   _tile_loadconfig(&configuration);
-  switch (parts_of(c.mode)) {
+  switch (parts_of(*c.w, c.mode)) {
     case 1: multiply_parts<1>(c, begin, end); break;
     case 2: multiply_parts<2>(c, begin, end); break;
     default: multiply_parts<3>(c, begin, end);

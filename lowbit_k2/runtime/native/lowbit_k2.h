@@ -15,7 +15,7 @@
 extern "C" {
 #endif
 
-#define LBK_ABI 1 /* changes whenever a signature below does */
+#define LBK_ABI 2 /* changes whenever a signature below does */
 
 /* How activations are multiplied. */
 enum {
@@ -73,7 +73,7 @@ size_t lbk_matrix_bytes(const lbk_matrix *matrix);
 /* y (m, rows) = x (m, cols) times the matrix's transpose, plus bias (rows,) unless that is NULL.
    x_stride, y_stride: floats from one row to the next. x and y must not overlap.
    threads: how many work at most, the caller included; little work is done by fewer.
-   Matrices of floats or with tables are multiplied as LBK_EXACT in every mode; but with AMX, numbers on both sides are
+   Matrices of floats or with tables are multiplied as LBK_EXACT in every mode; but with AMX, floats on both sides are
    rounded to 16 bits of mantissa in LBK_A16, to 8 in LBK_A8. In the integer modes a row of x that holds NaN or infinity
    gives a row of NaN. */
 int lbk_matmul(const lbk_matrix *matrix, const float *x, int64_t m, int64_t x_stride, const float *bias, float *y,
@@ -123,9 +123,9 @@ int lbk_attention(const float *query, const float *key, const float *value, cons
 /* The recurrent part of an LSTM layer over some streams side by side, gates in the order i, f, g, o:
    h_t = o tanh(c_t), projected unless projection is NULL.
    hidden (4 cells, width); projection (width, cells), without it width is cells.
-   gates (frames, streams, 4 cells): what the inputs and the biases add to the gates.
+   gates (frames, streams, 4 cells): what the inputs and the biases add to the gates; they are overwritten.
    h (streams, width), c (streams, cells): the state before, then that behind. out (frames, streams, width). */
-int lbk_lstm(const lbk_matrix *hidden, const lbk_matrix *projection, const float *gates, int64_t frames,
+int lbk_lstm(const lbk_matrix *hidden, const lbk_matrix *projection, float *gates, int64_t frames,
              int64_t streams, float *h, float *c, float *out, int32_t mode, int32_t threads);
 
 #ifdef __cplusplus
