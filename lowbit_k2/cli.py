@@ -369,6 +369,11 @@ def run(argv: Sequence[str] | None = None) -> None:
     try:
         args.run(args)
         sys.stdout.flush()
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.startswith("lowbit_k2"):
+            raise
+        remedy = "pip install 'lowbit_k2[train]'"
+        raise UserError(f"{args.command} needs {error.name}, which is not installed here: {remedy}") from None
     except BrokenPipeError:
         # what Python would flush at exit has no reader either
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

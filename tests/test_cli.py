@@ -111,6 +111,21 @@ def test_wrong_flags_are_argparse_errors(arguments: list[str], capsys: pytest.Ca
     assert caught.value.code == 2 and "usage: lowbit-k2" in capsys.readouterr().err
 
 
+def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The packed runtime installs without what other commands need."""
+    monkeypatch.setitem(sys.modules, "lowbit_k2.scoring.comparison_table", None)
+    with pytest.raises(ModuleNotFoundError):
+        run(["compare", "a", "b"])
+    monkeypatch.undo()
+    monkeypatch.delitem(sys.modules, "lowbit_k2.scoring.significance", raising=False)
+    monkeypatch.delitem(sys.modules, "lowbit_k2.scoring.comparison_table", raising=False)
+    monkeypatch.setitem(sys.modules, "kaldialign", None)
+    with pytest.raises(
+        UserError, match=r"compare needs kaldialign, which is not installed here: pip install 'lowbit_k2"
+    ):
+        run(["compare", "a", "b"])
+
+
 def test_a_file_cannot_drive_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = sample_model()
     tensors = [replace(tensor, role="bad\x1b[31m\n") for tensor in model.tensors]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import math
 import re
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -302,7 +303,7 @@ def deletions(counts: Mapping[str, Mapping[int, int]], precisions: Mapping[str, 
             axes.barh(place, found[least], 0.24, color=colour, alpha=alpha)
             text = f" {found[least]} of {least}+"
             axes.text(found[least], place, text, va="center", fontsize=7, color=COLOURS["muted"])
-    axes.set_yticks(range(len(counts)), [short_name(name) for name in counts], fontsize=8)
+    axes.set_yticks(range(len(counts)), [textwrap.fill(name, 26) for name in counts], fontsize=8)
     axes.set_ylim(len(counts) - 0.5, -0.5)
     axes.set_xlabel("runs of deleted words")
     axes.grid(axis="y", visible=False)

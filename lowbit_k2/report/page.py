@@ -115,17 +115,17 @@ def _legend() -> str:
 
 
 def _tiles(page: _Page, scores: Sequence[Score]) -> None:
-    """What one looks for first: the best float and low-bit rates, the smallest file."""
+    """What one looks for first: the lowest float and low-bit rates, and of how many; the smallest file."""
     tiles = []
     for label, members in (
-        ("best float", [s for s in scores if s.precision == "32"]),
-        ("best with fewer bits", [s for s in scores if s.precision not in ("32", "16")]),
+        ("float", [s for s in scores if s.precision == "32"]),
+        ("fewer bits", [s for s in scores if s.precision not in ("32", "16")]),
     ):
         if members:
             best = min(members, key=lambda s: s.stats.rate)
             size = "" if best.num_bytes is None else f", {best.num_bytes / 1e6:.2f} MB"
             where = f"{escaped(best.label)}, {escaped(best.test_set)}, {escaped(best.method)}{size}"
-            tiles.append((label, f"{100 * best.stats.rate:.2f}% WER", where))
+            tiles.append((f"{label}, lowest of {len(members)}", f"{100 * best.stats.rate:.2f}% WER", where))
     sized = [s for s in scores if s.ratio]
     if sized:
         smallest = max(sized, key=lambda s: s.ratio)

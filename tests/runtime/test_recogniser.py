@@ -175,12 +175,12 @@ import json
 from lowbit_k2.cli import run
 from lowbit_k2.processes import peak_memory
 run(sys.argv[1:])
-loaded = {name.split(".")[0] for name in set(sys.modules) - before} - sys.stdlib_module_names
+loaded = {name.split(".")[0] for name in set(sys.modules) - before} - sys.stdlib_module_names - {"__mp_main__"}
 print(json.dumps([sorted(loaded), peak_memory()]), file=sys.stderr)
 """
 # What a bare environment has behind `pip install` of the wheel
 RUNTIME = {"lowbit_k2", "numpy", "safetensors", "soundfile", "kaldi_native_fbank", "cffi"}
-RUNTIME |= {"_soundfile", "_soundfile_data", "_kaldi_native_fbank", "_cffi_backend", "packaging"}
+RUNTIME |= {"_soundfile", "_soundfile_data", "_kaldi_native_fbank", "_cffi_backend", "packaging", "typing_extensions"}
 
 
 def in_a_process(repo_root: Path, *arguments: object) -> tuple[list[str], set[str], float]:
