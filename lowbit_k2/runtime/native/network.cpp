@@ -149,7 +149,7 @@ Frames SelfAttention::operator()(const Frames &x, const Frames &positions) const
   return out(y);
 }
 
-Convolution::Convolution(Weights &weights, const std::string &name, int64_t channels, int64_t taps, bool batch_norm)
+ConvolutionModule::ConvolutionModule(Weights &weights, const std::string &name, int64_t channels, int64_t taps, bool batch_norm)
     : pointwise1(weights, name + ".pointwise1", 2 * channels, channels),
       pointwise2(weights, name + ".pointwise2", channels, channels), weight(taps * channels),
       bias(weights.floats(name + ".depthwise.bias", {channels})), taps(taps), how(weights.how) {
@@ -172,7 +172,7 @@ Convolution::Convolution(Weights &weights, const std::string &name, int64_t chan
   }
 }
 
-Frames Convolution::operator()(const Frames &x) const {
+Frames ConvolutionModule::operator()(const Frames &x) const {
   const Frames both = pointwise1(x);
   Frames gated(x.rows, x.cols), y(x.rows, x.cols);
   check(lbk_glu(both.data.get(), x.rows, x.cols, gated.data.get(), how.threads));

@@ -86,8 +86,8 @@ struct SelfAttention {
   Arithmetic how;
 };
 
-struct Convolution {
-  Convolution(Weights &weights, const std::string &name, int64_t channels, int64_t taps, bool batch_norm);
+struct ConvolutionModule {
+  ConvolutionModule(Weights &weights, const std::string &name, int64_t channels, int64_t taps, bool batch_norm);
   Frames operator()(const Frames &x) const;
 
   Linear pointwise1, pointwise2;
@@ -105,7 +105,7 @@ struct Layer {
   Norm norm_ff1, norm_attention, norm_conv, norm_ff2, norm_out;
   FeedForward ff1, ff2;
   SelfAttention attention;
-  Convolution conv;
+  ConvolutionModule conv;
 };
 
 // 3 x 3, stride 2, no padding, then ReLU, of what lies in planes: even frames and odd ones apart, bands padded to an even
