@@ -1,12 +1,15 @@
 #!/usr/bin/env python3
-"""How fast are packed weights beside torch's? A stack `x += W2 relu(W1 x)`, every mode, precision and instruction set.
+"""How fast are packed weights beside torch's and ONNX Runtime's? A stack `x += W2 relu(W1 x)`, in every mode, precision
+and instruction set.
 
 python benchmarks/kernels.py                                # 12 layers of 512/2048 at 1, 16, 100 and 400 frames
 python benchmarks/kernels.py --frames 16 --isa avx2 --encodings binary --threads 2
 
 Medians of runs that take turns, so that a machine that is busy for a while is so for all of them. Ratios are to torch
-float32 in the same turns. To hold torch to AVX2 on a CPU that has more, set ATEN_CPU_CAPABILITY=avx2,
-MKL_ENABLE_INSTRUCTIONS=AVX2 and ONEDNN_MAX_CPU_ISA=AVX2.
+float32 in the same turns. ONNX Runtime takes part where it and onnx are installed (requirements-onnx.txt): dynamic int8
+as its quantize_dynamic makes it, and MatMulNBits of 4 and 2 bits with activations of 8 (2 bits from 1.28 on). To hold
+torch to AVX2 on a CPU that has more, set ATEN_CPU_CAPABILITY=avx2, MKL_ENABLE_INSTRUCTIONS=AVX2 and
+ONEDNN_MAX_CPU_ISA=AVX2.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
+import tempfile
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -33,10 +37,12 @@ from lowbit_k2.core.encodings import ENCODINGS
 from lowbit_k2.errors import UserError, run_main
 from lowbit_k2.packed import PackedTensor
 from lowbit_k2.runtime import PackedMatrix
+from lowbit_k2.runtime.matrix import feed_forward
 from lowbit_k2.runtime.native import MODES, available_isas, library
 from lowbit_k2.tables import text_table
 
 Run = Callable[[np.ndarray], object]
+TURN = 0.02  # seconds
 
 
 class Feed(nn.Module):
@@ -63,6 +69,71 @@ def torch_runs(width: int, hidden: int, layers: int) -> dict[str, Run]:
     return runs
 
 
+def onnx_runs(width: int, hidden: int, layers: int, threads: int) -> dict[str, Run]:
+    """ONNX Runtime's dynamic int8 and MatMulNBits; none where it or onnx is missing, which is said."""
+    try:
+        import onnxruntime
+        from onnx import TensorProto, helper, numpy_helper
+        from onnxruntime.quantization import QuantType, quantize_dynamic
+    except ImportError as error:
+        print(f"without ONNX Runtime: {error}")
+        return {}
+    shapes = [(width, hidden), (hidden, width)]
+    rng = np.random.default_rng(0)
+
+    def session(model: str | bytes) -> Run:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads, options.log_severity_level = threads, 4
+        run = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        return lambda x: run.run(None, {"x0": x})
+
+    def stack(matrix: Callable[[str, str, int, int, list], object]) -> bytes:
+        """The graph; matrix(input, output, inputs, outputs, constants) is the node of a product."""
+        nodes, constants = [], []
+        for i in range(layers):
+            for j, (inputs, outputs) in enumerate(shapes):
+                nodes.append(matrix((f"x{i}", f"r{i}")[j], f"y{i}.{j}", inputs, outputs, constants))
+                nodes.append(
+                    helper.make_node("Add", [f"x{i}", f"y{i}.1"], [f"x{i + 1}"])
+                    if j
+                    else helper.make_node("Relu", [f"y{i}.0"], [f"r{i}"])
+                )
+        ends = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["m", width]) for n in ("x0", f"x{layers}")]
+        graph = helper.make_graph(nodes, "stack", [ends[0]], [ends[1]], constants)
+        opsets = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
+        return helper.make_model(graph, opset_imports=opsets, ir_version=9).SerializeToString()
+
+    def dense(x: str, y: str, inputs: int, outputs: int, constants: list) -> object:
+        weight = rng.normal(size=(inputs, outputs)).astype(np.float32) * 0.01
+        constants.append(numpy_helper.from_array(weight, f"w.{y}"))
+        return helper.make_node("MatMul", [x, f"w.{y}"], [y])
+
+    def packed(bits: int) -> Callable:
+        def node(x: str, y: str, inputs: int, outputs: int, constants: list) -> object:
+            numbers = rng.integers(0, 256, (outputs, inputs // 64, 8 * bits)).astype(np.uint8)
+            steps = np.full((outputs, inputs // 64), 0.01, np.float32)
+            constants.extend((numpy_helper.from_array(numbers, f"w.{y}"), numpy_helper.from_array(steps, f"s.{y}")))
+            sizes = dict(K=inputs, N=outputs, bits=bits, block_size=64, accuracy_level=4)
+            return helper.make_node("MatMulNBits", [x, f"w.{y}", f"s.{y}"], [y], domain="com.microsoft", **sizes)
+
+        return node
+
+    runs = {}
+    with tempfile.TemporaryDirectory() as folder:
+        float_file, int8_file = Path(folder) / "float.onnx", Path(folder) / "int8.onnx"
+        float_file.write_bytes(stack(dense))
+        quantize_dynamic(float_file, int8_file, weight_type=QuantType.QInt8)
+        runs[f"ORT {onnxruntime.__version__} dynamic int8"] = session(str(int8_file))
+    for bits in (4, 2):
+        try:
+            run = session(stack(packed(bits)))
+            run(np.zeros((1, width), np.float32))
+            runs[f"ORT MatMulNBits, {bits} bits"] = run
+        except Exception as error:  # each version of ONNX Runtime has errors of its own
+            print(f"without ONNX Runtime's {bits} bits: {str(error).splitlines()[0][:100]}")
+    return runs
+
+
 def random_matrix(encoding: str, outputs: int, inputs: int, seed: int) -> PackedMatrix:
     low, high = ENCODINGS[encoding].codes
     codes = np.random.default_rng(seed).integers(low, high + 1, (outputs, inputs)).astype(np.int8)
@@ -72,7 +143,7 @@ def random_matrix(encoding: str, outputs: int, inputs: int, seed: int) -> Packed
 
 
 class Packed:
-    """The stack in packed weights, with buffers for as many frames as came last."""
+    """The stack in packed weights."""
 
     def __init__(self, encoding: str, width: int, hidden: int, layers: int) -> None:
         self.layers = [
@@ -80,29 +151,30 @@ class Packed:
             for i in range(layers)
         ]
         self.nbytes = sum(w1.nbytes + w2.nbytes for w1, w2 in self.layers)
-        self.h = self.y = np.empty((0, 0), np.float32)
 
     def run(self, x: np.ndarray, isa: str, mode: str, threads: int) -> np.ndarray:
         library().lbk_use_isa(isa.encode())
-        if len(self.h) != len(x):
-            self.h, self.y = (np.empty((len(x), w.shape[0]), np.float32) for w in self.layers[0])
         x = x.copy()
         for w1, w2 in self.layers:
-            h = w1.matmul(x, mode, threads=threads, out=self.h)
-            np.maximum(h, 0, out=h)
-            x += w2.matmul(h, mode, threads=threads, out=self.y)
+            feed_forward(w1, w2, x, "relu", mode=mode, threads=threads, out=x, add=True)
         return x
 
 
-def medians(runs: dict[str, Run], x: np.ndarray, repeats: int) -> dict[str, float]:
-    """Seconds by name; the first turn is left out."""
+def medians(runs: dict[str, Run], x: np.ndarray, repeats: int, clock: Callable[[], float]) -> dict[str, float]:
+    """Seconds of a call by name. A turn is some calls, of TURN seconds together; the first turn only counts them."""
     times: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(repeats + 1):
+    calls = dict.fromkeys(runs, 1)
+    for turn in range(repeats + 1):
         for name, run in runs.items():
-            start = time.perf_counter()
-            run(x)
-            times[name].append(time.perf_counter() - start)
-    return {name: statistics.median(taken[1:]) for name, taken in times.items()}
+            start = clock()
+            for _ in range(calls[name]):
+                run(x)
+            taken = (clock() - start) / calls[name]
+            if turn:
+                times[name].append(taken)
+            else:
+                calls[name] = max(1, int(TURN / taken))
+    return {name: statistics.median(taken) for name, taken in times.items()}
 
 
 def cpu_name() -> str:
@@ -136,10 +208,14 @@ def main() -> None:
     parser.add_argument("--isa", default=",".join(isas))
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument(
+        "--cpu-time", action="store_true", help="count the process's own time, where other jobs share its CPUs"
+    )
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     encodings = one_of([n for n, e in ENCODINGS.items() if e.codes and not e.is_index], "--encodings")(args.encodings)
     runs = torch_runs(args.width, args.hidden, args.layers)
+    runs |= onnx_runs(args.width, args.hidden, args.layers, args.threads)
     sizes = {}
     for encoding in encodings:
         stack = Packed(encoding, args.width, args.hidden, args.layers)
@@ -148,10 +224,11 @@ def main() -> None:
                 name = f"{encoding} {mode}, {isa}"
                 sizes[name] = f"{stack.nbytes / 2**20:.1f}"
                 runs[name] = lambda x, s=stack, i=isa, m=mode: s.run(x, i, m, args.threads)
+    clock = time.process_time if args.cpu_time else time.perf_counter
     columns = []
     for frames in args.frames:
         x = np.random.default_rng(0).normal(size=(frames, args.width)).astype(np.float32)
-        columns.append(medians(runs, x, args.repeats))
+        columns.append(medians(runs, x, args.repeats, clock))
     rows = [
         [name, sizes.get(name, ""), *(f"{column['torch float32'] / column[name]:.2f}" for column in columns)]
         for name in runs

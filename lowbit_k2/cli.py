@@ -1,10 +1,12 @@
 """The command `lowbit-k2`, also `python -m lowbit_k2.cli`.
 
-lowbit-k2 inspect model.safetensors --float float.safetensors    # what takes how many bytes; needs numpy only
+lowbit-k2 inspect model.safetensors --float float.safetensors    # what takes how many bytes; also .pt and .onnx
 lowbit-k2 transcribe --packed model.safetensors a.wav b.flac     # FILE<tab>words, without PyTorch where it can
-lowbit-k2 import bitnet.safetensors --output packed.safetensors  # others' ternary or binary weights, without loss
 lowbit-k2 score float/recogs-test.txt 1bit/recogs-test.txt       # errors, runs of deletions, by length and by noise
+lowbit-k2 noise exp/float exp/cotrain --test-set test            # noisy copies of a test set: does 1 bit break sooner?
+lowbit-k2 report exp/float exp/cotrain --output report.html      # one page: sizes, errors, curves, alignments
 lowbit-k2 perplexity lm.safetensors text.gz                      # of a language model, packed or a checkpoint
+lowbit-k2 import bitnet.safetensors --output packed.safetensors  # others' ternary or binary weights, without loss
 lowbit-k2 compare float/recogs-test.txt 1bit/recogs-test.txt     # worse, better, equivalent, or cannot tell
 """
 
@@ -25,19 +27,28 @@ from lowbit_k2.core.text import printable
 from lowbit_k2.data.text_config import TextConfig
 from lowbit_k2.errors import UserError, run_main
 from lowbit_k2.packed import (
+    EntropyRow,
     PackedFileError,
     PackedModel,
+    SizeTable,
+    Step,
     entropy_rows,
     format_entropy,
+    format_steps,
     import_table,
     import_tensors,
+    next_steps,
     read_packed,
     size_table,
     write_packed,
 )
+from lowbit_k2.packed.container import FORMAT, MAX_HEADER
 from lowbit_k2.plugins import PLUGIN_HELP, load_plugins
 from lowbit_k2.recipe.flags import add_flags, errors_name_flags, read_flags
 from lowbit_k2.runtime import SearchConfig
+
+# by what `kind_of` says: functions of lowbit_k2.audit, which imports torch
+AUDITS = {"checkpoint": "audit_checkpoint", "onnx": "audit_onnx", "safetensors": "audit_safetensors"}
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -47,9 +58,11 @@ def get_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     inspect = commands.add_parser(
-        "inspect", help="sizes by role and encoding, measured in the file; entropy of codes; configuration"
+        "inspect", help="every byte of a file by role and encoding; entropy of codes; what fewer bits would save"
     )
-    inspect.add_argument("file", type=Path, metavar="FILE", help="a packed file of export.py")
+    inspect.add_argument(
+        "file", type=Path, metavar="FILE", help="a packed file of export.py, or any .pt of tensors, .onnx, .safetensors"
+    )
     inspect.add_argument(
         "--float", type=Path, metavar="FILE", dest="float_file", help="its float32 file, for the ratio"
     )
@@ -84,14 +97,6 @@ def get_parser() -> argparse.ArgumentParser:
     add_flags(align, ChunkConfig)
     align.set_defaults(run=run_align)
 
-    scores = commands.add_parser(
-        "score", help="word errors of recogs-*.txt files, runs of deleted words, error rates by length and by SNR"
-    )
-    scores.add_argument("recogs", type=Path, nargs="+", metavar="RECOGS", help="recogs-*.txt of decode.py")
-    scores.add_argument("--cuts", type=Path, nargs="+", metavar="FILE", help="lhotse cuts that carry an SNR")
-    scores.add_argument("--json", action="store_true", help="for programs")
-    scores.set_defaults(run=run_score)
-
     perplexity = commands.add_parser("perplexity", help="of a text, by a language model that train_lm.py trained")
     perplexity.add_argument("file", type=Path, metavar="FILE", help="a packed file, a checkpoint, or the folder of one")
     perplexity.add_argument("text", type=Path, nargs="+", metavar="TEXT", help="plain or gzip, one sentence per line")
@@ -101,6 +106,20 @@ def get_parser() -> argparse.ArgumentParser:
     perplexity.add_argument("--json", action="store_true", help="for programs")
     add_flags(perplexity, TextConfig)
     perplexity.set_defaults(run=run_perplexity)
+
+    add_evidence(commands)
+    return parser
+
+
+def add_evidence(commands: Any) -> None:
+    """The subcommands on what was recognised."""
+    scores = commands.add_parser(
+        "score", help="word errors of recogs-*.txt files, runs of deleted words, error rates by length and by SNR"
+    )
+    scores.add_argument("recogs", type=Path, nargs="+", metavar="RECOGS", help="recogs-*.txt of decode.py")
+    scores.add_argument("--cuts", type=Path, nargs="+", metavar="FILE", help="lhotse cuts that carry an SNR")
+    scores.add_argument("--json", action="store_true", help="for programs")
+    scores.set_defaults(run=run_score)
 
     compare = commands.add_parser(
         "compare", help="is a system worse than another, better, or equivalent? From their recogs-*.txt files"
@@ -114,7 +133,19 @@ def get_parser() -> argparse.ArgumentParser:
     speakers.add_argument("--utt2spk", type=Path, metavar="FILE", help="the same, from lines `utterance speaker`")
     compare.add_argument("--json", action="store_true", help="for programs")
     compare.set_defaults(run=run_compare)
-    return parser
+
+    noise = commands.add_parser("noise", help="error rates of noisy copies of a test set, by condition and precision")
+    noise.add_argument("folders", type=Path, nargs="+", metavar="EXP", help="folders of train.py, a float one first")
+    noise.add_argument("--test-set", default="test", help="the clean one; its copies are TEST_SET-snr10, ...")
+    noise.add_argument("--decoding-method", default="ctc-greedy-search", help="the search")
+    noise.add_argument("--json", action="store_true", help="for programs")
+    noise.set_defaults(run=run_noise)
+
+    report = commands.add_parser("report", help="experiments as one HTML page, and its figures as PNG")
+    report.add_argument("folders", type=Path, nargs="+", metavar="EXP", help="folders of train.py, or of result files")
+    report.add_argument("--output", type=Path, default=Path("report.html"), metavar="FILE", help="the page")
+    report.add_argument("--title", default="", help="of the page; by default the names of the folders")
+    report.set_defaults(run=run_report)
 
 
 def add_import(commands: argparse._SubParsersAction) -> None:
@@ -130,7 +161,10 @@ def add_import(commands: argparse._SubParsersAction) -> None:
 
 
 def run_inspect(args: argparse.Namespace) -> None:
-    """Print what a packed file holds. Imports neither torch nor lhotse."""
+    """Print what a file holds. For a packed file neither torch nor lhotse is imported."""
+    audit = AUDITS.get(kind_of(args.file))
+    if audit is not None:
+        return inspect_other(args, audit)
     model = read_packed(args.file)
     reference = None if args.float_file is None else read_packed(args.float_file)
     table = size_table(model, reference)
@@ -138,18 +172,57 @@ def run_inspect(args: argparse.Namespace) -> None:
         entropy = entropy_rows(model)
     except PackedFileError as error:
         raise PackedFileError(f"{args.file}: {error}") from None
+    steps = next_steps(model.tensors, table.file.total)
     if args.json:
         description = {name: dict(getattr(model, name)) for name in ("model_config", "features", "extra")}
         tokens = {"kind": model.tokens_kind, "bytes": len(model.tokens)}
-        value = {"path": str(args.file), **description, "tokens": tokens, "sizes": table.to_dict()}
-        print(json.dumps({**value, "entropy": [row.to_dict() for row in entropy]}, indent=2))
-        return
+        return print_sizes_as_json(args.file, {**description, "tokens": tokens}, table, entropy, steps)
     print("\n".join(map(printable, describe(args.file, model))))
-    print(table)
-    if entropy:
-        print(f"\n{format_entropy(entropy)}")
+    print_sizes(table, entropy, steps)
     if table.ratio is not None:
-        print(f"ratio: {table.float_file.total:,} / {table.file.total:,} bytes = {table.ratio:.2f}x")
+        print(f"\nratio: {table.float_file.total:,} / {table.file.total:,} bytes = {table.ratio:.2f}x")
+
+
+def kind_of(path: Path) -> str:
+    """What `inspect` takes a file for: a key of AUDITS, or "packed", whose reader says what is wrong with others."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(8 + MAX_HEADER)
+    except OSError:
+        return "packed"
+    if head.startswith(b"PK\x03\x04"):
+        return "checkpoint"
+    if head[8:9] == b"{":
+        return "packed" if f'"{FORMAT}"'.encode() in head else "safetensors"
+    return "onnx" if path.suffix == ".onnx" else "packed"
+
+
+def inspect_other(args: argparse.Namespace, audit: str) -> None:
+    """Print the sizes of a file that is not ours."""
+    import lowbit_k2.audit
+
+    if args.float_file is not None:
+        raise UserError("--float is for packed files: leave it out")
+    found = getattr(lowbit_k2.audit, audit)(args.file)
+    entropy, steps = found.entropy(), next_steps(found.tensors, found.total)
+    if args.json:
+        return print_sizes_as_json(args.file, {"kind": found.kind}, found.table, entropy, steps)
+    print(printable(f"{args.file}: {found.kind}, {found.total:,} bytes"))
+    print_sizes(found.table, entropy, steps)
+
+
+def print_sizes(table: SizeTable, entropy: Sequence[EntropyRow], steps: Sequence[Step]) -> None:
+    parts = [f"{table}\n{table.summary()}"]
+    parts += [format_entropy(entropy)] if entropy else []
+    parts += [format_steps(steps)] if steps else []
+    print("\n\n".join(parts))
+
+
+def print_sizes_as_json(
+    path: Path, about: Mapping[str, Any], table: SizeTable, entropy: Sequence[EntropyRow], steps: Sequence[Step]
+) -> None:
+    value = {"path": str(path), **about, "sizes": table.to_dict(), "entropy": [row.to_dict() for row in entropy]}
+    print(json.dumps({**value, "next_steps": [step.to_dict() for step in steps]}, indent=2))
 
 
 def describe(path: Path, model: PackedModel) -> Iterator[str]:
@@ -220,6 +293,26 @@ def run_score(args: argparse.Namespace) -> None:
         print(json.dumps([{"file": name, **one.to_dict()} for name, one in found.items()], indent=2))
     else:
         print(format_details(found))
+
+
+def run_noise(args: argparse.Namespace) -> None:
+    """Print a table of conditions and precisions."""
+    from lowbit_k2.report.experiments import read_experiment
+    from lowbit_k2.report.noise import format_noise, noise_cells
+
+    scores = [score for folder in args.folders for e in read_experiment(folder) for score in e.scores]
+    cells = noise_cells(scores, args.test_set, args.decoding_method)
+    print(json.dumps([cell.to_dict() for cell in cells], indent=2) if args.json else format_noise(cells))
+
+
+def run_report(args: argparse.Namespace) -> None:
+    """Write the page, and say what was written."""
+    from lowbit_k2.report import write_report
+
+    page, *images = write_report(args.folders, args.output, args.title)
+    print(
+        f"{page}: {page.stat().st_size:,} bytes" + (f", {len(images)} figures in {images[0].parent}" if images else "")
+    )
 
 
 def run_perplexity(args: argparse.Namespace) -> None:

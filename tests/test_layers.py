@@ -50,6 +50,8 @@ ARROWS: dict[str, set[str]] = {
     "synthesis": set(),  # speech for the demonstration recipes; nothing of the library needs it
     "scoring": set(),
     "packed": set(),
+    "audit": {"packed", "quant"},
+    "report": {"packed", "scoring"},
     "runtime": {"packed", "data.audio", "graphs.lexicon"},  # no torch in these
     "export": {"quant", "models", "packed"},
     "launch": set(),  # finds the interpreter, before anything can be imported

@@ -177,13 +177,19 @@ def layer_divergence(
         for group, names in members.items():
             for name in (n for n in names if n in inputs):
                 with use_precision(model, FLOAT_BITS):
-                    reference = owners[name](*inputs[name])
+                    reference = put_out(owners[name], inputs[name])
                 for b in bits:
                     with use_precision(model, only([name], b)):
-                        quantized = owners[name](*inputs[name])
+                        quantized = put_out(owners[name], inputs[name])
                     found[group][b] += float(bernoulli_divergence(reference, quantized)) / len(batches)
             step()
     return found
+
+
+def put_out(module: nn.Module, inputs: tuple[Any, ...]) -> Tensor:
+    """What a layer gives the next one; of a recurrent one without the state that it leaves."""
+    found = module(*inputs)
+    return found if isinstance(found, Tensor) else found[0]
 
 
 def _inputs_of(owners: Mapping[str, nn.Module], model: nn.Module, batch: TrainingBatch) -> dict[str, tuple[Any, ...]]:

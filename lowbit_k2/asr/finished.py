@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,6 +49,11 @@ def origins(config: DecodeConfig, models: Models) -> dict[str, dict[Search, Orig
     for search, setup in search_setups(config, models.loaded).items():
         files = {path.name: sha256(path) for path in METHODS[search[0]].files(setup) if path.is_file()}
         searches[search] = {**common, "search": setup.search.to_dict(), "files": files}
+        if setup.rescoring is not None:
+            lm = sha256(config.rescore_lm) if config.rescore_lm.is_file() else ""
+            searches[search]["rescoring"] = {**asdict(setup.rescoring), "lm": lm}
+        if config.lm_precision:
+            searches[search]["lm_precision"] = config.lm_precision
     return {
         label: {key: {**origin, "bits": None if bits is None else dict(bits.bits)} for key, origin in searches.items()}
         for label, bits in models.allocations.items()

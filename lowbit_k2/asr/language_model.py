@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from lowbit_k2.asr.model_io import CheckpointChoice, LoadedModel, load_packed, load_trained, parse_allocation
 from lowbit_k2.core.config import ConfigError
@@ -14,10 +14,13 @@ from lowbit_k2.core.models import NEXT_UNIT
 from lowbit_k2.data.lm_text import special_units
 from lowbit_k2.data.tokenizer import Tokenizer
 from lowbit_k2.errors import UserError
+from lowbit_k2.models import make_model
 from lowbit_k2.models.lm import LanguageModel
-from lowbit_k2.quant import Allocation, use_precision
+from lowbit_k2.quant import Allocation, attach_input_quantizers, use_precision
+from lowbit_k2.quant.walker import effective_weight, plain_parameters
 
 ARCHIVE = b"PK"  # how checkpoints begin
+HEAD = 16  # bytes that are looked at
 
 
 @dataclass(frozen=True)
@@ -25,21 +28,15 @@ class TrainedLm:
     """A language model in eval mode.
 
     Attributes:
-      model: on `device`.
-      allocation: what `use_precision` gets; None for packed models, whose weights have their values.
+      model: on `device`, with plain weights, which have the values of their precision.
       boundary, unknown: ids of `<sos/eos>` and `<unk>`.
     """
 
     model: LanguageModel
     tokenizer: Tokenizer
-    allocation: Allocation | None
     boundary: int
     unknown: int
     device: torch.device
-
-    def precision(self) -> AbstractContextManager:
-        """Context in which the model runs at its precision."""
-        return nullcontext() if self.allocation is None else use_precision(self.model, self.allocation)
 
 
 def load_language_model(path: Path, precision: str = "", device: str | torch.device = "cpu") -> TrainedLm:
@@ -55,12 +52,22 @@ def load_language_model(path: Path, precision: str = "", device: str | torch.dev
     loaded = load_any(path, precision)
     if NEXT_UNIT not in loaded.model_config.networks:
         raise UserError(f"{path} is a {loaded.model_config.kind} model of speech: give one that train_lm.py trained")
-    allocation = None
-    if loaded.quant_config is not None:
-        allocation = parse_allocation(precision or loaded.usual_precision, loaded)
     units = special_units(loaded.tokenizer)
-    model = loaded.model.to(device).eval()
-    return TrainedLm(model, loaded.tokenizer, allocation, *units, torch.device(device))
+    model = loaded.model
+    if loaded.quant_config is not None:
+        model = plain_model(loaded, parse_allocation(precision or loaded.usual_precision, loaded))
+    return TrainedLm(model.to(device).eval(), loaded.tokenizer, *units, torch.device(device))
+
+
+@torch.no_grad()
+def plain_model(loaded: LoadedModel, allocation: Allocation) -> nn.Module:
+    """The model at one precision without quantizers, so that nothing is quantized again at each pass."""
+    model = make_model(loaded.model_config, for_training=False)
+    with use_precision(loaded.model, allocation):
+        for parameter in plain_parameters(loaded.model):
+            model.get_parameter(parameter.name).copy_(effective_weight(parameter))
+    attach_input_quantizers(model, {row.name: row.input_bits for row in loaded.report.rows if row.input_bits})
+    return model
 
 
 def load_any(path: Path, precision: str) -> LoadedModel:
@@ -76,7 +83,17 @@ def load_any(path: Path, precision: str) -> LoadedModel:
 
 def is_checkpoint(path: Path) -> bool:
     """Whether a file begins as checkpoints do."""
+    return _head(path).startswith(ARCHIVE)
+
+
+def is_model_file(path: Path) -> bool:
+    """Whether a file begins as checkpoints or packed files do; text does not."""
+    head = _head(path)
+    return head.startswith(ARCHIVE) or (head[4:8] == bytes(4) and head[8:9] == b"{")
+
+
+def _head(path: Path) -> bytes:
     if not path.is_file():
-        return False
+        return b""
     with path.open("rb") as file:
-        return file.read(len(ARCHIVE)) == ARCHIVE
+        return file.read(HEAD)

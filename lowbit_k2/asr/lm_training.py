@@ -11,17 +11,11 @@ from lowbit_k2.asr.perplexity import per_token, per_word
 from lowbit_k2.asr.training import RunConfig
 from lowbit_k2.core.config import Config, ConfigError, option
 from lowbit_k2.data.lm_text import TextBatches, TokenText, count_words, special_units
-from lowbit_k2.data.text_config import TextConfig
+from lowbit_k2.data.text_config import TextConfig, split_paths
 from lowbit_k2.data.tokenizer import Tokenizer, WordTokenizer, load_tokenizer
-from lowbit_k2.losses.co_training import split_names
 from lowbit_k2.train.distributed import DistributedContext
 
 WORDS, PIECES = UNITS = ("words", "pieces")
-
-
-def split_paths(text: str) -> tuple[Path, ...]:
-    """`a.txt,b.txt.gz` as paths."""
-    return tuple(map(Path, split_names(text)))
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,7 @@ def search_long(
     def search(key: Search, output: NetworkOutput, passed: int, references: list[Sequence[str]] | None = None) -> None:
         start = time.perf_counter()
         [nbest] = recognizer.searches[key].nbest(output, 1, references)
-        timing.search[key] += time.perf_counter() - start
+        timing.search[key] += time.perf_counter() - start + recognizer.searches[key].shared_seconds
         if nbest:
             heard[key] = behind(heard[key], nbest[0], passed)
         else:

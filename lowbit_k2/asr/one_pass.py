@@ -72,7 +72,7 @@ def decode_together(recognizer: Recognizer, batch: Batch, outcome: SetOutcome) -
     for key, method in recognizer.searches.items():
         start = time.perf_counter()
         hypotheses[key] = method.nbest(output, 1, refs)
-        outcome.timing.search[key] += time.perf_counter() - start
+        outcome.timing.search[key] += time.perf_counter() - start + method.shared_seconds
     for key, hyps in hypotheses.items():
         outcome.found[key] += zip(batch.ids, refs, map(best_words, hyps), strict=True)
         outcome.without_path[key] += sum(not nbest for nbest in hyps)

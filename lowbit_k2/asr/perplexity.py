@@ -86,8 +86,9 @@ def perplexity(lm: TrainedLm, text: TokenText, config: TextConfig) -> Perplexity
     batches = TextBatches(text, config)
     total = of_unknown = 0.0
     start = time.perf_counter()
-    with lm.precision(), progress_bar(total=text.targets, desc="perplexity", unit="unit", leave=False) as bar:
-        for batch in map(lambda batch: batch.to(lm.device), batches.valid_batches()):
+    with progress_bar(total=text.targets, desc="perplexity", unit="unit", leave=False) as bar:
+        for found in batches.valid_batches():
+            batch = found.to(lm.device)
             scores = lm.model.target_log_probs(batch.inputs, batch.targets).double()  # (N, T)
             valid = valid_frames(batch.input_lens, scores.size(1))
             total += float(scores[valid].sum())
@@ -123,9 +124,8 @@ def print_perplexity(lm: TrainedLm, files: Sequence[Path], config: TextConfig, a
 
 
 def check_vocabulary(text: TokenText, vocab_size: int, name: str) -> None:
-    """Raise UserError where the model knows no unit of a text."""
-    told = text.tokens[text.tokens != text.boundary]
-    if len(told) and bool((told == text.unknown).all()):
+    """Raise UserError where the model knows no word of a text."""
+    if int((text.tokens == text.unknown).sum()) >= text.words:  # pieces: spelled with an unknown letter each
         raise UserError(
             f"{name}: the model knows none of its words, of {vocab_size:,} units: are letter cases and languages equal "
             "(--normalize-text)?"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from lowbit_k2.asr.language_model import is_model_file
 from lowbit_k2.asr.model_io import (
     CheckpointChoice,
     LoadedModel,
@@ -18,16 +19,25 @@ from lowbit_k2.asr.model_io import (
     parse_allocation,
     precision_label,
 )
+from lowbit_k2.asr.rescoring import (
+    check_lists,
+    check_spelling,
+    load_lm_file,
+    rescorings,
+    sentence_scorer,
+    token_scorer,
+)
 from lowbit_k2.core.chunks import ChunkConfig
 from lowbit_k2.core.config import Config, ConfigError, option
 from lowbit_k2.core.features import FeatureConfig
 from lowbit_k2.core.lhuc import LhucConfig
-from lowbit_k2.core.models import TRANSDUCER
+from lowbit_k2.core.models import NEXT_UNIT, TRANSDUCER
 from lowbit_k2.core.topology import unspoken_classes
 from lowbit_k2.data.sources import ALLOW_COMMANDS
 from lowbit_k2.decode import methods as _built_in  # noqa: F401  registers the methods
-from lowbit_k2.decode.lattice import SearchConfig
+from lowbit_k2.decode.lattice import LARGEST_SCALE, SearchConfig
 from lowbit_k2.decode.method import METHODS, Method, NetworkOutput, Setup, parse_methods
+from lowbit_k2.decode.rescoring import Rescored, ScoredLists
 from lowbit_k2.decode.transducer import blank_log_probs
 from lowbit_k2.errors import UserError
 from lowbit_k2.models.lhuc import SpeakerVectors
@@ -57,7 +67,19 @@ class DecodeConfig(Config):
     decoding_method: str = option("", f"one or several, by commas, of {', '.join(METHODS)}; default: the greedy one")
     lang_dir: Path | None = option(None, "HLG.pt, LG.pt and words.txt, for methods with a lexicon")
     lm_dir: Path | None = option(None, "G_4_gram.pt, for rescoring; default: --lang-dir")
-    token_lm: Path | None = option(None, "n-gram over the model's units (make_lm --units), for modified_beam_search")
+    token_lm: Path | None = option(
+        None, "n-gram (make_lm --units) or language model over the model's own units, for modified_beam_search"
+    )
+    rescore_lm: Path | None = option(
+        None, "language model, packed or a checkpoint, that lists of hypotheses are put in order by"
+    )
+    rescore_lm_scale: tuple[float, ...] = option(
+        (0.5,), "of --rescore-lm; several by commas, for dev", parse=split_numbers
+    )
+    rescore_ngram_scale: tuple[float, ...] = option(
+        (1.0,), "what then remains of the search's own language model; several by commas", parse=split_numbers
+    )
+    lm_precision: str = option("", "of a checkpoint that --rescore-lm or --token-lm names; default: the first trained")
     lm_scale: tuple[float, ...] = option(
         (1.0,), "of the graph, --lm-dir and --token-lm; several by commas, for dev", parse=split_numbers
     )
@@ -75,6 +97,9 @@ class DecodeConfig(Config):
     plugins: tuple[Path, ...] = option((), flag="")
 
     def check(self) -> None:
+        for name in ("rescore_lm_scale", "rescore_ngram_scale"):
+            if not all(0 <= scale <= LARGEST_SCALE for scale in getattr(self, name)):
+                raise ConfigError(name, f"takes numbers from 0 to {LARGEST_SCALE:g}")
         if self.packed is not None and self.precision:
             raise ConfigError("precision", "is fixed in a packed file: leave it out, or decode from checkpoints")
 
@@ -94,7 +119,7 @@ class Recognizer:
     label: str
     allocation: Allocation | None
     device: torch.device
-    searches: dict[Search, Method] = field(default_factory=dict)
+    searches: dict[Search, Method | Rescored] = field(default_factory=dict)
     chunking: ChunkConfig = field(default_factory=ChunkConfig)
     vectors: SpeakerVectors | None = None
 
@@ -219,10 +244,12 @@ def packed_recognizer(
 
 
 def search_setups(config: DecodeConfig, loaded: LoadedModel, device: str | torch.device = "cpu") -> dict[Search, Setup]:
-    """What each search is made from, by method and setting; those with a language model have one per `lm_scale`.
+    """What each search is made from, by method and setting; those with a language model have one per `lm_scale`, and
+    with `rescore_lm` each has one per pair of scales.
 
     Raises:
-      UserError: a method that the model does not fit, or `token_lm` is given and no method uses it.
+      UserError: a method that the model does not fit or that finds no lists to rescore, or `token_lm` is given and no
+        method uses it.
     """
     setup = Setup(
         units=loaded.tokenizer,
@@ -238,7 +265,13 @@ def search_setups(config: DecodeConfig, loaded: LoadedModel, device: str | torch
         has_lm = METHODS[name].has_lm(setup)
         for scale in config.lm_scale if has_lm else [1.0]:
             setting = f"lm_scale_{scale:g}" if has_lm else ""
-            setups[name, setting] = replace(setup, search=replace(config.search, lm_scale=scale))
+            scaled = replace(setup, search=replace(config.search, lm_scale=scale))
+            if config.rescore_lm is None:
+                setups[name, setting] = scaled
+                continue
+            check_lists(name)
+            for label, scales in rescorings(config.rescore_lm_scale, config.rescore_ngram_scale).items():
+                setups[name, "_".join(filter(None, [setting, label]))] = replace(scaled, rescoring=scales)
     if config.token_lm and "modified_beam_search" not in {name for name, _ in setups}:
         raise ConfigError("token_lm", "is used by modified_beam_search alone: name it with --decoding-method")
     return setups
@@ -246,14 +279,43 @@ def search_setups(config: DecodeConfig, loaded: LoadedModel, device: str | torch
 
 def make_searches(
     config: DecodeConfig, loaded: LoadedModel, device: torch.device, only: Collection[Search] | None = None
-) -> dict[Search, Method]:
+) -> dict[Search, Method | Rescored]:
     """The searches themselves, with the graphs that they read.
 
     Raises:
       UserError: as `search_setups`, or what a method needs is missing.
     """
     setups = search_setups(config, loaded, device)
-    return {key: METHODS[key[0]](setup) for key, setup in setups.items() if only is None or key in only}
+    wanted = {key: setup for key, setup in setups.items() if only is None or key in only}
+    if config.token_lm and is_model_file(config.token_lm):
+        lm = load_lm_file(config.token_lm, "token_lm", config.lm_precision, device)
+        scorer = token_scorer(lm, loaded.tokenizer.pieces(), config.token_lm)
+        wanted = {key: replace(setup, token_scorer=scorer) for key, setup in wanted.items()}
+    if config.rescore_lm is None:
+        return {key: METHODS[key[0]](setup) for key, setup in wanted.items()}
+    return rescored_searches(config, wanted, device)
+
+
+def rescored_searches(
+    config: DecodeConfig, setups: Mapping[Search, Setup], device: str | torch.device
+) -> dict[Search, Rescored]:
+    """Each search once, and what rescoring makes of its lists at all scales.
+
+    Raises:
+      UserError: as `make_searches`, or the language model is none, or knows nothing of what a search spells.
+    """
+    lm = load_lm_file(config.rescore_lm, "rescore_lm", config.lm_precision, device)
+    scorer = sentence_scorer(lm)
+    lists: dict[tuple[str, float], ScoredLists] = {}
+    found = {}
+    for (name, setting), setup in setups.items():
+        same = (name, setup.search.lm_scale)
+        if same not in lists:
+            method = METHODS[name](setup)
+            check_spelling(lm, method, config.rescore_lm)
+            lists[same] = ScoredLists(method, scorer)
+        found[name, setting] = Rescored(lists[same], setup.rescoring)
+    return found
 
 
 def methods_for(text: str, loaded: LoadedModel) -> list[str]:
@@ -263,6 +325,8 @@ def methods_for(text: str, loaded: LoadedModel) -> list[str]:
       UserError: a method that reads what this model does not put out.
     """
     config = loaded.model_config
+    if NEXT_UNIT in config.networks:
+        raise UserError(f"a {config.kind} reads text, no speech: give it as --rescore-lm or --token-lm of a recogniser")
     possible = [name for network in config.networks for name, m in METHODS.items() if m.network == network]
     if not possible:
         outputs = ", ".join(config.networks)

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from lowbit_k2.core.config import Config, option
 from lowbit_k2.data.text import NORMALIZERS
+
+
+def split_paths(text: str) -> tuple[Path, ...]:
+    """`a.txt,b.txt.gz` as paths."""
+    return tuple(Path(part.strip()) for part in text.split(",") if part.strip())
 
 
 @dataclass(frozen=True)

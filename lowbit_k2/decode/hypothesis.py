@@ -38,3 +38,15 @@ Nbest = list[Hypothesis]  # of one utterance, the best first; empty where no pat
 def best_first(hypotheses: Iterable[Hypothesis]) -> Nbest:
     """Sorted by falling total score; equal ones stay in their order."""
     return sorted(hypotheses, key=lambda hypothesis: -hypothesis.total)
+
+
+@dataclass(frozen=True)
+class Scales:
+    """Of one way to put lists into the order of another language model's scores (rescoring.py).
+
+    lm_scale: of the language model; 0 leaves the search's order where ngram_scale is 1.
+    ngram_scale: of the language model that the search has used, on top of the search's own scale.
+    """
+
+    lm_scale: float
+    ngram_scale: float = 1.0

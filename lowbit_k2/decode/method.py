@@ -23,7 +23,8 @@ from torch import Tensor
 
 from lowbit_k2.core.config import ConfigError
 from lowbit_k2.core.topology import CTC, num_classes
-from lowbit_k2.decode.hypothesis import Nbest
+from lowbit_k2.decode.beam import TokenScorer
+from lowbit_k2.decode.hypothesis import Nbest, Scales
 from lowbit_k2.decode.lattice import SearchConfig
 
 References = Sequence[Sequence[str]]  # words of each utterance
@@ -73,7 +74,9 @@ class Setup:
       search: beams and scales.
       lang_dir: HLG.pt or LG.pt, and words.txt, for methods with a lexicon.
       lm_dir: G_4_gram.pt, for rescoring.
-      token_lm: an ARPA file over the model's units, for shallow fusion.
+      token_lm: an n-gram (ARPA) or a language model over the model's units, for shallow fusion.
+      token_scorer: the latter, read.
+      rescoring: scales at which lists are put into another order.
       device: where the network's output is.
       phones_are_words: phones may be put out as they are.
       topology: of the model's units, which says what the classes of its log-probabilities are.
@@ -85,6 +88,8 @@ class Setup:
     lang_dir: Path | None = None
     lm_dir: Path | None = None
     token_lm: Path | None = None
+    token_scorer: TokenScorer | None = None
+    rescoring: Scales | None = None
     device: str | torch.device = "cpu"
     phones_are_words: bool = False
     topology: str = CTC
@@ -102,6 +107,7 @@ class Method(ABC):
       network: the output that it reads, one of the model config's `networks`.
       gives_words: its labels are words; otherwise tokens, which the units spell.
       needs_references: it compares with the transcripts, and so cannot transcribe.
+      gives_lists: it finds several hypotheses, which another language model may reorder.
       name: set by `register_method`.
 
     Raises:
@@ -111,6 +117,8 @@ class Method(ABC):
     network: ClassVar[str]
     gives_words: ClassVar[bool] = False
     needs_references: ClassVar[bool] = False
+    gives_lists: ClassVar[bool] = False
+    shared_seconds: float = 0.0  # of the last call: work that was timed with another one
     name: ClassVar[str] = ""
 
     def __init__(self, setup: Setup) -> None:

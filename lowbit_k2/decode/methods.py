@@ -171,6 +171,8 @@ class OneBest(CtcDecoding):
 
 @register_method("nbest")
 class DrawnPaths(OneBest):
+    gives_lists = True
+
     def pick(self, lattice: k2.Fsa, references: References | None) -> list[Nbest]:
         return self.draw(lattice)
 
@@ -197,6 +199,8 @@ class Rescoring(OneBest):
 
 @register_method("nbest-rescoring")
 class NbestRescoring(Rescoring):
+    gives_lists = True
+
     def pick(self, lattice: k2.Fsa, references: References | None) -> list[Nbest]:
         beams = self.setup.search
         return draw(limit_arcs(lattice, beams.max_arcs), beams.num_paths, beams.nbest_scale, self.grammar)
@@ -237,9 +241,13 @@ class GreedySearch(TransducerMethod):
 
 @register_method("modified_beam_search")
 class ModifiedBeamSearch(TransducerMethod):
+    gives_lists = True
+
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)
-        self.lm = TokenLm.read(setup.token_lm, setup.units.pieces()) if setup.token_lm else None
+        self.lm = setup.token_scorer
+        if setup.token_lm and self.lm is None:
+            self.lm = TokenLm.read(setup.token_lm, setup.units.pieces())
 
     @classmethod
     def has_lm(cls, setup: Setup) -> bool:
@@ -285,6 +293,8 @@ class FastBeamSearch(TransducerMethod, LatticeMethod):
 
 @register_method("fast_beam_search_nbest")
 class FastBeamSearchNbest(FastBeamSearch):
+    gives_lists = True
+
     def pick(self, lattice: k2.Fsa, references: References | None) -> list[Nbest]:
         return self.draw(lattice)
 
@@ -301,6 +311,8 @@ class FastBeamSearchLG(FastBeamSearch):
 
 @register_method("fast_beam_search_nbest_LG")
 class FastBeamSearchNbestLG(FastBeamSearchLG):
+    gives_lists = True
+
     def pick(self, lattice: k2.Fsa, references: References | None) -> list[Nbest]:
         return self.draw(lattice)
 

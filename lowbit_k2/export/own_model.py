@@ -17,7 +17,8 @@ from torch import nn
 from lowbit_k2.errors import UserError
 from lowbit_k2.export.pack import packed_tensors
 from lowbit_k2.packed import PackedModel, read_packed, write_packed
-from lowbit_k2.quant import attach_input_quantizers
+from lowbit_k2.quant import attach_input_quantizers, attach_learned_inputs
+from lowbit_k2.quant.export import ACTIVATION
 from lowbit_k2.quant.inputs import takes_input_quantizer
 from lowbit_k2.quant.switching import find_quantizers
 
@@ -54,7 +55,7 @@ def load_packed(path: str | Path, model: nn.Module) -> nn.Module:
         raise UserError("load_packed fills a plain model: give it one that quantize_model has not seen")
     packed = read_packed(path)
     own = model.state_dict()
-    found = {name: tensor.shape for tensor in packed.tensors for name in tensor.names}
+    found = packed_shapes(packed)
     for name, shape in found.items():
         if name not in own:
             raise UserError(f"{path} holds {name}, which the model has not: it was saved from another architecture")
@@ -68,6 +69,11 @@ def load_packed(path: str | Path, model: nn.Module) -> nn.Module:
     return model.eval()
 
 
+def packed_shapes(packed: PackedModel) -> dict[str, tuple[int, ...]]:
+    """Shapes by name of all parameters and buffers of a file; grids of activations are none."""
+    return {name: tensor.shape for tensor in packed.tensors if tensor.role != ACTIVATION for name in tensor.names}
+
+
 def fill(model: nn.Module, packed: PackedModel) -> None:
     """Put the weights of a file into a plain model of its names and shapes, by all names that a tensor has.
 
@@ -75,6 +81,8 @@ def fill(model: nn.Module, packed: PackedModel) -> None:
     """
     own = model.state_dict()  # the parameters and buffers themselves, not copies
     for tensor in packed.tensors:
+        if tensor.role == ACTIVATION:
+            continue
         value = torch.from_numpy(tensor.dequantize())
         for name in tensor.names:
             own[name].copy_(value)
@@ -86,12 +94,15 @@ def attach_packed_inputs(model: nn.Module, packed: PackedModel) -> None:
     Raises:
       UserError: a tensor with quantized inputs belongs to no Linear or convolution of the model.
     """
-    bits = {}
+    bits, grids = {}, {}
     for tensor in packed.tensors:
-        if tensor.input_bits:
+        if tensor.role == ACTIVATION:
+            grids[tensor.name] = tensor.input_bits, torch.from_numpy(tensor.dequantize())
+        elif tensor.input_bits:
             names = (tensor.name, *tensor.aliases)  # an embedding takes no quantized input, the output tied to it does
             bits |= dict.fromkeys([n for n in names if _takes_input(model, n)] or names[:1], tensor.input_bits)
     attach_input_quantizers(model, bits)
+    attach_learned_inputs(model, grids)
 
 
 def _takes_input(model: nn.Module, name: str) -> bool:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lowbit_k2.core.encodings import encoding_of
 from lowbit_k2.errors import UserError
 from lowbit_k2.packed import PackedModel, PackedTensor, write_packed
-from lowbit_k2.quant import ExportTensor, export_tensors, plain_state_dict, use_precision
+from lowbit_k2.quant import ExportTensor, export_activations, export_tensors, plain_state_dict, use_precision
 from lowbit_k2.quant.walker import NO_ROLE, quant_config_of
 
 
@@ -85,6 +85,7 @@ def packed_tensors(model: nn.Module) -> list[PackedTensor]:
     unused = tuple(f"{module}." for module in getattr(model, "training_only", ()))
     exported = export_tensors(model)
     tensors = [_pack(tensor) for tensor in exported if not tensor.name.startswith(unused)]
+    tensors += map(_pack, export_activations(model))
     names = {name for tensor in exported for name in (tensor.name, *tensor.aliases)}
     config = quant_config_of(model)
     for name, value in plain_state_dict(model).items():

@@ -1,6 +1,6 @@
 """Acoustic and language models in float PyTorch; `lowbit_k2.quant` turns their weights into few bits from outside.
 
-Their settings are in `lowbit_k2.core.encoders`, `lowbit_k2.core.models` and `lowbit_k2.core.lm`, which need no torch.
+Their settings are in `lowbit_k2.core`, in `encoders`, `models`, `lm` and `hubert`, which need no torch.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from torch import nn
 
 from lowbit_k2.core.config import load_named
 from lowbit_k2.core.encoders import ConformerConfig, EncoderConfig
+from lowbit_k2.core.hubert import HubertConfig
 from lowbit_k2.core.lm import LanguageModelConfig, LstmLmConfig, TransformerLmConfig
 from lowbit_k2.core.models import CtcConfig, ModelConfig, TransducerConfig, model_config_from_dict
 
@@ -16,6 +17,7 @@ __all__ = [
     "ConformerConfig",
     "CtcConfig",
     "EncoderConfig",
+    "HubertConfig",
     "LanguageModelConfig",
     "LstmLmConfig",
     "ModelConfig",

@@ -22,6 +22,11 @@ class FileSizes:
     index: int  # descriptions of tensors, model and features, compressed
     tokens: int  # compressed
 
+    @property
+    def parts(self) -> dict[str, int]:
+        """What is no tensor, by name."""
+        return {"header": self.header, "index": self.index, "tokens": self.tokens}
+
 
 @dataclass(frozen=True, eq=False)
 class PackedModel:

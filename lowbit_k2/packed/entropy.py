@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -44,10 +44,14 @@ def entropy_rows(model: PackedModel) -> list[EntropyRow]:
     Raises:
       PackedFileError: bytes that no writer makes.
     """
+    return sum_entropy([_measure(tensor) for tensor in model.tensors if not tensor.is_float])
+
+
+def sum_entropy(tensors: Sequence[EntropyRow]) -> list[EntropyRow]:
+    """Rows of single tensors to one for each encoding, and "all" behind them."""
     groups: dict[str, list[EntropyRow]] = {}
-    for tensor in model.tensors:
-        if not tensor.is_float:
-            groups.setdefault(tensor.encoding, []).append(_measure(tensor))
+    for row in tensors:
+        groups.setdefault(row.encoding, []).append(row)
     rows = [_sum(name, members) for name, members in groups.items()]
     return [*rows, _sum("all", rows)] if rows else []
 

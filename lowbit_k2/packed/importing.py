@@ -83,9 +83,10 @@ class _Source:
         shape = self.shape(name)
         if 0 in shape:
             raise PackedFileError(f"tensor {name} is empty: {SKIP}")
-        raw = np.frombuffer(self._data, kind, int(np.prod(shape, dtype=np.int64)), self._start + place).reshape(shape)
+        raw = np.frombuffer(self._data, kind, int(np.prod(shape, dtype=np.int64)), self._start + place)
         if dtype == "BF16":  # the upper half of a float32
-            raw = (raw.astype(np.uint32) << 16).view(np.float32).reshape(shape)
+            raw = (raw.astype(np.uint32) << 16).view(np.float32)
+        raw = raw.reshape(shape)
         if dtype in SIGNED:
             return raw
         with np.errstate(over="ignore"):

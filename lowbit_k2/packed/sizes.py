@@ -2,12 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from lowbit_k2.packed.contents import FileSizes, PackedModel
 from lowbit_k2.packed.errors import PackedFileError
 from lowbit_k2.tables import text_table
+
+
+class Sized(Protocol):
+    """A tensor in a file: of a packed one, or of any other that `lowbit_k2.audit` reads."""
+
+    role: str
+    encoding: str
+    shape: tuple[int, ...]
+
+    @property
+    def names(self) -> tuple[str, ...]: ...
+    @property
+    def num_weights(self) -> int: ...
+    @property
+    def nbytes(self) -> int: ...
+
+
+class Parts(Protocol):
+    """A whole file: its size on disk, and what in it is no tensor."""
+
+    total: int
+
+    @property
+    def parts(self) -> Mapping[str, int]: ...
 
 
 @dataclass(frozen=True)
@@ -26,15 +51,15 @@ class SizeRow:
 
     @property
     def bits_per_weight(self) -> float:
-        return 8 * self.num_bytes / self.num_weights
+        return 8 * self.num_bytes / self.num_weights if self.num_weights else 0.0
 
 
 @dataclass(frozen=True)
 class SizeTable:
-    """All bytes of a file: `rows`, and header, index and tokens of `file`, add up to `file.total`, the size on disk."""
+    """All bytes of a file: `rows` and the parts of `file` add up to `file.total`, the size on disk."""
 
     rows: tuple[SizeRow, ...]
-    file: FileSizes
+    file: Parts
     float_file: FileSizes | None = None
 
     @property
@@ -49,8 +74,29 @@ class SizeTable:
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
         rows = [{**asdict(row), "bits_per_weight": row.bits_per_weight} for row in self.rows]
-        float_file = None if self.float_file is None else asdict(self.float_file)
-        return {"tensors": rows, "file": asdict(self.file), "float_file": float_file, "ratio": self.ratio}
+        file, float_file = (None if f is None else {"total": f.total, **f.parts} for f in (self.file, self.float_file))
+        plain = {f"float{bits}_ratio": self.ratio_to_numbers(bits) for bits in (32, 16)}
+        bits = self.bits_per_weight
+        return {"tensors": rows, "file": file, "float_file": float_file, "ratio": self.ratio, "bits": bits, **plain}
+
+    @property
+    def bits_per_weight(self) -> float | None:
+        """All bytes of the file, header and all, over its parameters."""
+        return 8 * self.file.total / self.num_weights if self.num_weights else None
+
+    def ratio_to_numbers(self, bits: int) -> float:
+        """Bytes of the parameters alone, as floats of so many bits without any header, over those of this file."""
+        return bits / 8 * self.num_weights / self.file.total
+
+    def summary(self) -> str:
+        """A line on the whole file."""
+        if not self.num_weights:
+            return "no parameters"
+        plain = (
+            f"{bits // 8 * self.num_weights:,} bytes in float{bits} ({self.ratio_to_numbers(bits):.2f}x)"
+            for bits in (32, 16)
+        )
+        return f"{self.bits_per_weight:.2f} bits per parameter; as bare numbers they take {' and '.join(plain)}"
 
     def __str__(self) -> str:
         """A table by role and encoding."""
@@ -59,9 +105,9 @@ class SizeTable:
         for row in self.rows:
             counts = [str(row.num_tensors), f"{row.num_weights:,}", f"{row.bits_per_weight:.2f}"]
             lines.append([row.role, row.encoding, *counts, *self._sizes(row.num_bytes, row.float_bytes)])
-        for part in ("header", "index", "tokens"):
-            reference = None if self.float_file is None else getattr(self.float_file, part)
-            lines.append([f"({part})", "", "", "", "", *self._sizes(getattr(self.file, part), reference)])
+        for part, num_bytes in self.file.parts.items():
+            reference = None if self.float_file is None else self.float_file.parts[part]
+            lines.append([f"({part})", "", "", "", "", *self._sizes(num_bytes, reference)])
         number = str(sum(row.num_tensors for row in self.rows))
         bits = f"{8 * self.file.total / self.num_weights:.2f}" if self.num_weights else ""
         reference = None if self.float_file is None else self.float_file.total
@@ -87,23 +133,32 @@ def size_table(model: PackedModel, reference: PackedModel | None = None) -> Size
     """
     assert model.sizes is not None, "sizes are measured in files: read the model with read_packed"
     float_bytes = None if reference is None else _float_bytes(model, reference)
-    groups: dict[tuple[str, str], list] = {}
-    for tensor in model.tensors:
+    rows = size_rows(model.tensors, float_bytes)
+    return SizeTable(rows, model.sizes, None if reference is None else reference.sizes)
+
+
+def size_rows(tensors: Iterable[Sized], float_bytes: Mapping[str, int] | None = None) -> tuple[SizeRow, ...]:
+    """By role and encoding, roles in the order of their first tensor.
+
+    Args:
+      float_bytes: of each tensor in the float32 file, by name.
+    """
+    groups: dict[tuple[str, str], list[Sized]] = {}
+    for tensor in tensors:
         groups.setdefault((tensor.role, tensor.encoding), []).append(tensor)
     roles = list(dict.fromkeys(role for role, _ in groups))
     rows = [
         SizeRow(
             role,
             encoding,
-            len(tensors),
-            sum(t.num_weights for t in tensors),
-            sum(t.nbytes for t in tensors),
-            None if float_bytes is None else sum(float_bytes.get(name, 0) for t in tensors for name in t.names),
+            len(own),
+            sum(t.num_weights for t in own),
+            sum(t.nbytes for t in own),
+            None if float_bytes is None else sum(float_bytes.get(name, 0) for t in own for name in t.names),
         )
-        for (role, encoding), tensors in groups.items()
+        for (role, encoding), own in groups.items()
     ]
-    rows.sort(key=lambda row: roles.index(row.role))
-    return SizeTable(tuple(rows), model.sizes, None if reference is None else reference.sizes)
+    return tuple(sorted(rows, key=lambda row: roles.index(row.role)))
 
 
 def _float_bytes(model: PackedModel, reference: PackedModel) -> dict[str, int]:

@@ -15,7 +15,7 @@ from lowbit_k2.packed.bitpack import encoding_named, number_type, pack, unpack
 from lowbit_k2.packed.errors import PackedFileError
 
 MAX_DIMS = 8
-INPUT_BITS = (0, *range(2, 17))
+INPUT_BITS = (0, *range(2, 17))  # of a weight's module; a learned grid of an activation may have 1
 ZERO_POINTS = range(-128, 256)
 
 
@@ -180,7 +180,8 @@ class PackedTensor:
 
 def _check(tensor: PackedTensor) -> None:
     encoding = encoding_named(tensor.encoding)
-    if type(tensor.input_bits) is not int or tensor.input_bits not in INPUT_BITS:
+    may_be = INPUT_BITS if not encoding.is_float else (*INPUT_BITS, 1)
+    if type(tensor.input_bits) is not int or tensor.input_bits not in may_be:
         raise PackedFileError(f"inputs of {tensor.input_bits!r} bits: 2 to 16 are possible, or 0 for floats")
     if encoding.is_float:
         expected = tensor.shape

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
-from lowbit_k2.core.grids import FLOAT_BITS, GRANULARITIES, LOW_BITS, PRECISIONS
+from lowbit_k2.core.grids import FLOAT_BITS, GRANULARITIES, HALF_BITS, LOW_BITS, PRECISIONS
 from lowbit_k2.errors import UserError
 from lowbit_k2.quant.fake_quant import ALPHA_GRAD_SCALES, ALPHA_GRADS, WEIGHT_GRADS, GradientRule
 from lowbit_k2.quant.least_squares import ALPHA_INITS
@@ -25,7 +25,9 @@ BIAS = "bias"  # where vectors go
 # Roles of this project's models that the paper leaves float. Without a scheme they stay so, and nobody is warned.
 FLOAT_ROLES = ("subsampling", "embedding", "decoder", "joiner", "output", "norm", "bias", "training_only")
 SWITCHED_ROLES = ("encoder_linear", "attention", "feed_forward", "lstm", "linear")
-INPUT_BITS = (0, 2, 3, 4, 5, 6, 7, 8, 16)
+SAME = "same"  # inputs take the precision that the weight has at the time
+INPUT_BITS = (0, 1, 2, 3, 4, 5, 6, 7, 8, 16, SAME)
+DYNAMIC, ELASTIC = "dynamic", "elastic"  # quantizers of inputs
 
 
 @dataclass(frozen=True)
@@ -38,14 +40,16 @@ class TensorScheme:
     granularity: how many weights share an s: "tensor", "channel" or "block64" (alpha is always one per tensor).
     quantizer: name of its class: "linear", "codebook", "gq", or one of your own (`register_quantizer`).
     input_bits: 2 to 8 or 16 quantizes what goes into the Linear or convolution that owns the tensor, see inputs.py;
-      0 leaves it float.
+      0 leaves it float; "same" has it follow `bits`. Of a MatrixProduct, which owns none, those of both operands.
+    input_quantizer: "dynamic", on a grid that follows each input, or "elastic", on one that is learned: 1 to 8 bits.
     """
 
     bits: tuple[int, ...]
     scale: str = ""
     granularity: str = "tensor"
     quantizer: str = "linear"
-    input_bits: int = 0
+    input_bits: int | str = 0
+    input_quantizer: str = DYNAMIC
 
     def __post_init__(self) -> None:
         if isinstance(self.bits, (str, int)):
@@ -59,6 +63,12 @@ class TensorScheme:
             raise UserError(f"input_bits {self.input_bits!r}: choose one of {_spell(INPUT_BITS)}")
         if self.input_bits and self.bits == (FLOAT_BITS,):
             raise UserError("input_bits goes with quantized weights, it cannot stand beside bits (32,)")
+        _check("input_quantizer", self.input_quantizer, (DYNAMIC, ELASTIC))
+        refused = (1, SAME) if self.input_quantizer == DYNAMIC else (0, HALF_BITS)
+        if self.input_bits in refused:
+            raise UserError(
+                f"inputs of {self.input_bits} bits are nothing for the input_quantizer {self.input_quantizer}"
+            )
         cls = _quantizer_class(self.quantizer)
         object.__setattr__(self, "scale", self.scale or next(iter(cls.scales)))
         _check("scale statistic", self.scale, cls.scales)
@@ -124,10 +134,11 @@ class QuantConfig:
         """A named allocation; see presets.py for what each holds.
 
         Args:
-          name: "float", "paper", "lossless16" or "all-low".
+          name: as presets.py has them.
           precisions: of the switched roles; the first is the default. Ignored by "float".
-          overrides: `scale` and `granularity` change the switched roles, `quantizer` all that have 1 to 8 bits,
-            `schemes` replaces single roles, every other field of QuantConfig is taken as it is.
+          overrides: `scale`, `granularity`, `input_bits` and `input_quantizer` change the switched roles, `quantizer`
+            all that have 1 to 8 bits, `schemes` replaces single roles, every other field of QuantConfig is taken as
+            it is.
         Raises:
           UserError: unknown preset, field or precision.
         """
@@ -144,6 +155,12 @@ class QuantConfig:
             return (FLOAT_BITS,)
         every = dict.fromkeys(b for bits in switched for b in bits)
         return tuple(b for b in every if all(b in bits or len(bits) == 1 for bits in switched))
+
+    def product_scheme(self, name: str, owner: type) -> tuple[str, TensorScheme] | None:
+        """Role and scheme of a product of activations, by its module's name and class; None: operands stay float."""
+        role = match_role(self.rules, name, owner)
+        scheme = self.schemes.get(role or "")
+        return (role, scheme) if scheme is not None and scheme.input_bits else None
 
     @property
     def gradient_rule(self) -> GradientRule:

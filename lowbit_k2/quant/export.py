@@ -9,16 +9,18 @@ from torch import Tensor, nn
 
 from lowbit_k2.core.grids import FLOAT_BITS, HALF_BITS
 from lowbit_k2.errors import UserError
-from lowbit_k2.quant.inputs import input_quantizers
+from lowbit_k2.quant.inputs import INPUTS, input_quantizers, learned_inputs
 from lowbit_k2.quant.projection import expand_steps
 from lowbit_k2.quant.quantizer import WeightQuantizer
 from lowbit_k2.quant.switching import find_quantizers, latent_weights
 from lowbit_k2.quant.walker import NO_ROLE, PlainParameter, effective_weight, plain_parameters, quant_config_of
 
+ACTIVATION = "activation"  # role of a learned grid
+
 
 @dataclass(frozen=True)
 class ExportTensor:
-    """One parameter of the plain model, ready to be stored.
+    """One parameter of the plain model, or the learned grid of an activation, ready to be stored.
 
     name, role: as in the report.
     bits: active precision.
@@ -98,7 +100,30 @@ def _input_bits(parameter: PlainParameter) -> int:
     """Bits of the inputs under the present assignment."""
     if parameter.quantizer is not None and parameter.quantizer.active_bits == FLOAT_BITS:
         return 0
-    return max((hook.bits for module in parameter.hooked() for hook in input_quantizers(module)), default=0)
+    hooks = (hook for module in parameter.hooked() for hook in input_quantizers(module))
+    return max((hook.bits for hook in hooks if not hook.is_learned), default=0)
+
+
+@torch.no_grad()
+def export_activations(model: nn.Module) -> list[ExportTensor]:
+    """The learned grids of activations under the current assignment: float32 (3,), step, threshold and 1 where codes
+    start at 0; `input_bits` is their precision. What runs in float is left out.
+
+    Raises:
+      UserError: a grid that no batch has been through, or whose step is not positive.
+    """
+    exported = []
+    for name, grid, hook in learned_inputs(model):
+        bits = hook.active_bits
+        if bits == FLOAT_BITS:
+            continue
+        if not grid.is_set:
+            raise UserError(f"{name} has no scale as yet: run a batch through the model first")
+        numbers = grid.numbers(bits)
+        if not (torch.isfinite(numbers).all() and numbers[0] > 0):
+            raise UserError(f"{name}: its step at {bits} bits is not positive: lower the learning rate of alphas")
+        exported.append(ExportTensor(name, ACTIVATION, FLOAT_BITS, values=numbers, input_bits=bits))
+    return exported
 
 
 def _aliases(model: nn.Module) -> dict[str, tuple[str, ...]]:
@@ -130,7 +155,7 @@ def plain_state_dict(model: nn.Module) -> dict[str, Tensor]:
             parameter = names.get(id(tensor))
             if parameter is not None:
                 plain[_plain_name(key, parameter)] = effective_weight(parameter).detach().clone()
-            elif id(tensor) not in own:
+            elif id(tensor) not in own and INPUTS not in key.split("."):
                 plain[key] = tensor.detach().clone()
         return plain
     finally:
@@ -151,6 +176,8 @@ def rederive_scales(model: nn.Module) -> None:
 def plain_name(key: str) -> str | None:
     """Name in the plain model of an entry of a quantized model's state_dict; None for what a quantizer holds."""
     parts = key.split(".")
+    if INPUTS in parts:
+        return None
     if "parametrizations" not in parts:
         return key
     if parts[-1] == "original" and parts[-3] == "parametrizations":

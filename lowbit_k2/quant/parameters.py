@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from lowbit_k2.quant.config import low_bits
+from lowbit_k2.quant.inputs import elastic_inputs
 from lowbit_k2.quant.linear import LinearQuantizer
 from lowbit_k2.quant.switching import find_quantizers
 
@@ -15,12 +16,13 @@ from lowbit_k2.quant.switching import find_quantizers
 def alpha_parameters(model: nn.Module) -> list[nn.Parameter]:
     """All alphas: for a parameter group without weight decay and with its own clipping."""
     linear = [quantizer for quantizer in find_quantizers(model) if isinstance(quantizer, LinearQuantizer)]
-    return [alpha for quantizer in linear for alpha in quantizer.alphas.values()]
+    return [alpha for holder in (*linear, *elastic_inputs(model)) for alpha in holder.alphas.values()]
 
 
 def quantizer_parameters(model: nn.Module) -> list[nn.Parameter]:
-    """All that quantizers learn, alphas and tables: it wants no weight decay."""
-    return [p for q in find_quantizers(model) for bits in low_bits(q.bits) for p in q.learned(bits)]
+    """All that quantizers learn, alphas, thresholds, gains and tables: it wants no weight decay."""
+    of_weights = [p for q in find_quantizers(model) for bits in low_bits(q.bits) for p in q.learned(bits)]
+    return of_weights + [p for grid in elastic_inputs(model) for p in grid.parameters()]
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:

@@ -9,6 +9,12 @@ all-low     every matrix at 4 bits or fewer, norms and biases in fp16; scales pe
 mixed       every matrix at any of the precisions, for allocations that tell them apart; what `lossless16` holds at 4 or
             8 bits has scales per channel, norms and biases are in fp16.
 
+Three schemes of arXiv 2301.00652 quantize activations, too, on grids that are learned; all that stays is in fp16:
+
+bit-l       BiT's elastic quantizer on the switched matrices and on what goes into them, at the same precision
+bit-la      the same on both operands of attention's two products (`MatrixProduct`) as well
+sqwq        squashed weights with gains, dynamic inputs of 8 bits
+
 How much smaller that makes a model depends on how much of it is switched: `train.py --dry-run` tells for each preset.
 
 Of a language model, attention, feed-forward and LSTM matrices are switched, embedding and output are leftovers. In
@@ -23,22 +29,35 @@ from dataclasses import replace
 from typing import Any
 
 from lowbit_k2.errors import UserError
-from lowbit_k2.quant.config import SWITCHED_ROLES, QuantConfig, TensorScheme, low_bits
+from lowbit_k2.quant.config import ELASTIC, SAME, SWITCHED_ROLES, QuantConfig, TensorScheme, low_bits
 from lowbit_k2.quant.quantizer import quantizer_class
 
 PRESETS = ("float", "paper", "lossless16", "all-low", "mixed")
-SWITCHED_OPTIONS = ("scale", "granularity", "quantizer")
+ACTIVATION_PRESETS = ("bit-l", "bit-la", "sqwq")
+SWITCHED_OPTIONS = ("scale", "granularity", "quantizer", "input_bits", "input_quantizer")
+PRODUCT = "product"
 LEFTOVER_MATRICES = ("subsampling", "embedding", "decoder", "joiner", "output")
+
+
+_ELASTIC = {"quantizer": "elastic", "input_bits": SAME, "input_quantizer": ELASTIC}
+_ACTIVATION_OPTIONS = {
+    "bit-l": _ELASTIC,
+    "bit-la": _ELASTIC,
+    "sqwq": {"quantizer": "squashed", "granularity": "channel", "input_bits": 8},
+}
 
 
 def build_preset(name: str, precisions: tuple[int, ...], overrides: Mapping[str, Any]) -> QuantConfig:
     """The body of `QuantConfig.preset`."""
     overrides = dict(overrides)
-    switched = TensorScheme(precisions, **{o: overrides.pop(o) for o in SWITCHED_OPTIONS if o in overrides})
+    options = _ACTIVATION_OPTIONS.get(name, {}) | {o: overrides.pop(o) for o in SWITCHED_OPTIONS if o in overrides}
+    switched = TensorScheme(precisions, **options)
     schemes = {role: _in_kind(scheme, switched) for role, scheme in _schemes(name, switched).items()}
     schemes |= overrides.pop("schemes", {})
     if name == "mixed":
         overrides.setdefault("switched_roles", (*SWITCHED_ROLES, "convolution", *LEFTOVER_MATRICES))
+    if name == "bit-la":
+        overrides.setdefault("switched_roles", (*SWITCHED_ROLES, PRODUCT))
     try:
         return QuantConfig(name=name, schemes=schemes, **overrides)
     except TypeError:
@@ -78,6 +97,11 @@ def _schemes(name: str, switched: TensorScheme) -> dict[str, TensorScheme]:
             **half,
         },
     }
+    with_activations = {**dict.fromkeys(SWITCHED_ROLES, switched), **half}
+    with_activations |= dict.fromkeys(("convolution", *LEFTOVER_MATRICES), TensorScheme((16,)))
+    presets |= dict.fromkeys(ACTIVATION_PRESETS, with_activations)
+    if name == "bit-la":
+        presets[name] = {**with_activations, PRODUCT: switched}
     if name not in presets:
-        raise UserError(f"quantization preset {name!r} is unknown: choose one of {', '.join(PRESETS)}")
+        raise UserError(f"quantization preset {name!r} is unknown: choose one of {', '.join(presets)}")
     return presets[name]

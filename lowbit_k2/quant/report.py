@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from lowbit_k2.core.encodings import encoding_of, tensor_bytes
 from lowbit_k2.core.grids import FLOAT_BITS
+from lowbit_k2.quant.config import SAME
 from lowbit_k2.tables import text_table
 
 
@@ -18,7 +19,7 @@ class ReportRow:
 
     scale: statistic, or the quantizer's name where it is not linear.
     reason: why it stays float32; None for quantized tensors.
-    input_bits: of the input of its module; 0 for float inputs.
+    input_bits: of the input of its module; 0 for float inputs, "same" where they follow the weight.
     is_index: codes are places in a table of 2^bits entries.
     """
 
@@ -30,7 +31,7 @@ class ReportRow:
     scale: str | None = None
     granularity: str = "tensor"
     reason: str | None = None
-    input_bits: int = 0
+    input_bits: int | str = 0
     is_index: bool = False
 
     @property
@@ -50,18 +51,39 @@ class ReportRow:
         return tensor_bytes(self.shape, encoding, self.granularity, 2**bits if encoding.is_index else 0)
 
 
+GRID_BYTES = 3 * 4  # step, threshold, sign
+
+
+@dataclass(frozen=True)
+class ActivationRow:
+    """One activation with a learned grid; a dynamic one has nothing to store and stands with its weight.
+
+    name: `<module>.input_quantizers.<operand>`.
+    role: of the weight that it is multiplied by, or "product".
+    bits: its precisions.
+    switched: whether it follows `use_precision`; else it keeps its one precision, but for 32.
+    """
+
+    name: str
+    role: str
+    bits: tuple[int, ...]
+    switched: bool = False
+
+
 @dataclass(frozen=True)
 class QuantReport:
     """What `quantize_model` did. Sizes are estimates of the packed payload; measured ones come from the file itself.
 
     precisions: the switched precisions of the config.
     num_alphas: learnable scalars that quantization added.
+    activations: those with learned grids.
     """
 
     name: str
     precisions: tuple[int, ...]
     rows: tuple[ReportRow, ...]
     num_alphas: int = 0
+    activations: tuple[ActivationRow, ...] = ()
     columns: tuple[int, ...] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -78,7 +100,12 @@ class QuantReport:
 
     def bytes_at(self, precision: int, role: str | None = None) -> int:
         """Estimated bytes of the model, or of one role, at a precision; 32 is the float model."""
-        return sum(row.bytes_at(precision) for row in self.rows if role in (None, row.role))
+        grids = self.grid_bytes(precision) if role is None else 0
+        return grids + sum(row.bytes_at(precision) for row in self.rows if role in (None, row.role))
+
+    def grid_bytes(self, precision: int) -> int:
+        """Of the learned grids of activations; the float model has none."""
+        return 0 if precision == FLOAT_BITS else GRID_BYTES * len(self.activations)
 
     def ratio(self, precision: int) -> float:
         """Estimated float32 bytes / bytes at `precision`, without header, tokens and settings."""
@@ -90,6 +117,7 @@ class QuantReport:
             "name": self.name,
             "estimated_bytes": {role: {str(p): self.bytes_at(p, role) for p in self.columns} for role in self.roles},
             "num_alphas": self.num_alphas,
+            "activations": [asdict(row) for row in self.activations],
             "tensors": [
                 {
                     "name": row.name,
@@ -108,6 +136,7 @@ class QuantReport:
         """A table by role."""
         header = ["role", "tensors", "weights", "bits", *(f"kB at {p} bit" for p in self.columns), "why float"]
         body = [self._role_line(role) for role in self.roles]
+        body += self._activation_lines()
         totals = [f"{self.bytes_at(p) / 1000:.1f}" for p in self.columns]
         body.append(["all", str(len(self.rows)), str(self.num_weights), "", *totals, ""])
         ratios = [f"{self.ratio(p):.2f}x" for p in self.columns]
@@ -117,6 +146,14 @@ class QuantReport:
             f"from packed files); {self.num_alphas} alphas learned besides the weights"
         )
         return f"{text_table(header, body, left=(0, len(header) - 1))}\n{note}"
+
+    def _activation_lines(self) -> list[list[str]]:
+        """Inputs with learned grids, as a line of their own where there are such."""
+        if not self.activations:
+            return []
+        bits = _join("/".join(map(str, row.bits)) for row in self.activations)
+        sizes = [f"{self.grid_bytes(p) / 1000:.1f}" for p in self.columns]
+        return [["activations", str(len(self.activations)), "", bits, *sizes, ""]]
 
     def _role_line(self, role: str) -> list[str]:
         rows = [row for row in self.rows if row.role == role]
@@ -128,6 +165,8 @@ class QuantReport:
 
 def _input_note(row: ReportRow) -> str:
     """Behind the bits of the weights: " in8" for inputs of 8 bits."""
+    if row.input_bits == SAME:
+        return " in same"
     return f" in{row.input_bits}" if row.input_bits else ""
 
 

@@ -21,6 +21,7 @@ Rules = tuple[tuple[str, str], ...]
 
 # By the names of this project's models.
 NAME_RULES: Rules = (
+    ("class:MatrixProduct", "product"),  # of two activations; by its class, since it lies in attention
     ("*.norm.*", "norm"),
     ("*.norm_*", "norm"),
     ("norm.*", "norm"),

@@ -11,9 +11,11 @@ from torch.nn.utils.parametrize import ParametrizationList
 from lowbit_k2.core.grids import FLOAT_BITS
 from lowbit_k2.errors import UserError
 from lowbit_k2.quant.allocation import Allocation
+from lowbit_k2.quant.inputs import ProductSwitch, product_switches
 from lowbit_k2.quant.quantizer import PassCache, WeightQuantizer
 
 Assignment = int | Allocation | Mapping[str, int]
+Switchable = WeightQuantizer | ProductSwitch
 
 
 @contextmanager
@@ -39,7 +41,7 @@ def use_precision(model: nn.Module, assignment: Assignment) -> Iterator[None]:
     On exit the previous assignment is restored. Outside any context each tensor is at the first of its precisions.
     """
     owners = quantizer_owners(model)
-    quantizers = list(owners)
+    quantizers = [*owners, *product_switches(model)]
     wanted = _resolve(quantizers, assignment)
     before = [(q, q.active_bits, q.pass_cache) for q in quantizers]
     cache = PassCache(owners)
@@ -54,8 +56,10 @@ def use_precision(model: nn.Module, assignment: Assignment) -> Iterator[None]:
 
 
 def current_assignment(model: nn.Module) -> dict[str, int]:
-    """Active precision of every quantized tensor, by plain parameter name: the `bits` of an Allocation."""
-    return {quantizer.name: quantizer.active_bits for quantizer in find_quantizers(model)}
+    """Active precision of every quantized tensor, by plain parameter name, and of products of activations, by module:
+    the `bits` of an Allocation."""
+    switchable = (*find_quantizers(model), *product_switches(model))
+    return {quantizer.name: quantizer.active_bits for quantizer in switchable}
 
 
 def quantizer_owners(model: nn.Module) -> dict[WeightQuantizer, ParametrizationList]:
@@ -74,7 +78,7 @@ def latent_weights(model: nn.Module) -> dict[WeightQuantizer, nn.Parameter]:
     return {quantizer: owner.original for quantizer, owner in quantizer_owners(model).items()}
 
 
-def _resolve(quantizers: list[WeightQuantizer], assignment: Assignment) -> dict[WeightQuantizer, int]:
+def _resolve(quantizers: list[Switchable], assignment: Assignment) -> dict[Switchable, int]:
     """Precision of every quantizer that the assignment covers."""
     if isinstance(assignment, int):
         return _cover(quantizers, assignment, "the model")
@@ -82,17 +86,17 @@ def _resolve(quantizers: list[WeightQuantizer], assignment: Assignment) -> dict[
     if not quantizers and "" in allocation.bits:
         return _cover(quantizers, allocation.bits[""], "the model")
     winners = allocation.winners(q.name for q in quantizers)
-    covered: dict[str, list[WeightQuantizer]] = {}
+    covered: dict[str, list[Switchable]] = {}
     for quantizer in quantizers:
         if quantizer.name in winners:
             covered.setdefault(winners[quantizer.name], []).append(quantizer)
-    wanted: dict[WeightQuantizer, int] = {}
+    wanted: dict[Switchable, int] = {}
     for pattern, members in covered.items():
         wanted.update(_cover(members, allocation.bits[pattern], pattern or "the model"))
     return wanted
 
 
-def _cover(quantizers: list[WeightQuantizer], bits: int, where: str) -> dict[WeightQuantizer, int]:
+def _cover(quantizers: list[Switchable], bits: int, where: str) -> dict[Switchable, int]:
     if bits == FLOAT_BITS:
         return dict.fromkeys(quantizers, FLOAT_BITS)
     if not _is_available(quantizers, bits):
@@ -106,7 +110,7 @@ def _cover(quantizers: list[WeightQuantizer], bits: int, where: str) -> dict[Wei
     return {q: bits if bits in q.bits else q.bits[0] for q in quantizers}
 
 
-def _is_available(quantizers: list[WeightQuantizer], bits: int) -> bool:
+def _is_available(quantizers: list[Switchable], bits: int) -> bool:
     """Tensors of one precision keep it, all others must have `bits`; and one must have it, a switched one if any is."""
     deciding = [q for q in quantizers if q.switched] or quantizers
     return any(bits in q.bits for q in deciding) and all(bits in q.bits or len(q.bits) == 1 for q in deciding)

@@ -12,11 +12,18 @@ from torch.nn.utils import parametrize
 
 from lowbit_k2.core.grids import FLOAT_BITS
 from lowbit_k2.errors import UserError
-from lowbit_k2.quant.config import QuantConfig, TensorScheme
-from lowbit_k2.quant.inputs import add_input_quantizer, keep_forward, takes_input_quantizer
+from lowbit_k2.quant.config import SAME, QuantConfig, TensorScheme
+from lowbit_k2.quant.inputs import (
+    INPUTS,
+    add_input_quantizer,
+    add_product_quantizers,
+    keep_forward,
+    learned_inputs,
+    takes_input_quantizer,
+)
 from lowbit_k2.quant.parameters import quantizer_parameters
 from lowbit_k2.quant.quantizer import WeightQuantizer, quantizer_class
-from lowbit_k2.quant.report import QuantReport, ReportRow
+from lowbit_k2.quant.report import ActivationRow, QuantReport, ReportRow
 from lowbit_k2.quant.rnn import reads_past_quantization
 from lowbit_k2.quant.switching import find_quantizers
 
@@ -74,13 +81,14 @@ def quantize_model(model: nn.Module, config: QuantConfig, strict: bool = False) 
         _check(parameter)
     for parameter, row in chosen:
         _register(parameter, config.schemes[row.role], row, config)
+    add_product_quantizers(model, config)
     if any(row.input_bits for row in rows):
         keep_forward(model)
     if overlooked:
         logger.warning(overlooked)
     object.__setattr__(model, "_quant_config", config)  # for export: roles of the tensors that stay float
     num_alphas = sum(alpha.numel() for alpha in quantizer_parameters(model))
-    return QuantReport(config.name, config.switched_precisions, tuple(rows), num_alphas)
+    return QuantReport(config.name, config.switched_precisions, tuple(rows), num_alphas, _activations(model))
 
 
 def quant_config_of(model: nn.Module) -> QuantConfig:
@@ -111,8 +119,8 @@ def _walk(
 ) -> Iterator[tuple[str, nn.Module, nn.Module, str, nn.Parameter, WeightQuantizer | None]]:
     """Name, module, what holds the tensor and under which attribute, the tensor, its quantizer."""
     for module_name, module in model.named_modules(remove_duplicate=True):
-        if "parametrizations" in module_name.split("."):
-            continue  # reached through their owner below
+        if {"parametrizations", INPUTS} & set(module_name.split(".")):
+            continue  # the first are reached through their owner below, the others are no part of the plain model
         prefix = f"{module_name}." if module_name else ""
         for attribute, tensor in module.named_parameters(recurse=False):
             yield prefix + attribute, module, module, attribute, tensor, None
@@ -202,7 +210,17 @@ def _overlooked(model: nn.Module, rows: Sequence[ReportRow], config: QuantConfig
 
 
 def _wants_input(row: ReportRow, config: QuantConfig) -> bool:
-    return row.role in config.schemes and config.schemes[row.role].input_bits > 0
+    return row.role in config.schemes and config.schemes[row.role].input_bits != 0
+
+
+def _activations(model: nn.Module) -> tuple[ActivationRow, ...]:
+    """What has a learned grid."""
+    found = []
+    for name, grid, hook in learned_inputs(model):
+        role = hook.quantizer.role if isinstance(hook.quantizer, WeightQuantizer) else "product"
+        switched = hook.bits == SAME and hook.quantizer.switched
+        found.append(ActivationRow(name, role, tuple(sorted(map(int, grid.alphas), reverse=True)), switched))
+    return tuple(found)
 
 
 def _first(rows: Sequence[ReportRow], count: int = 3) -> str:
@@ -242,4 +260,4 @@ def _register(parameter: PlainParameter, scheme: TensorScheme, row: ReportRow, c
         parametrize.register_parametrization(owner, attribute, quantizer, unsafe=True)
     if row.input_bits:
         for module in parameter.hooked():
-            add_input_quantizer(module, parameter.name, row.input_bits, quantizer)
+            add_input_quantizer(module, parameter.name, scheme, quantizer, config.gradient_rule, quantizer.frozen)

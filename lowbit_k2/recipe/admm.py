@@ -25,12 +25,13 @@ from lowbit_k2.allocation.admm import AdmmStepsConfig, OuterIteration, quantize_
 from lowbit_k2.asr.model_io import CheckpointChoice, LoadedModel, load_trained, precision_label
 from lowbit_k2.core.config import Config, ConfigError, option
 from lowbit_k2.core.grids import LOW_BITS
+from lowbit_k2.data.text_config import TextConfig, split_paths
 from lowbit_k2.errors import UserError, run_main
 from lowbit_k2.losses.objectives import criterion_from
 from lowbit_k2.progress import progress_bar
 from lowbit_k2.quant import PRESETS, Allocation, QuantConfig
 from lowbit_k2.quant.admm import with_fitted_steps
-from lowbit_k2.recipe.allocate import labelled_batches, quantizable, write_quantized
+from lowbit_k2.recipe.allocate import Material, quantizable, write_quantized
 from lowbit_k2.recipe.flags import add_flags, errors_name_flags, make_parser, read_flags
 from lowbit_k2.tables import text_table
 
@@ -48,14 +49,16 @@ class TargetConfig(Config):
         "mixed", "which tensors follow --precision", flag="quant-config", choices=[p for p in PRESETS if p != "float"]
     )
     cuts: Path | None = option(None, "cuts with features and transcripts, training ones")
+    text: tuple[Path, ...] = option((), "of a language model: text; several files by commas", parse=split_paths)
+    text_config: TextConfig = option(TextConfig, flag="")
     lang_dir: Path | None = option(None, "of a model that was trained by LF-MMI: its n-gram of units")
     max_duration: float = option(60.0, "seconds in a batch", above=0)
     num_batches: int = option(4, "batches, each with a step in an outer iteration", low=1)
     output: Path | None = option(None, "the quantized model, a checkpoint (.pt)")
 
     def check(self) -> None:
-        if self.cuts is None:
-            raise ConfigError("cuts", "is needed: a few batches of training cuts with transcripts")
+        if self.cuts is None and not self.text:
+            raise ConfigError("cuts", "is needed, of a language model text: a few batches of what it was trained on")
         if self.output is None or self.output.suffix != ".pt":
             raise ConfigError("output", f"{self.output or 'is needed'}: give a name that ends in .pt")
 
@@ -95,7 +98,8 @@ def run(target: TargetConfig, choice: CheckpointChoice, config: AdmmStepsConfig)
     preset = QuantConfig.preset(target.preset, precisions=bits, granularity=target.granularity)
     model, report = quantizable(loaded, with_fitted_steps(preset))
     criterion = criterion_from(loaded.meta["settings"], loaded.tokenizer, target.lang_dir)
-    batches = labelled_batches(loaded, criterion, target.cuts, target.max_duration, target.num_batches)
+    material = Material(target.cuts, target.max_duration, target.text, target.text_config)
+    batches = material.batches(loaded, criterion, target.num_batches)
     print(report)
     with progress_bar(total=config.outer, desc="ADMM") as bar:
         history = quantize_by_admm(model, criterion, batches, allocation, config, bar.update)
@@ -114,14 +118,16 @@ def get_parser() -> argparse.ArgumentParser:
     add_flags(parser, TargetConfig)
     add_flags(parser.add_argument_group("ADMM"), AdmmStepsConfig)
     add_flags(parser.add_argument_group("checkpoint"), CheckpointChoice)
+    add_flags(parser.add_argument_group("text, of a language model"), TextConfig)
     return parser
 
 
 def main() -> None:
     args = get_parser().parse_args()
-    kinds = (TargetConfig, CheckpointChoice, AdmmStepsConfig)
-    with errors_name_flags([(kind, "") for kind in kinds]):
-        target, choice, config = (read_flags(kind, args) for kind in kinds)
+    kinds = (CheckpointChoice, AdmmStepsConfig, TextConfig)
+    with errors_name_flags([(kind, "") for kind in (TargetConfig, *kinds)]):
+        choice, config, text = (read_flags(kind, args) for kind in kinds)
+        target = read_flags(TargetConfig, args, text_config=text)
         history = run(target, choice, config)
     print(show(history))
     if history[-1].residual > FAR:

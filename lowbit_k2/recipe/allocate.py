@@ -5,10 +5,11 @@
   python -m lowbit_k2.recipe.allocate --table exp/float/kl.json --average-bits 2 --output exp/float/kl-2bit.json
   python -m lowbit_k2.recipe.allocate --table exp/float/kl.json --front exp/float/front.json
 
-The table is measured once, on one mini-batch of cuts with transcripts (--num-batches for more), and kept; without
---measure it is read. Budgets count the packed tensors, steps included, but no header and no tokens: --bytes, --ratio
-(of the float32 tensors), or --average-bits (as many bytes as that many bits everywhere would take). The output is what
-`train.py --precisions FILE` and `decode.py --precision FILE` take, with `--quant-config mixed`:
+The table is measured once, on one mini-batch of cuts with transcripts (--num-batches for more), of a language model on
+--text in their place, and kept; without --measure it is read. Budgets count the packed tensors, steps included, but no
+header and no tokens: --bytes, --ratio (of the float32 tensors), or --average-bits (as many bytes as that many bits
+everywhere would take). The output is what `train.py --precisions FILE` and `decode.py --precision FILE` take, with
+`--quant-config mixed`:
 
   ./train.py --quant-config mixed --precisions exp/float/kl-20x.json --init-from exp/float/pretrained.pt
 
@@ -23,8 +24,9 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -49,7 +51,9 @@ from lowbit_k2.asr.model_io import CheckpointChoice, LoadedModel, load_trained
 from lowbit_k2.core.grids import FLOAT_BITS, LOW_BITS
 from lowbit_k2.data.batch import Batch
 from lowbit_k2.data.datamodule import AsrDataModule, DataConfig
+from lowbit_k2.data.lm_text import TextBatches, TokenText
 from lowbit_k2.data.manifests import read_cuts
+from lowbit_k2.data.text_config import TextConfig
 from lowbit_k2.errors import UserError, run_main
 from lowbit_k2.fileio import write_json
 from lowbit_k2.losses.objectives import criterion_from, encoder_of
@@ -75,7 +79,8 @@ def quantizable(loaded: LoadedModel, config: QuantConfig) -> tuple[nn.Module, Qu
         raise UserError("only a float model can be quantized so: give one that was trained with --precisions 32")
     model = make_model(loaded.model_config)
     model.load_state_dict(loaded.model.state_dict())
-    return model.eval(), quantize_model(model, replace(config, rules=loaded.quant_config.rules))
+    own = {name: getattr(loaded.quant_config, name) for name in ("rules", "layer_prefix")}
+    return model.eval(), quantize_model(model, replace(config, **own))
 
 
 def every_matrix(bits: Sequence[int]) -> QuantConfig:
@@ -103,18 +108,53 @@ def labelled_batches(
     return found
 
 
-def on_speech(args: argparse.Namespace, loaded: LoadedModel) -> tuple[Criterion, list[Batch]]:
-    """What a checkpoint was trained by, and the speech that it is measured on."""
-    criterion = criterion_from(loaded.meta["settings"], loaded.tokenizer, args.lang_dir)
-    return criterion, labelled_batches(loaded, criterion, args.cuts, args.max_duration, args.num_batches)
+def text_batches(
+    loaded: LoadedModel, files: Sequence[Path], config: TextConfig, number: int | None = None
+) -> list[Batch]:
+    """The first batches of a shuffled text, or all, in the units of a language model.
+
+    Raises:
+      UserError: the text cannot be read, is empty, or has a line that is too long.
+    """
+    text = TokenText.read(files, loaded.tokenizer, config)
+    return list(islice(TextBatches(text, config).train_batches(epoch=1), number))
+
+
+@dataclass(frozen=True)
+class Material:
+    """What a model is measured on: cuts with transcripts, or text for a language model."""
+
+    cuts: Path | None
+    max_duration: float
+    text: Sequence[Path]
+    text_config: TextConfig
+
+    @classmethod
+    def of(cls, args: argparse.Namespace) -> Material:
+        return cls(args.cuts, args.max_duration, args.text, read_flags(TextConfig, args))
+
+    def batches(self, loaded: LoadedModel, criterion: Criterion, number: int | None = None) -> list[Batch]:
+        """The first batches, or all, of what the model reads.
+
+        Raises:
+          UserError: that is not given, cannot be read, or gives no batch.
+        """
+        if loaded.model_config.num_features:
+            if self.cuts is None:
+                raise UserError("--cuts is needed: a few batches of training cuts with transcripts")
+            return labelled_batches(loaded, criterion, self.cuts, self.max_duration, number)
+        if not self.text:
+            raise UserError("--text is needed for a language model: training text, one sentence per line")
+        return text_batches(loaded, self.text, self.text_config, number)
 
 
 def measure(args: argparse.Namespace) -> Sensitivity:
     """The table of a checkpoint."""
     loaded, _ = load_trained(read_flags(CheckpointChoice, args))
     model, report = quantizable(loaded, every_matrix(args.bits))
-    criterion, batches = on_speech(args, loaded)
-    members = groups_of(model, args.group_by)
+    criterion = criterion_from(loaded.meta["settings"], loaded.tokenizer, args.lang_dir)
+    batches = Material.of(args).batches(loaded, criterion, args.num_batches)
+    members = groups_of(model, args.group_by, loaded.quant_config.layer_prefix)
     learning = read_flags(LearnedConfig, args)
     steps = {
         "kl": len(members) * len(args.bits) * len(batches),
@@ -133,7 +173,8 @@ def measure(args: argparse.Namespace) -> Sensitivity:
     size, fixed = sizes_of(report, members, args.bits)
     rows = {row.name: row.num_weights for row in report.rows}
     weights = {group: sum(rows[name] for name in own) for group, own in members.items()}
-    note = f"{sum(len(b.ids) for b in batches)} utterances of {args.cuts.name}"
+    names = ", ".join(path.name for path in args.text or [args.cuts])
+    note = f"{sum(len(b.ids) for b in batches)} {'rows' if args.text else 'utterances'} of {names}"
     sizes = (size, fixed, report.bytes_at(FLOAT_BITS), weights)
     return Sensitivity(args.measure, model_checksum(model), members, loss, *sizes, note)
 
@@ -159,9 +200,9 @@ def search(
     if not args.descend and not args.held_out:
         return found
     loaded, model = model_of(args, table)
-    criterion = criterion_from(loaded.meta["settings"], loaded.tokenizer, args.lang_dir)
+    criterion, material = criterion_from(loaded.meta["settings"], loaded.tokenizer, args.lang_dir), Material.of(args)
     if args.descend:
-        batches = labelled_batches(loaded, criterion, args.cuts, args.max_duration, args.num_batches)
+        batches = material.batches(loaded, criterion, args.num_batches)
         with progress_bar(total=args.descend, desc="descent") as bar:
             if args.descend_by == "kl":
                 loss_of = divergence_from_float(model, criterion, batches)
@@ -170,7 +211,7 @@ def search(
             lowest = descend(table, budget, loss_of, args.descend, tied, args.forbid, step=bar.update)
         found.append((f"after {args.descend} trials", lowest))
     if args.held_out:
-        batches = labelled_batches(loaded, criterion, args.held_out, args.max_duration)
+        batches = replace(material, cuts=args.held_out, text=[args.held_out]).batches(loaded, criterion)
         candidates = [*(choice for _, choice in found), *uniform_choices(table, budget, args.forbid)]
         best = least(candidates, partial(loss_at, model, criterion, batches))
         found.append((f"best on {args.held_out.name}", best))
@@ -250,19 +291,23 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--bits", type=bits_list, default=(8, 4, 2, 1), help="precisions (8,4,2,1)")
     parser.add_argument("--group-by", choices=GROUPINGS, default="tensor", help="what shares a precision")
     parser.add_argument("--cuts", type=Path, help="cuts with features and transcripts, training ones")
+    parser.add_argument("--text", type=Path, nargs="+", default=[], metavar="FILE", help="of a language model: text")
     parser.add_argument("--lang-dir", type=Path, help="of a model that was trained by LF-MMI: its n-gram of units")
     parser.add_argument("--max-duration", type=float, default=60.0, help="seconds in a batch")
     parser.add_argument("--num-batches", type=int, default=1)
     parser.add_argument("--probes", type=int, default=PROBES, help="of the Hessian's trace")
     add_flags(parser.add_argument_group("learned precisions, --measure nas"), LearnedConfig)
     add_flags(parser.add_argument_group("checkpoint"), CheckpointChoice)
+    add_flags(parser.add_argument_group("text, of a language model"), TextConfig)
     budget = parser.add_mutually_exclusive_group()
     budget.add_argument("--bytes", type=int, help="budget: packed tensors, without header and tokens")
     budget.add_argument("--ratio", type=float, help="budget: the float32 tensors over it")
     budget.add_argument("--average-bits", type=float, help="budget: what that many bits everywhere would take")
     parser.add_argument("--descend", type=int, default=0, metavar="N", help="allocations tried by the model's own loss")
     parser.add_argument("--descend-by", choices=("loss", "kl"), default="loss", help="loss, or divergence from float")
-    parser.add_argument("--held-out", type=Path, metavar="CUTS", help="cuts on which the final choice is made, of dev")
+    parser.add_argument(
+        "--held-out", type=Path, metavar="FILE", help="cuts (text) on which the final choice is made, of dev"
+    )
     parser.add_argument("--tie", action="append", default=[], metavar="PATTERN,PATTERN", help="groups that share bits")
     parser.add_argument("--forbid", action="append", default=[], type=pairs, metavar="PATTERN=BITS")
     parser.add_argument("--output", type=Path, help="the allocation, a .json file")
@@ -276,8 +321,10 @@ def check(args: argparse.Namespace) -> None:
     if args.num_batches < 1 or args.probes < 1 or args.descend < 0:
         raise UserError("--num-batches and --probes take numbers from 1 on, --descend from 0")
     for name in ("measure", "descend"):
-        if getattr(args, name) and args.cuts is None:
-            raise UserError(f"--{name} needs --cuts: one mini-batch with transcripts is enough")
+        if getattr(args, name) and args.cuts is None and not args.text:
+            raise UserError(f"--{name} needs --cuts (of a language model --text): one mini-batch is enough")
+    if args.cuts is not None and args.text:
+        raise UserError("--cuts is for models of speech, --text for language models: leave one of them out")
     for name in ("ratio", "average_bits", "bytes"):
         value = getattr(args, name)
         if value is not None and not 0 < value < 1e12:
@@ -291,7 +338,7 @@ def check(args: argparse.Namespace) -> None:
 
 def main() -> None:
     args = get_parser().parse_args()
-    with errors_name_flags([(CheckpointChoice, ""), (LearnedConfig, "")]):
+    with errors_name_flags([(cls, "") for cls in (CheckpointChoice, LearnedConfig, TextConfig)]):
         check(args)
         if args.measure:
             table = measure(args)

@@ -24,9 +24,33 @@ FLAGS = ("-O3", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-pthread")
 # Of a wheel's library: with the C++ library within, and of that nothing in vain, which would ask for a newer C library.
 STATIC = ("-static-libstdc++", "-Wl,--gc-sections", "-Wl,--exclude-libs,ALL")
 SANITIZE = ("-g1", "-O0", "-std=c++17", "-pthread", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
-COMMON = ("pool", "isa", "repack", "matmul", "layers", "lstm", "kernels_portable")
-# Units that are compiled for more than the least CPU of the machine's kind; run-time dispatch chooses among them.
-BY_MACHINE = {"x86_64": {"kernels_avx2": ("-mavx2", "-mfma")}}
+COMMON = ("pool", "isa", "repack", "matmul", "layers", "lstm", "kernels_portable", "layers_portable")
+# The recogniser for programs in C, upon these.
+COMMON += ("refusal", "sha256", "inflate", "json", "tensors", "packed_file", "settings", "fbank", "units", "network")
+COMMON += ("search", "recogniser")
+# Units that are compiled for more than the least CPU of the machine's kind; run-time dispatch chooses among them. A
+# compiler that does not know the flags of one leaves an empty unit.
+AVX2 = ("-mavx2", "-mfma")
+AVX512 = (*AVX2, "-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mprefer-vector-width=512")
+AVX512_VNNI = (*AVX512, "-mavx512vnni")
+NEON = {
+    "kernels_neon": (),
+    "kernels_neondot": ("-march=armv8.2-a+dotprod",),
+    "kernels_i8mm": ("-march=armv8.2-a+dotprod+i8mm",),
+}
+BY_MACHINE = {
+    "aarch64": NEON,
+    "arm64": NEON,  # as macOS says
+    "x86_64": {
+        "kernels_avx2": AVX2,
+        "kernels_avxvnni": (*AVX2, "-mavxvnni"),
+        "layers_avx2": AVX2,
+        "layers_avx512": AVX512,
+        "kernels_avx512vnni": AVX512_VNNI,
+        "floats_amx": (*AVX512, "-mavx512bf16", "-mamx-tile", "-mamx-bf16"),
+        "kernels_amx": (*AVX512_VNNI, "-mgfni", "-mamx-tile", "-mamx-int8"),
+    },
+}
 
 
 class BuildError(Exception):
@@ -46,23 +70,40 @@ def compiler() -> str:
     raise BuildError("no C++ compiler is installed (g++ or clang++; CXX names another)")
 
 
-def units() -> dict[str, tuple[str, ...]]:
-    """Translation units and the flags that each needs beside the common ones."""
-    return {**dict.fromkeys(COMMON, ()), **BY_MACHINE.get(platform.machine(), {})}
+def units(machine: str = platform.machine()) -> dict[str, tuple[str, ...]]:
+    """Translation units of a kind of machine, and the flags that each needs beside the common ones."""
+    return {**dict.fromkeys(COMMON, ()), **BY_MACHINE.get(machine, {})}
 
 
-def build(target: Path, flags: Sequence[str] = FLAGS, extra: Sequence[Path] = (), shared: bool = True) -> None:
+def known_flags(program: str, flags: tuple[str, ...]) -> tuple[str, ...]:
+    """The flags, or none if the compiler knows not all of them."""
+    if not flags:
+        return flags
+    command = [program, *flags, "-E", "-x", "c++", os.devnull]
+    done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)
+    return () if done.returncode else flags
+
+
+def build(
+    target: Path,
+    flags: Sequence[str] = FLAGS,
+    extra: Sequence[Path] = (),
+    shared: bool = True,
+    machine: str = platform.machine(),
+) -> None:
     """Compile all units, as many at a time as there are CPUs, and link them.
 
     Args:
       target: the shared library, or the program where `shared` is false; replaced as a whole.
       extra: further sources, of a program.
+      machine: for which the compiler makes code.
     Raises:
       BuildError: no compiler, one that fails, or a folder that cannot be written.
     """
     program = compiler()
-    sources = {NATIVE / f"{name}.cpp": own for name, own in units().items()} | dict.fromkeys(extra, ())
     try:
+        own_flags = {name: known_flags(program, own) for name, own in units(machine).items()}
+        sources = {NATIVE / f"{name}.cpp": own for name, own in own_flags.items()} | dict.fromkeys(extra, ())
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=".tmp-") as folder:
             objects = {source: Path(folder) / f"{source.stem}.o" for source in sources}

@@ -8,9 +8,9 @@ import numpy as np
 
 from lowbit_k2.core.encoders import ConformerConfig
 from lowbit_k2.runtime.layers import glu, relative_attention, swish
+from lowbit_k2.runtime.matrix import feed_forward
+from lowbit_k2.runtime.subsampling import Subsampling
 from lowbit_k2.runtime.weights import Weights
-
-SUBSAMPLED_AT_ONCE = 64  # frames that come out
 
 
 def relative_positions(num_frames: int, d_model: int) -> np.ndarray:
@@ -30,11 +30,11 @@ class FeedForward:
     """linear, swish, linear."""
 
     def __init__(self, weights: Weights, name: str) -> None:
-        self.w1, self.w2, self.threads = weights.linear(f"{name}.w1"), weights.linear(f"{name}.w2"), weights.how.threads
+        self.w1, self.w2, self.how = weights.linear(f"{name}.w1"), weights.linear(f"{name}.w2"), weights.how
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
-        hidden = self.w1(x)
-        return self.w2(swish(hidden, self.threads, out=hidden))
+        matrices, biases = (self.w1.matrix, self.w2.matrix), (self.w1.bias, self.w2.bias)
+        return feed_forward(*matrices, x, "swish", biases, self.how.mode, self.how.threads)
 
 
 class SelfAttention:
@@ -66,10 +66,11 @@ class Convolution:
             self.norm = weights.layer_norm(f"{name}.norm")
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
-        x = self.depthwise(glu(self.pointwise1(x), self.threads))
+        x = self.depthwise(glu(self.pointwise1(x), self.threads), then_swish=self.norm is None)
         if self.norm is not None:
             x = self.norm(x)
-        return self.pointwise2(swish(x, self.threads, out=x))
+            swish(x, self.threads, out=x)
+        return self.pointwise2(x)
 
 
 class Layer:
@@ -85,12 +86,10 @@ class Layer:
 
     def __call__(self, x: np.ndarray, positions: np.ndarray) -> np.ndarray:
         """x (T, C), which is changed; positions (2T-1, C) -> (T, C)."""
-        half = np.float32(0.5)
-        x += half * self.ff1(self.norm_ff1(x))
-        x += self.attention(self.norm_attention(x), positions)
-        x += self.conv(self.norm_conv(x))
-        x += half * self.ff2(self.norm_ff2(x))
-        return self.norm_out(x)
+        y = self.norm_attention.after(x, self.ff1(self.norm_ff1(x)), 0.5)
+        y = self.norm_conv.after(x, self.attention(y, positions))
+        y = self.norm_ff2.after(x, self.conv(y))
+        return self.norm_out.after(x, self.ff2(y), 0.5)
 
 
 class ConformerEncoder:
@@ -98,26 +97,14 @@ class ConformerEncoder:
 
     def __init__(self, config: ConformerConfig, weights: Weights, name: str = "encoder") -> None:
         self.config = config
-        self.conv1, self.conv2 = (weights.convolution(f"{name}.subsampling.conv{i}") for i in (1, 2))
-        self.out = weights.linear(f"{name}.subsampling.out")
+        self.subsampling = Subsampling(config, weights, f"{name}.subsampling")
         self.layers = [Layer(weights, f"{name}.layers.{i}", config.conv_norm) for i in range(config.num_layers)]
         self.norm = weights.layer_norm(f"{name}.norm")
 
     def __call__(self, features: np.ndarray) -> np.ndarray:
         """features (T, F) with T >= config.min_frames."""
-        x = self._subsample(features) * np.float32(self.config.d_model**0.5)
+        x = self.subsampling(features) * np.float32(self.config.d_model**0.5)
         positions = relative_positions(*x.shape)
         for layer in self.layers:
             x = layer(x, positions)
         return self.norm(x)
-
-    def _subsample(self, features: np.ndarray) -> np.ndarray:
-        """(T, F) -> (T', C), some frames at a time: the first convolution puts out much more than it gets."""
-        frames = self.config.output_lens(len(features))
-        whole = self.conv1.input_bits or self.conv2.input_bits  # rounded on one grid over all frames
-        x, step = np.empty((frames, self.config.d_model), np.float32), frames if whole else SUBSAMPLED_AT_ONCE
-        for begin in range(0, frames, step):
-            end = min(begin + step, frames)
-            part = self.conv2(self.conv1(features[4 * begin : 4 * end + 3, :, None]))  # (end - begin, F', channels)
-            x[begin:end] = self.out(part.transpose(0, 2, 1).reshape(end - begin, -1))  # of (n, channels * F')
-        return x

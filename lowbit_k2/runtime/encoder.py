@@ -12,6 +12,7 @@ from typing import ClassVar, TypeVar
 
 import numpy as np
 
+from lowbit_k2.core import lm as _language_models  # noqa: F401  known, so that they are refused by their name
 from lowbit_k2.core.encoders import ConformerConfig, LstmConfig
 from lowbit_k2.core.models import (
     CtcConfig,

@@ -31,6 +31,27 @@ def layer_norm(
     return y
 
 
+def add_norm(
+    total: np.ndarray,
+    x: np.ndarray,
+    factor: float,
+    scale: np.ndarray,
+    shift: np.ndarray,
+    epsilon: float = 1e-5,
+    threads: int = 1,
+) -> np.ndarray:
+    """`layer_norm` of total += factor * x; total (T, C), contiguous float32, is changed."""
+    loaded = library()
+    if loaded is None:
+        total += np.float32(factor) * x
+        return layer_norm(total, scale, shift, epsilon)
+    x, scale, shift = _contiguous(x, scale, shift)
+    y = np.empty_like(total)
+    sums, norm = (pointer(total), pointer(x), factor, *total.shape), (pointer(scale), pointer(shift), epsilon)
+    check(loaded, loaded.lbk_add_norm(*sums, *norm, pointer(y), threads))
+    return y
+
+
 def sigmoid(x: np.ndarray) -> np.ndarray:
     """By numpy."""
     with np.errstate(over="ignore"):
@@ -84,18 +105,41 @@ def log_softmax(x: np.ndarray, threads: int = 1) -> np.ndarray:
     return y
 
 
-def depthwise(x: np.ndarray, weight: np.ndarray, bias: np.ndarray, threads: int = 1) -> np.ndarray:
+def depthwise(
+    x: np.ndarray, weight: np.ndarray, bias: np.ndarray, threads: int = 1, then_swish: bool = False
+) -> np.ndarray:
     """Each channel with its own filter, zeros beyond the ends: x (T, C), weight (taps, C), bias (C,) -> (T, C)."""
     loaded = library()
     x, weight, bias = _contiguous(x, weight, bias)
     taps = len(weight)
     if loaded is None:
         padded = np.pad(x, ((taps // 2, taps - 1 - taps // 2), (0, 0)))
-        return sum((weight[j] * padded[j : j + len(x)] for j in range(taps)), start=bias)
+        y = sum((weight[j] * padded[j : j + len(x)] for j in range(taps)), start=bias)
+        return y * sigmoid(y) if then_swish else y
     y = np.empty_like(x)
-    failed = loaded.lbk_depthwise(pointer(x), *x.shape, pointer(weight), taps, pointer(bias), pointer(y), threads)
-    check(loaded, failed)
+    filters = pointer(weight), taps, pointer(bias)
+    check(loaded, loaded.lbk_depthwise(pointer(x), *x.shape, *filters, then_swish, pointer(y), threads))
     return y
+
+
+def convolve(x: np.ndarray, weight: np.ndarray, bias: np.ndarray, step: int, out: np.ndarray, threads: int = 1) -> None:
+    """ReLU of a convolution of 3 x 3 over one channel, at every second band and every `step`-th frame.
+
+    Args:
+      x: (T, F), contiguous float32.
+      weight, bias: (9, C), (C,).
+      out: (T', (F - 1) // 2, C), each frame of it contiguous: where the result goes.
+    """
+    loaded = library()
+    frames, (_, bands), channels = len(out), x.shape, weight.shape[1]
+    assert x.flags.c_contiguous and len(x) > step * (frames - 1) + 2
+    if loaded is None:
+        windows = np.lib.stride_tricks.sliding_window_view(x, (3, 3))[: step * frames : step, ::2]  # (T', F', 3, 3)
+        out[:] = np.maximum(windows.reshape(frames, -1, 9) @ weight + bias, 0)
+        return
+    strides = step * bands, out.strides[0] // out.itemsize
+    arguments = (pointer(x), strides[0], frames, bands, pointer(weight), pointer(bias), channels, pointer(out))
+    check(loaded, loaded.lbk_convolve(*arguments, strides[1], threads))
 
 
 def patches(x: np.ndarray, begin: int, end: int, by_channel: bool) -> np.ndarray:

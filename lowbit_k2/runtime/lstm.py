@@ -53,7 +53,7 @@ def recur(
 
     Args:
       hidden: (4 cells, C), gates in the order i, f, g, o; projection: (C, cells).
-      gates: (T, N, 4 cells), what inputs and biases add to them.
+      gates: (T, N, 4 cells), what inputs and biases add to them; they may be overwritten.
       h, c: (N, C) and (N, cells), the state, which is changed.
     Returns:
       (T, N, C).

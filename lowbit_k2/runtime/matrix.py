@@ -11,7 +11,8 @@ import numpy as np
 from lowbit_k2.core.grids import matrix_shape
 from lowbit_k2.errors import UserError
 from lowbit_k2.packed import PackedFileError, PackedTensor
-from lowbit_k2.runtime.native import GRANULARITY, MODES, Tensor, check, library, pointer
+from lowbit_k2.runtime.layers import swish
+from lowbit_k2.runtime.native import ACTIVATIONS, GRANULARITY, MODES, Tensor, check, library, pointer
 from lowbit_k2.runtime.reference import reference_matmul
 
 DEFAULT_MODE = "a16"
@@ -56,11 +57,13 @@ class PackedMatrix:
         bias: np.ndarray | None = None,
         threads: int = 1,
         out: np.ndarray | None = None,
+        add: bool = False,
     ) -> np.ndarray:
         """x (..., inputs) times the weights: (..., outputs), float32.
 
         Args:
-          x: numbers of any float type, computed with in float32.
+          x: numbers of any float type, computed with in float32. Rows of a matrix may lie apart or overlap, as
+            `as_strided` makes them.
           mode: "exact": x as it is; "a16", "a8": each row of x rounded to integers of 16 or 8 bits, with a step of its
             own. Tensors of floats or with a table are multiplied exactly in every mode. If the model quantizes the
             inputs of this tensor (`input_bits`), x is rounded as there; "a8" then adds no error up to 8 bits, "a16"
@@ -68,22 +71,64 @@ class PackedMatrix:
           bias: (outputs,), added.
           threads: that work at most; small products take fewer.
           out: float32 (..., outputs), contiguous and apart from x: where the result goes, which is also returned.
+          add: to what `out` holds, without a bias.
         Raises:
           UserError: an unknown mode, or shapes that do not fit.
         """
         _check_call(self, x, mode, bias, threads)
         y = _result((*x.shape[:-1], self.shape[0]), out)  # (..., N)
-        rows = np.ascontiguousarray(x, dtype=np.float32).reshape(-1, self.shape[1])  # (M, K)
+        rows = _rows(x)
         bias = None if bias is None else np.ascontiguousarray(bias, dtype=np.float32)
         if self._library is None:
-            y[...] = reference_matmul(self._tensor, rows, mode, bias).reshape(y.shape)
+            product = reference_matmul(self._tensor, rows, mode, bias).reshape(y.shape)
+            y[...] = y + product if add else product
             return y
-        outputs, inputs = self.shape
-        failed = self._library.lbk_matmul(
-            self.handle, pointer(rows), len(rows), inputs, pointer(bias), pointer(y), outputs, MODES[mode], threads
-        )
+        stride, outputs = rows.strides[0] // rows.itemsize if len(rows) > 1 else rows.shape[1], self.shape[0]
+        left, right = (self.handle, pointer(rows), len(rows), stride), (pointer(bias), pointer(y), outputs)
+        failed = self._library.lbk_matmul(*left, *right, add, MODES[mode], threads)
         check(self._library, failed)
         return y
+
+
+def feed_forward(
+    first: PackedMatrix,
+    second: PackedMatrix,
+    x: np.ndarray,
+    activation: str,
+    biases: tuple[np.ndarray | None, np.ndarray | None] = (None, None),
+    mode: str = DEFAULT_MODE,
+    threads: int = 1,
+    out: np.ndarray | None = None,
+    add: bool = False,
+) -> np.ndarray:
+    """second times activation(first times x): (..., inputs) -> (..., outputs), as `PackedMatrix.matmul` twice.
+
+    The inner numbers of some rows at a time stay in the cache.
+
+    Args:
+      activation: "relu" or "swish".
+      biases: of both matrices.
+      out, add: as there; with `add`, out may be x.
+    Raises:
+      UserError: an unknown mode or activation, or shapes that do not fit.
+    """
+    if activation not in ACTIVATIONS:
+        raise UserError(f"activation {activation!r} is unknown: take one of {', '.join(ACTIVATIONS)}")
+    if second.shape[1] != first.shape[0]:
+        raise UserError(f"{second.name} takes {second.shape[1]} inputs, {first.name} gives {first.shape[0]}")
+    _check_call(first, x, mode, biases[0], threads)
+    y = _result((*x.shape[:-1], second.shape[0]), out)  # (..., N)
+    loaded = first._library
+    if loaded is None:
+        hidden = first.matmul(x, mode, biases[0])
+        hidden = np.maximum(hidden, 0) if activation == "relu" else swish(hidden)
+        return second.matmul(hidden, mode, biases[1], out=y, add=add)
+    rows = np.ascontiguousarray(x, dtype=np.float32).reshape(-1, first.shape[1])  # (M, K)
+    biases = tuple(None if bias is None else np.ascontiguousarray(bias, dtype=np.float32) for bias in biases)
+    left = (first.handle, pointer(biases[0]), ACTIVATIONS[activation], second.handle, pointer(biases[1]))
+    failed = loaded.lbk_feed_forward(*left, pointer(rows), len(rows), pointer(y), add, MODES[mode], threads)
+    check(loaded, failed)
+    return y
 
 
 _matrices: weakref.WeakKeyDictionary[PackedTensor, PackedMatrix] = weakref.WeakKeyDictionary()
@@ -121,6 +166,13 @@ def matmul(
 def _is_torch(value: Any) -> bool:
     """Whether it is torch's; torch is not loaded to find out."""
     return "torch" in sys.modules and isinstance(value, sys.modules["torch"].Tensor)
+
+
+def _rows(x: np.ndarray) -> np.ndarray:
+    """x (..., K) as a matrix of float32 whose rows are contiguous each; copied only where that is not so yet."""
+    if x.ndim == 2 and x.dtype == np.float32 and x.strides[1] == x.itemsize and x.strides[0] > 0:
+        return x
+    return np.ascontiguousarray(x, dtype=np.float32).reshape(-1, x.shape[-1])  # (M, K)
 
 
 def _result(shape: tuple[int, ...], out: np.ndarray | None) -> np.ndarray:

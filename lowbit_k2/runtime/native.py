@@ -12,13 +12,15 @@ from ctypes import POINTER, c_char_p, c_float, c_int, c_int32, c_int64, c_size_t
 import numpy as np
 
 from lowbit_k2.errors import UserError
-from lowbit_k2.runtime.build import BuildError, library_path, prebuilt_library
+from lowbit_k2.runtime.build import BuildError, library_path, prebuilt_library, units
 
-ABI = 1  # LBK_ABI of native/lowbit_k2.h
-ISAS = ("portable", "avx2")
+ABI = 2  # LBK_ABI of native/lowbit_k2.h
+KERNELS = "kernels_"
+ISAS = tuple(name.removeprefix(KERNELS) for name in units() if name.startswith(KERNELS))
 NUMPY = "numpy"  # as LOWBIT_K2_ISA: without the library
 ISA_VARIABLE = "LOWBIT_K2_ISA"
 MODES = {"exact": 0, "a16": 1, "a8": 2}
+ACTIVATIONS = {"relu": 0, "swish": 1}
 GRANULARITY = {"tensor": 0, "channel": 1, "block64": 2}
 
 
@@ -42,11 +44,19 @@ class Tensor(ctypes.Structure):
 _ROWS = (c_int, [c_void_p, c_int64, c_int64, c_void_p, c_int32])
 _SIGNATURES = {
     "lbk_layer_norm": (c_int, [c_void_p, c_int64, c_int64, c_void_p, c_void_p, c_float, c_void_p, c_int32]),
+    "lbk_add_norm": (
+        c_int,
+        [c_void_p, c_void_p, c_float, c_int64, c_int64, c_void_p, c_void_p, c_float, c_void_p, c_int32],
+    ),
     "lbk_swish": _ROWS,
     "lbk_glu": _ROWS,
     "lbk_softmax": _ROWS,
     "lbk_log_softmax": _ROWS,
-    "lbk_depthwise": (c_int, [c_void_p, c_int64, c_int64, c_void_p, c_int64, c_void_p, c_void_p, c_int32]),
+    "lbk_depthwise": (c_int, [c_void_p, c_int64, c_int64, c_void_p, c_int64, c_void_p, c_int32, c_void_p, c_int32]),
+    "lbk_convolve": (
+        c_int,
+        [c_void_p, c_int64, c_int64, c_int64, c_void_p, c_void_p, c_int64, c_void_p, c_int64, c_int32],
+    ),
     "lbk_patches": (c_int, [c_void_p, *[c_int64] * 5, c_int32, c_void_p]),
     "lbk_attention": (c_int, [*[c_void_p] * 6, *[c_int64] * 3, c_void_p, c_int32]),
     "lbk_lstm": (c_int, [*[c_void_p] * 3, c_int64, c_int64, *[c_void_p] * 3, c_int32, c_int32]),
@@ -58,9 +68,13 @@ _SIGNATURES = {
     "lbk_matrix_new": (c_void_p, [POINTER(Tensor)]),
     "lbk_matrix_free": (None, [c_void_p]),
     "lbk_matrix_bytes": (c_size_t, [c_void_p]),
+    "lbk_feed_forward": (
+        c_int,
+        [c_void_p, c_void_p, c_int32, c_void_p, c_void_p, c_void_p, c_int64, c_void_p, c_int32, c_int32, c_int32],
+    ),
     "lbk_matmul": (
         c_int,
-        [c_void_p, c_void_p, c_int64, c_int64, c_void_p, c_void_p, c_int64, c_int32, c_int32],
+        [c_void_p, c_void_p, c_int64, c_int64, c_void_p, c_void_p, c_int64, c_int32, c_int32, c_int32],
     ),
 }
 
@@ -124,9 +138,11 @@ def check(loaded: ctypes.CDLL, failed: int) -> None:
 
 
 def pointer(array: np.ndarray | None) -> int | None:
-    """Address of a contiguous array's numbers, for as long as the array lives."""
+    """Address of an array's first number, for as long as the array lives."""
     if array is None:
         return None
-    if array.size and array.flags.writeable:  # three times as fast as the other way, which takes microseconds
+    if (
+        array.size and array.flags.writeable and array.flags.c_contiguous
+    ):  # three times as fast as the other way, which takes microseconds
         return ctypes.addressof(c_uint8.from_buffer(array))
     return array.ctypes.data

@@ -23,7 +23,7 @@ class StatelessDecoder:
     """
 
     def __init__(self, config: TransducerConfig, weights: Weights, name: str = "decoder") -> None:
-        self.embedding, self.context_size = weights.tensors[f"{name}.embedding.weight"], config.context_size
+        self.embedding, self.context_size = weights.embedding(f"{name}.embedding"), config.context_size
         self.input_bits, self.filters = 0, None
         if self.context_size > 1:
             packed = weights.tensors[f"{name}.conv.weight"]
@@ -57,7 +57,7 @@ class LstmDecoder:
     context_size = None  # no number of tokens is enough to know the state
 
     def __init__(self, config: TransducerConfig, weights: Weights, name: str = "decoder") -> None:
-        self.embedding, self.dim = weights.tensors[f"{name}.embedding.weight"], config.decoder_dim
+        self.embedding, self.dim = weights.embedding(f"{name}.embedding"), config.decoder_dim
         self.layers = [LstmLayer(weights, f"{name}.lstm", f"l{i}") for i in range(config.decoder_layers)]
 
     def initial_state(self) -> np.ndarray:

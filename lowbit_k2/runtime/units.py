@@ -16,6 +16,7 @@ from lowbit_k2.errors import UserError
 from lowbit_k2.graphs.lexicon import BLANK
 
 WORD_START = "▁"  # sentencepiece's mark of a word's first piece
+MAX_BYTES = 1 << 23  # of a tokenizer, which take seconds to read; one of 256,000 pieces has half of it
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5  # wire types
 
 
@@ -52,8 +53,10 @@ def read_units(kind: str, data: bytes) -> Units:
     """The tokens of a packed file.
 
     Raises:
-      UserError: unknown kind, damaged bytes, or no blank in front.
+      UserError: unknown kind, damaged bytes, more than MAX_BYTES, or no blank in front.
     """
+    if len(data) > MAX_BYTES:
+        raise UserError(f"a tokenizer of {len(data)} bytes, at most {MAX_BYTES} are read: export the model again")
     if kind == "sentencepiece":
         pieces = tuple(_pieces(data))
         silent = (i for i, piece in enumerate(pieces) if is_special(piece))

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
-from lowbit_k2.core.grids import BLOCK
 from lowbit_k2.errors import UserError
 from lowbit_k2.packed import PackedModel, PackedTensor
-from lowbit_k2.runtime.layers import depthwise, layer_norm, patches
+from lowbit_k2.runtime.layers import add_norm, depthwise, layer_norm
 from lowbit_k2.runtime.matrix import DEFAULT_MODE, PackedMatrix
 from lowbit_k2.runtime.native import MODES
 from lowbit_k2.runtime.reference import SMALLEST_MODEL_STEP
 
 BATCH_NORM_EPSILON = np.float32(1e-5)
-PATCH_BYTES = 1 << 21  # of a convolution's inputs that are laid out at a time
 
 
 @dataclass(frozen=True)
@@ -42,8 +40,9 @@ class Linear:
     def __init__(self, weight: PackedTensor, bias: np.ndarray | None, how: Arithmetic) -> None:
         self.matrix, self.bias, self.how = PackedMatrix(weight), bias, how
 
-    def __call__(self, x: np.ndarray) -> np.ndarray:
-        return self.matrix.matmul(x, self.how.mode, self.bias, self.how.threads)
+    def __call__(self, x: np.ndarray, to: np.ndarray | None = None) -> np.ndarray:
+        """to: (T, N), to which the product is added, without the bias."""
+        return self.matrix.matmul(x, self.how.mode, self.bias, self.how.threads, to, add=to is not None)
 
 
 class LayerNorm:
@@ -55,28 +54,9 @@ class LayerNorm:
     def __call__(self, x: np.ndarray) -> np.ndarray:
         return layer_norm(x, self.scale, self.shift, threads=self.how.threads)
 
-
-class StridedConvolution:
-    """3 x 3, stride 2, no padding, then ReLU: (T, F, C) -> (T', F', N), by a matrix product over patches."""
-
-    def __init__(self, weight: PackedTensor, bias: np.ndarray, how: Arithmetic) -> None:
-        self.input_bits = weight.input_bits
-        weight = replace(weight, input_bits=0) if weight.input_bits else weight
-        # Patches are copied fastest as they lie, channels last; blocks of steps go by the order of the file.
-        self.by_channel = weight.granularity == "block64" and weight.num_weights // weight.shape[0] > BLOCK
-        self.linear = Linear(weight if self.by_channel else channels_last(weight), bias, how)
-
-    def __call__(self, x: np.ndarray) -> np.ndarray:
-        if self.input_bits:
-            x = round_inputs(x, self.input_bits)
-        frames, bands, channels = ((x.shape[0] - 1) // 2, (x.shape[1] - 1) // 2, self.linear.matrix.shape[0])
-        y = np.empty((frames, bands, channels), np.float32)
-        step = max(1, PATCH_BYTES // (bands * self.linear.matrix.shape[1] * 4))
-        for begin in range(0, frames, step):
-            end = min(begin + step, frames)
-            part = self.linear(patches(x, begin, end, self.by_channel))
-            np.maximum(part.reshape(-1, bands, channels), 0, out=y[begin:end])
-        return y
+    def after(self, total: np.ndarray, x: np.ndarray, factor: float = 1.0) -> np.ndarray:
+        """The norm of total += factor * x; total is changed."""
+        return add_norm(total, x, factor, self.scale, self.shift, threads=self.how.threads)
 
 
 class Depthwise:
@@ -88,15 +68,21 @@ class Depthwise:
         self.bias = bias
 
     def fold(self, scale: np.ndarray, shift: np.ndarray, mean: np.ndarray, variance: np.ndarray) -> None:
-        """Give from now on what BatchNorm makes of the output; all (C,)."""
+        """Give from now on what BatchNorm makes of the output; all (C,).
+
+        Raises:
+          UserError: a variance below zero, of which NaN would come.
+        """
+        if (variance < 0).any():
+            raise UserError("a running variance of its batch norms is negative: export the model again")
         factor = scale / np.sqrt(variance + BATCH_NORM_EPSILON)
         self.weight = self.weight * factor
         self.bias = (self.bias - mean) * factor + shift
 
-    def __call__(self, x: np.ndarray) -> np.ndarray:
+    def __call__(self, x: np.ndarray, then_swish: bool) -> np.ndarray:
         if self.input_bits:
             x = round_inputs(x, self.input_bits)
-        return depthwise(x, self.weight, self.bias, self.how.threads)
+        return depthwise(x, self.weight, self.bias, self.how.threads, then_swish)
 
 
 class Weights:
@@ -110,6 +96,17 @@ class Weights:
         """A vector or another small tensor, float32."""
         return np.ascontiguousarray(self.tensors[name].dequantize())
 
+    def embedding(self, name: str) -> PackedTensor:
+        """A table whose rows are unpacked as they are needed; damaged bytes are to be known now.
+
+        Raises:
+          PackedFileError: bytes that no writer makes, or a code beyond the table.
+        """
+        tensor = self.tensors[f"{name}.weight"]
+        if not tensor.is_float:
+            tensor.codes  # noqa: B018  raises
+        return tensor
+
     def linear(self, name: str) -> Linear:
         bias = self.floats(f"{name}.bias") if f"{name}.bias" in self.tensors else None
         return Linear(self.tensors[f"{name}.weight"], bias, self.how)
@@ -117,24 +114,8 @@ class Weights:
     def layer_norm(self, name: str) -> LayerNorm:
         return LayerNorm(self.floats(f"{name}.weight"), self.floats(f"{name}.bias"), self.how)
 
-    def convolution(self, name: str) -> StridedConvolution:
-        return StridedConvolution(self.tensors[f"{name}.weight"], self.floats(f"{name}.bias"), self.how)
-
     def depthwise(self, name: str) -> Depthwise:
         return Depthwise(self.tensors[f"{name}.weight"], self.floats(f"{name}.bias"), self.how)
-
-
-def channels_last(weight: PackedTensor) -> PackedTensor:
-    """(N, C, 3, 3) -> (N, 3, 3, C), in the same encoding."""
-    values = weight.values if weight.is_float else weight.codes
-    moved = np.ascontiguousarray(values.transpose(0, 2, 3, 1))
-    if weight.is_float:
-        return PackedTensor.from_values(weight.name, weight.role, weight.encoding, moved)
-    table, zero_point = weight.table, weight.zero_point
-    granularity = weight.granularity
-    return PackedTensor.from_codes(
-        weight.name, weight.role, weight.encoding, moved, weight.step, granularity, table, zero_point
-    )
 
 
 def round_inputs(x: np.ndarray, bits: int, axis: tuple[int, ...] | None = None) -> np.ndarray:

@@ -163,15 +163,15 @@ def format_details(systems: Mapping[str, Detail]) -> str:
         ("WER by SNR", {name: d.snrs for name, d in systems.items()}),
     ):
         if any(groups.values()):
-            parts.append(f"{title}, in brackets the words\n{format_groups(groups)}")
+            parts.append(f"{title}, in brackets the words\n{text_table(*group_rows(groups))}")
     return "\n\n".join(parts)
 
 
-def format_groups(systems: Mapping[str, Groups]) -> str:
-    """A row for each system, a column for each group that any of them has, in the order of the first that has it."""
+def group_rows(systems: Mapping[str, Groups]) -> tuple[list[str], list[list[str]]]:
+    """Head and rows: a row for each system, a column for each group that any has, in the order of the first's."""
     labels = list(dict.fromkeys(label for groups in systems.values() for label in groups))
     rows = [[name, *(_cell(groups.get(label)) for label in labels)] for name, groups in systems.items()]
-    return text_table(["system", *labels], rows)
+    return ["system", *labels], rows
 
 
 def _cell(group: tuple[int, WerStats] | None) -> str:

@@ -30,12 +30,15 @@ from lowbit_k2.errors import UserError, is_one_line_error
 from lowbit_k2.export import pack_model
 from lowbit_k2.fileio import read_json
 from lowbit_k2.models import CtcConfig, TransducerConfig
-from lowbit_k2.packed import PackedFileError, read_packed, write_packed
+from lowbit_k2.packed import PackedFileError, PackedTensor, read_packed, write_packed
 from lowbit_k2.quant import QuantConfig
 from lowbit_k2.recipe.train_bpe import train_sentencepiece
+from lowbit_k2.runtime import Recogniser
 from lowbit_k2.train.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from lowbit_k2.train.initialise import InitialState
 from tests.attacks.trials import count_trial, factor, trials
+from tests.packed.samples import forge
+from tests.runtime.packages import needs_fbank
 
 pytestmark = pytest.mark.attack
 
@@ -49,6 +52,21 @@ MODELS = {
 VALUES: list[Any] = [0, -1, 1, 2, 3, 7, 10**5, 10**9, 2**31, 2**63, 10**30, 1.0, 32.0, 0.5, 1e-9, -1e308, 1e308]
 VALUES += ["80", "", "conformer", True, False, None, [], [8], {}, {"a": 1}]
 MAX_BYTES = 200 * 2**20  # of Python's own and numpy's allocations while a file of 30 kB is refused
+
+
+NOISE = np.random.default_rng(0).normal(0, 0.1, 8000).astype(np.float32)
+
+
+def by_torch(path: Path) -> None:
+    make_recognizers(DecodeConfig(packed=path))
+
+
+def by_runtime(path: Path) -> None:
+    """Heard, too: not all is unpacked when a file is loaded."""
+    Recogniser.load(path).transcribe(NOISE)
+
+
+READERS = [by_torch, pytest.param(by_runtime, marks=needs_fbank)]
 
 
 @pytest.fixture(scope="module", params=MODELS)
@@ -106,7 +124,8 @@ def refused_or_taken(load: Callable[[], object], what: object) -> bool:
         assert peak < MAX_BYTES, (what, peak)
 
 
-def test_fields_of_packed_files(packed: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("read", READERS)
+def test_fields_of_packed_files(packed: Path, tmp_path: Path, read: Callable[[Path], None]) -> None:
     whole, path, draw = read_packed(packed), tmp_path / "crafted.safetensors", random.Random(0)
     sections = {"model_config": dict(whole.model_config), "features": dict(whole.features)}
     ways = [(name, way) for name, section in sections.items() for way in leaves(section)]
@@ -118,9 +137,44 @@ def test_fields_of_packed_files(packed: Path, tmp_path: Path) -> None:
             write_packed(path, replace(whole, **{name: changed(sections[name], way, value)}))
         except (UserError, ValueError):  # the writer has rules of its own
             continue
-        decode = DecodeConfig(packed=path)
-        refused += refused_or_taken(lambda decode=decode: make_recognizers(decode), (name, way, value))
+        refused += refused_or_taken(lambda: read(path), (name, way, value))
     assert refused > 20
+
+
+@pytest.mark.parametrize("read", READERS)
+def test_bits_flipped_under_a_right_checksum(packed: Path, tmp_path: Path, read: Callable[[Path], None]) -> None:
+    whole, draw = read_packed(packed), random.Random(3)
+    parts = {"codes": b"", "float32": b"", "float16": b""}
+    for tensor in whole.tensors:
+        parts[tensor.encoding if tensor.is_float else "codes"] += tensor.data.tobytes()
+        parts["float32"] += b"".join(a.tobytes() for a in (tensor.step, tensor.table) if a is not None)
+    refused = 0
+    for _ in trials(60):
+        name = draw.choice([name for name, data in parts.items() if data])
+        data = bytearray(parts[name])
+        for _ in range(draw.choice((1, 1, 30))):
+            data[draw.randrange(len(data))] ^= 1 << draw.randrange(8)
+        path = forge(packed, tmp_path / "flipped.safetensors", **{name: bytes(data)})
+        with np.errstate(all="ignore"):  # floats that are large, but finite
+            refused += refused_or_taken(lambda path=path: read(path), name)
+    assert refused > 3
+
+
+@needs_fbank
+@pytest.mark.parametrize("encoding, table", [("ternary", None), ("index4", np.ones(3))])
+def test_rows_that_are_unpacked_late(packed: Path, tmp_path: Path, encoding: str, table) -> None:
+    """A transducer's embedding is read row by row while it searches; its bytes are checked before."""
+    whole = read_packed(packed)
+    if not any(tensor.name.startswith("decoder.") for tensor in whole.tensors):
+        pytest.skip("a CTC model has no embedding")
+    tensors = {tensor.name: tensor for tensor in whole.tensors}
+    old = tensors["decoder.embedding.weight"]
+    codes = np.zeros(old.shape, np.int8 if table is None else np.uint8)
+    new = PackedTensor.from_codes(old.name, old.role, encoding, codes, np.float32(1), table=table)
+    for data in (new.data, np.where(np.arange(len(new.data))[:, None] == old.shape[0] - 1, 255, new.data)):
+        tensors[old.name] = replace(new, data=data.astype(np.uint8))
+        write_packed(tmp_path / "m.safetensors", replace(whole, tensors=[*tensors.values()]))
+        assert refused_or_taken(lambda: Recogniser.load(tmp_path / "m.safetensors"), encoding) == (data.max() == 255)
 
 
 def test_fields_of_checkpoints(checkpoint: Path, tmp_path: Path) -> None:
@@ -187,7 +241,8 @@ def test_damaged_sentencepiece_models(packed: Path, tmp_path: Path) -> None:
             data[draw.randrange(len(data))] ^= 1 << draw.randrange(8)
         data = bytes(data[: draw.choice((len(data), draw.randrange(len(data))))])
         write_packed(tmp_path / "m.safetensors", replace(whole, tokens=data))
-        refused_or_taken(lambda: load_packed(tmp_path / "m.safetensors"), data[:20])
+        for load in (load_packed, Recogniser.load):
+            refused_or_taken(lambda load=load: load(tmp_path / "m.safetensors"), data[:20])
 
 
 def test_memory_is_asked_for_only_where_tensors_confirm_it(packed: Path, tmp_path: Path) -> None:

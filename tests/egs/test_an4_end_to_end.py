@@ -19,8 +19,8 @@ from lowbit_k2.data.datamodule import AsrDataModule, DataConfig
 from lowbit_k2.data.manifests import load_cuts
 from lowbit_k2.errors import UserError
 from lowbit_k2.k2_compat import has_k2
-from lowbit_k2.quant import use_precision
-from lowbit_k2.recipe.training_flags import training_parser
+from lowbit_k2.quant import Allocation, use_precision
+from lowbit_k2.recipe.training_flags import read_training_flags
 from lowbit_k2.scoring.recogs import write_recogs
 from lowbit_k2.train.checkpoint import load_checkpoint
 from tests.egs.scripts import AN4, Flag, call, files_of, spawn
@@ -345,16 +345,22 @@ def test_lhuc_flags_that_make_no_sense(recipe: str, tmp_path: Path) -> None:
 # --- the table of results -------------------------------------------------------------------------------------
 
 
-def test_the_flags_of_all_rows_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A typing error in a row would show only when the rows before it have been trained for hours."""
+def test_train_takes_the_flags_of_all_rows(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """An error in a row would show only when the rows before it have been trained for hours."""
     monkeypatch.syspath_prepend(str(AN4 / "local"))
     monkeypatch.delitem(sys.modules, "train", raising=False)  # the package tests/train: rows.py wants the recipe's
     import rows
 
-    parser = training_parser(None)
     assert len({row.key for row in [*rows.ROWS, *rows.FOLD_ROWS]}) == len(rows.ROWS) + len(rows.FOLD_ROWS)
     for row in [*rows.ROWS, *rows.FOLD_ROWS]:
-        precisions = parser.parse_args(row.flags(Path("exp"))).precisions
+        for searched in (row.allocation(tmp_path), row.architecture(tmp_path)):
+            if searched is not None:
+                searched.parent.mkdir(parents=True, exist_ok=True)
+                Allocation.uniform(4).save(searched)
+        args = rows.make_training_parser().parse_args(["--exp-dir", str(tmp_path / row.key), *row.flags(tmp_path)])
+        precisions = args.precisions
+        if row.architecture(tmp_path) is None:  # what a search writes is not made up here
+            assert read_training_flags(args).loop.num_epochs == row.system.epochs
         assert {p for p in row.system.precisions if p.isdigit()} <= set(precisions) - {"sp"}
         assert not row.fold or row.system.compared in row.system.precisions
     assert "choose of" in call(AN4 / "local/rows.py", "results", "--only", "nobody").error()

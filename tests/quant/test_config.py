@@ -22,7 +22,7 @@ def test_round_trip(name: str) -> None:
 
 def test_presets_hold_what_they_say() -> None:
     paper = QuantConfig.preset("paper").schemes
-    assert set(paper) == {"encoder_linear", "attention", "linear", "convolution"}
+    assert set(paper) == {"encoder_linear", "attention", "feed_forward", "lstm", "linear", "convolution"}
     assert paper["encoder_linear"] == paper["attention"] == TensorScheme((2, 1), "2std-clipped", "tensor")
     assert paper["convolution"] == TensorScheme((4,), "running-absmax")
     lossless = QuantConfig.preset("lossless16").schemes

@@ -1,4 +1,4 @@
-"""The Python of two pages of documentation, run block by block in one namespace."""
+"""The Python of pages of documentation, run block by block in one namespace."""
 
 from __future__ import annotations
 
@@ -43,6 +43,14 @@ def test_own_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names = run_page("own-model.md", tmp_path)
     size = (tmp_path / "tagger.lowbit").stat().st_size
     assert size < 0.35 * 4 * names["report"].num_weights, "the tied matrix is stored once, in few bits"
+
+
+@torch.no_grad()
+def test_hubert(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = run_page("hubert.md", tmp_path)
+    size = (tmp_path / "tiny.lowbit").stat().st_size
+    assert abs(size - names["report"].bytes_at(1)) < 10_000, "the report's estimate is that of the file"
 
 
 def test_adding_a_quantizer(tmp_path: Path, registries) -> None:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import torch
 
+from lowbit_k2.core.encodings import ENCODINGS
 from lowbit_k2.export import pack_model
 from lowbit_k2.models import CtcConfig, make_model
+from lowbit_k2.packed import PackedModel, PackedTensor
 from lowbit_k2.quant import QuantConfig, TensorScheme, quantize_model
 
 SIZES = dict(
@@ -46,3 +50,14 @@ def schemes(**fields: Any) -> QuantConfig:
     """All matrices and convolutions alike."""
     roles = ("encoder_linear", "attention", "linear", "convolution", "subsampling", "output")
     return QuantConfig("test", {role: TensorScheme(**fields) for role in roles})
+
+
+def with_rare_codes(model: PackedModel) -> PackedModel:
+    """Codes of even grids drawn anew, most of them around zero as in a trained model: worth coding."""
+    rng = np.random.default_rng(0)
+
+    def peaked(t: PackedTensor) -> PackedTensor:
+        codes = np.clip(np.rint(rng.normal(size=t.shape)), *ENCODINGS[t.encoding].codes).astype(np.int8)
+        return PackedTensor.from_codes(t.name, t.role, t.encoding, codes, t.step, t.granularity, aliases=t.aliases)
+
+    return replace(model, tensors=[t if t.is_float else peaked(t) for t in model.tensors])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from dataclasses import replace
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +15,11 @@ from lowbit_k2.core.encoders import TdnnfConfig
 from lowbit_k2.errors import UserError
 from lowbit_k2.export import export_float, load_packed_model
 from lowbit_k2.models import TransducerConfig
-from lowbit_k2.packed import PackedTensor, read_packed, write_packed
+from lowbit_k2.packed import read_packed, write_packed
 from lowbit_k2.quant import QuantConfig, use_precision
 from lowbit_k2.runtime import PackedCtc, UnsupportedError, layers, matrix
 from lowbit_k2.runtime.conformer import relative_positions
-from tests.runtime.models import export, random_model, schemes
+from tests.runtime.models import export, random_model, schemes, with_rare_codes
 
 
 def utterance(frames: int = 71) -> np.ndarray:
@@ -82,14 +82,7 @@ def test_quantized_inputs(bits: int, tmp_path: Path) -> None:
 def test_coded_files(tmp_path: Path) -> None:
     """Version 3, whose codes are coded by their frequency."""
     plain = read_packed(export(random_model(schemes(bits=(4,))), tmp_path / "a"))
-    rng = np.random.default_rng(0)
-
-    def peaked(t: PackedTensor) -> PackedTensor:
-        """With rare codes at the ends, as in a trained model."""
-        codes = np.clip(np.rint(rng.normal(size=t.shape)), -8, 7).astype(np.int8)
-        return PackedTensor.from_codes(t.name, t.role, t.encoding, codes, t.step, t.granularity, aliases=t.aliases)
-
-    model = replace(plain, tensors=[t if t.is_float else peaked(t) for t in plain.tensors])
+    model = with_rare_codes(plain)
     for name, compress in (("b", False), ("c", True)):
         write_packed(tmp_path / name, model, compress)
     assert any(tensor.coded_bytes for tensor in read_packed(tmp_path / "c").tensors)
@@ -148,3 +141,16 @@ def test_what_it_cannot_run(tmp_path: Path) -> None:
     export(random_model(QuantConfig.preset("paper")), reference, lambda m, p: export_float(m, p, {"reference": True}))
     with pytest.raises(UserError, match="c: it holds the latent weights"):
         PackedCtc.load(reference)
+
+
+@pytest.mark.parametrize("mode", ["exact", "a16", "a8"])
+def test_calls_side_by_side_give_what_single_ones_give(mode: str, tmp_path: Path) -> None:
+    """Bit for bit, of a model that all threads of Python share and of several; the library's threads serve all."""
+    path = export(random_model(CONFIGS["all-low"], d_model=64, ffn_dim=(256, 256)), tmp_path / "a")
+    utterances = [utterance(frames) for frames in (400, 71, 333, 40, 256)]  # the longer ones are worth several threads
+    models = [PackedCtc.load(path, mode, threads) for threads in (1, 2, 3)]
+    expected = [models[0](features) for features in utterances]
+    jobs = [(models[2], i % 5) for i in range(15)] + [(models[i % 3], i % 5) for i in range(15)]
+    with ThreadPoolExecutor(6) as pool:
+        found = list(pool.map(lambda job: (job[1], job[0](utterances[job[1]])), jobs))
+    assert all(np.array_equal(log_probs, expected[i]) for i, log_probs in found)

@@ -80,6 +80,34 @@ def test_depthwise(path: str, shape: tuple[int, int], taps: int) -> None:
     np.testing.assert_allclose(found, expected.numpy(), rtol=1e-5, atol=1e-5)
 
 
+def test_depthwise_with_swish(path: str) -> None:
+    x, weight, bias = numbers(40, 21), numbers(5, 21), numbers(21)
+    expected = F.silu(double(layers.depthwise(x, weight, bias))).numpy()
+    np.testing.assert_allclose(layers.depthwise(x, weight, bias, then_swish=True), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_add_norm(path: str, shape: tuple[int, int]) -> None:
+    total, x, scale, shift = numbers(*shape), numbers(*shape, seed=1), numbers(shape[1]), numbers(shape[1], seed=1)
+    expected = double(total) + 0.5 * double(x)
+    norm = F.layer_norm(expected, shape[1:], double(scale), double(shift), 1e-5).numpy()
+    assert relative_error(layers.add_norm(total, x, 0.5, scale, shift, threads=2), norm) < 1e-5
+    np.testing.assert_allclose(total, expected.numpy(), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("channels", [1, 16, 37])
+@pytest.mark.parametrize(("frames", "bands", "step"), [(1, 3, 2), (5, 8, 2), (30, 21, 4)])
+def test_convolve(path: str, frames: int, bands: int, step: int, channels: int) -> None:
+    """Into a part of a larger array, of which the rest stays as it is."""
+    x, weight, bias = numbers(step * (frames - 1) + 3, bands), numbers(9, channels), numbers(channels)
+    filters = double(weight).T.reshape(channels, 1, 3, 3)
+    expected = F.conv2d(double(x)[None, None], filters, double(bias), stride=(step, 2)).relu()[0].permute(1, 2, 0)
+    larger = np.full((frames, expected.shape[1] + 1, channels), 7, np.float32)
+    layers.convolve(x, weight, bias, step, larger[:, :-1], threads=2)
+    np.testing.assert_allclose(larger[:, :-1], expected.numpy(), rtol=1e-5, atol=1e-5)
+    assert (larger[:, -1] == 7).all()
+
+
 @pytest.mark.parametrize("by_channel", [False, True])
 @pytest.mark.parametrize("shape", [(3, 3, 1), (10, 7, 2), (23, 12, 5)])
 def test_patches(path: str, shape: tuple[int, int, int], by_channel: bool) -> None:

@@ -15,6 +15,7 @@ from lowbit_k2.errors import UserError
 from lowbit_k2.packed import PackedFileError, PackedTensor
 from lowbit_k2.quant.inputs import quantize_input
 from lowbit_k2.runtime import PackedMatrix, matmul
+from lowbit_k2.runtime.matrix import feed_forward
 from lowbit_k2.runtime.native import MODES
 from lowbit_k2.runtime.reference import TOPS, reference_matmul
 from tests.runtime.tensors import CODES, LINEAR, product, random_rows, random_tensor, relative_error
@@ -41,13 +42,13 @@ def test_against_numpy(isa: str, encoding: str, granularity: str) -> None:
 
 @pytest.mark.parametrize("encoding", CODES)
 def test_exact_is_as_exact_as_float32(isa: str, encoding: str) -> None:
-    """At most twice the error of numpy's own product, and 1e-5 of the largest value."""
+    """At most 2.5 times the error of numpy's own product, whose BLAS sums in parts, and 1e-5 of the largest value."""
     tensor, x = random_tensor(encoding, 70, 900, "channel"), random_rows(12, 900)
     expected = product(tensor, x)
     own = x @ tensor.dequantize().T
     scale = np.abs(expected).max(axis=1, keepdims=True)
     error, limit = ((np.abs(y - expected) / scale) for y in (matmul(tensor, x, "exact"), own))
-    assert np.sqrt((error**2).mean()) <= 2 * np.sqrt((limit**2).mean())
+    assert np.sqrt((error**2).mean()) <= 2.5 * np.sqrt((limit**2).mean())
     assert error.max() <= 1e-5
 
 
@@ -195,6 +196,32 @@ def test_damage_is_refused(isa: str) -> None:
         assert str(by_library.value) == str(by_numpy.value)
 
 
+@pytest.mark.parametrize("activation", ["relu", "swish"])
+@pytest.mark.parametrize("mode", MODES)
+def test_feed_forward_is_two_products(isa: str, mode: str, activation: str) -> None:
+    """Over more rows than are kept in the cache, too; without rows; added to its own input."""
+    biases = random_rows(2, 1100)
+    for width, hidden, rows in ((70, 1100, 230), (33, 19, 1), (64, 128, 0)):
+        first, second = random_tensor("binary", hidden, width, "channel"), random_tensor("int4", width, hidden)
+        matrices, both = (PackedMatrix(first), PackedMatrix(second)), (biases[0, :hidden], biases[1, :width])
+        x = random_rows(rows, width)
+        inner = torch.from_numpy(matmul(first, x, mode, both[0]))
+        inner = F.relu(inner) if activation == "relu" else F.silu(inner)
+        expected = matmul(second, inner.numpy(), mode, both[1])
+        found = feed_forward(*matrices, x, activation, both, mode, threads=2)
+        # inner numbers that differ by rounding become integers that differ by one here and there
+        assert relative_error(found, expected) < {"exact": 1e-5, "a16": 1e-4, "a8": 1e-2}[mode]
+        assert found.shape == x.shape
+        added = x.copy()
+        feed_forward(*matrices, added, activation, (both[0], None), mode, out=added, add=True)
+        without_bias = feed_forward(*matrices, x, activation, (both[0], None), mode)
+        assert np.abs(added - (x + without_bias)).max(initial=0) <= ROUNDING * np.abs(added).max(initial=0)
+    with pytest.raises(UserError, match="activation 'tanh' is unknown: take one of relu, swish"):
+        feed_forward(*matrices, x, "tanh")
+    with pytest.raises(UserError, match="w takes 128 inputs, w gives 64"):
+        feed_forward(matrices[1], matrices[1], random_rows(1, 128), "relu")
+
+
 def test_calls_that_cannot_be(native) -> None:
     tensor = random_tensor("binary", 4, 11)
     x = random_rows(2, 11)
@@ -220,7 +247,7 @@ def test_tensors_of_floats(isa: str, dtype: type) -> None:
     matrix, x = PackedMatrix(tensor), random_rows(9, 150)
     expected = x.astype(np.float64) @ values.astype(np.float64).T
     for mode in MODES:
-        assert relative_error(matrix.matmul(x, mode), expected) < 1e-5
+        assert relative_error(matrix.matmul(x, mode), expected) < (1e-5 if isa != "amx" else FLOATS_BY_AMX[mode])
         one = np.zeros((1, 150), np.float32)
         for k in range(6):
             one[:] = 0
@@ -254,3 +281,36 @@ def test_the_layout_is_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
     for tensor in (first, second, first, second):
         matmul(tensor, x)
     assert made == ["w", "w"]
+
+
+# Of both sides, which AMX takes in three parts of 8 bits of mantissa, in two, in one.
+FLOATS_BY_AMX = {"exact": 1e-6, "a16": 3e-5, "a8": 1e-2}
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 8), (16, 32, 16), (37, 70, 33), (50, 600, 200)])
+def test_floats_on_odd_shapes(isa: str, shape: tuple[int, int, int]) -> None:
+    outputs, inputs, rows = shape
+    values = np.random.default_rng(2).normal(size=(outputs, inputs)).astype(np.float32)
+    tensor, x, bias = PackedTensor.from_values("w", "", "float32", values), random_rows(rows, inputs), values[:, 0]
+    expected = x.astype(np.float64) @ values.astype(np.float64).T
+    size = np.abs(x).astype(np.float64) @ np.abs(values).astype(np.float64).T + np.abs(bias)
+    for mode in MODES:
+        found = matmul(tensor, x, mode, bias, threads=2)
+        assert (np.abs(found - expected - bias) / size).max() < (1e-6 if isa != "amx" else FLOATS_BY_AMX[mode])
+
+
+@pytest.mark.parametrize("encoding", ["binary", "int8", "float32"])
+@pytest.mark.parametrize("rows", [1, 3, 40])
+def test_overlapping_rows_and_sums(isa: str, encoding: str, rows: int) -> None:
+    """As the subsampling has them: rows begin 20 numbers behind each other, and products are added up."""
+    tensor = random_tensor("int8", 21, 70) if encoding == "float32" else random_tensor(encoding, 21, 70)
+    if encoding == "float32":
+        tensor = PackedTensor.from_values("w", "", encoding, tensor.dequantize())
+    matrix, numbers = PackedMatrix(tensor), random_rows(1, 20 * rows + 60)[0]
+    x = np.lib.stride_tricks.as_strided(numbers, (rows, 70), (80, 4), writeable=False)
+    for mode in MODES:
+        whole = matrix.matmul(x.copy(), mode)
+        assert (matrix.matmul(x, mode) == whole).all()
+        found = np.full((rows, 21), np.float32(3))
+        assert matrix.matmul(x, mode, out=found, add=True) is found
+        np.testing.assert_allclose(found, whole + 3, rtol=1e-5, atol=1e-5 * np.abs(whole).max())

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,10 @@ from lowbit_k2.runtime import build, matmul
 from lowbit_k2.runtime.build import SANITIZE, BuildError
 from lowbit_k2.runtime.reference import reference_matmul
 from tests.runtime.tensors import random_rows, random_tensor, relative_error
+
+KERNELS_TEST = Path(__file__).with_name("kernels_test.cpp")
+QUICK = ("-O1", "-std=c++17", "-pthread")  # to compile
+ARM_COMPILER, ARM_EMULATOR = "aarch64-linux-gnu-g++", ("qemu-aarch64", "-L", "/usr/aarch64-linux-gnu")
 
 PROGRAM = """
 import numpy as np
@@ -98,10 +104,37 @@ def test_nothing_heavy_is_loaded(repo_root: Path) -> None:
     assert run(repo_root, program) == ("set()", "")
 
 
-def test_kernels_under_sanitizers(native, tmp_path: Path) -> None:
-    program = tmp_path / "kernels_test"
-    build.build(program, SANITIZE, [Path(__file__).with_name("kernels_test.cpp")], shared=False)
-    done = subprocess.run([program], capture_output=True, text=True, check=False)
+def check_kernels(*command: object) -> str:
+    """What the program of kernels_test.cpp prints, all being right."""
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False)
     print(done.stdout)
     assert done.returncode == 0, done.stdout + done.stderr[-3000:]
     assert "products" in done.stdout
+    return done.stdout
+
+
+def test_kernels_by_the_c_interface(native, tmp_path: Path) -> None:
+    """Built against the shared library, as a program in C++ would be."""
+    program, library = tmp_path / "kernels_test", build.library_path()
+    sources = [f"-I{build.NATIVE}", str(KERNELS_TEST), str(library), f"-Wl,-rpath,{library.parent}"]
+    subprocess.run([build.compiler(), *QUICK, *sources, "-o", str(program)], check=True)
+    check_kernels(program)
+
+
+def test_kernels_under_sanitizers(native, tmp_path: Path) -> None:
+    build.build(tmp_path / "kernels_test", SANITIZE, [KERNELS_TEST], shared=False)
+    check_kernels(tmp_path / "kernels_test")
+
+
+def test_kernels_on_arm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compiled for 64-bit ARM, on an emulated CPU that has all instructions, and on one with the least."""
+    for tool, package in ((ARM_COMPILER, "g++-aarch64-linux-gnu"), (ARM_EMULATOR[0], "qemu-user")):
+        if shutil.which(tool) is None:
+            pytest.skip(f"{tool} is not installed (Debian's {package})")
+    monkeypatch.setenv("CXX", ARM_COMPILER)
+    program = tmp_path / "kernels_test"
+    build.build(program, QUICK, [KERNELS_TEST], shared=False, machine="aarch64")
+    with ThreadPoolExecutor() as pool:
+        best = pool.submit(check_kernels, *ARM_EMULATOR, "-cpu", "max", program, "neon", "neondot", "i8mm")
+        least = check_kernels(*ARM_EMULATOR, "-cpu", "cortex-a72", program, "neon")
+        assert "neondot not tested: this CPU lacks it" in least and "not tested: this CPU" not in best.result()

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from lowbit_k2.data.tokenizer import LexiconTokenizer, SentencePieceTokenizer, Tokenizer, tokenizer_from_bytes
 from lowbit_k2.errors import UserError
 from lowbit_k2.recipe.train_bpe import train_sentencepiece
-from lowbit_k2.runtime.units import read_units
+from lowbit_k2.runtime.units import MAX_BYTES, read_units
 
 SENTENCES = ["DIE KATZE LIEGT AUF DER MATTE", "EINE GANS IM GRAS", "ÄPFEL UND ÖL <IM> EIMER", "THE LOW BITS"] * 3
 PHONES = {"<blk>": 0, "SIL": 1, "AH": 2, "Ö": 3, "SPN": 4}
@@ -66,3 +66,9 @@ def test_what_is_no_tokenizer(kind: str, data: bytes, message: str) -> None:
         read_units(kind, data)
     with pytest.raises(UserError):
         tokenizer_from_bytes(kind, data)
+
+
+def test_a_tokenizer_that_would_take_long() -> None:
+    """64 kB of a file can stand for 64 MB of fields of two bytes."""
+    with pytest.raises(UserError, match="a tokenizer of 8388609 bytes, at most 8388608 are read"):
+        read_units("sentencepiece", bytes(MAX_BYTES + 1))

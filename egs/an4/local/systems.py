@@ -170,7 +170,7 @@ OF_LSTM = {"methods": STREAMED, "reference": LSTM, "seeds": (1,)}
 
 def lstm(name: str, label: str, flags: str, precisions: tuple[str, ...], **more: Any) -> System:
     """An LSTM transducer that begins with the float one, and is trained on with every matrix quantized."""
-    flags = f"{LSTM_FLAGS} --rnnt-warm-step 0 --quant-config mixed --init-from FLOAT {LINEAR} {flags}"
+    flags = f"{LSTM_FLAGS} --rnnt-warm-step 1 --quant-config mixed --init-from FLOAT {LINEAR} {flags}"
     return System(f"lstm-{name}", label, flags, precisions, epochs=6, **OF_LSTM, **more)
 
 

@@ -50,20 +50,22 @@ struct Call {
   int64_t y_stride;
   uint8_t *prepared;     // rows of row_bytes: activations as the kernels want them; null where row_bytes is 0
   size_t row_bytes;
-  float *x_steps;        // (rows,), integer modes
-  int32_t *sums;         // (rows, blocks) sums of the integers of each block, integer modes
+  float *x_steps;        // (rows,), where rows become integers
+  int32_t *sums;         // (rows, sums, blocks) sums of the integers of each block
+  bool add;              // to what y holds, instead of the bias
 };
 
 // What is done to each row by itself.
-enum RowKind { kLayerNorm, kSwish, kGlu, kSoftmax, kLogSoftmax };
+enum RowKind { kLayerNorm, kAddNorm, kRelu, kSwish, kGlu, kSoftmax, kLogSoftmax };
 
 struct RowCall {
   RowKind kind;
   const float *x;  // (rows, cols); kGlu: (rows, 2 cols)
   float *y;        // (rows, cols)
   int64_t cols;
-  const float *scale, *shift;  // (cols,), kLayerNorm
+  const float *scale, *shift;  // (cols,), norms
   float epsilon;
+  float *sum, factor;  // kAddNorm: sum (rows, cols) += factor x, and y is the norm of that
 };
 
 // y (frames, channels) = sum over taps of weight (taps, channels) times x, frames beyond the ends being zero, + bias.
@@ -71,6 +73,15 @@ struct Depthwise {
   const float *x, *weight, *bias;
   float *y;
   int64_t frames, channels, taps;
+  bool swish;  // y sigmoid(y) instead of y
+};
+
+// 3 x 3 with stride 2 over one channel, and ReLU: of inputs (3, bands), x_stride behind those of the output before, each
+// output frame has ((bands - 1) / 2, channels). weight (3, 3, channels).
+struct Convolution {
+  const float *x, *weight, *bias;
+  float *y;
+  int64_t x_stride, y_stride, bands, channels;
 };
 
 // Self-attention with relative positions over one utterance. Keys, values and positions lie in panels as weights do.
@@ -84,29 +95,48 @@ struct Attention {
   int *failed;                       // set where memory ran out
 };
 
+constexpr size_t kSmallSlice = 192 << 10, kLargeSlice = 640 << 10;  // beside tiles in a cache of 512 KiB, of 1 MiB
+constexpr int64_t kMostRows = 192;  // of a slice
+constexpr int kMaxGroup = 32;  // rows that kernels multiply at a time
+
 constexpr int kQueries = 24;  // of an attention task
 
-// What a set of instructions offers.
+// How a set of instructions multiplies. All null where the compiler does not know the instructions.
 struct Kernels {
-  const char *name;
+  // For each block of a row of activations: how many sums of integers are kept. 0: rows do not become integers.
+  int (*sums)(const lbk_matrix &w, int mode);
   // Bytes that a prepared row of activations takes, a multiple of 64; 0: rows are read as they are.
   size_t (*row_bytes)(const lbk_matrix &w, int mode, int64_t rows);
   void (*prepare)(const Call &call, int64_t begin, int64_t end);   // rows
   void (*multiply)(const Call &call, int64_t begin, int64_t end);  // panels
+  size_t slice_bytes;  // of prepared rows, which stay in the cache while the panels go by
+  bool rounds_floats;  // whether matrices of floats come with the mode that is asked for, not as LBK_EXACT
+};
+
+// How it does what is not a matrix's.
+struct Layers {
   void (*rows)(const RowCall &call, int64_t begin, int64_t end);
-  void (*depthwise)(const Depthwise &call, int64_t begin, int64_t end);  // frames
+  void (*depthwise)(const Depthwise &call, int64_t begin, int64_t end);   // frames
+  void (*convolve)(const Convolution &call, int64_t begin, int64_t end);  // output frames
   void (*pack_head)(const Attention &call, int64_t head);
   void (*attend)(const Attention &call, int64_t head, int64_t begin, int64_t end);  // queries
 };
 
 extern const Kernels kPortable;
+extern const Layers kLayersPortable;
 #if defined(__x86_64__)
-extern const Kernels kAvx2;
+extern const Kernels kAvx2, kAvxVnni, kAvx512Vnni, kAmx;
+extern const Kernels kAvx512Floats, kAmxFloats;  // exact products alone
+extern const Layers kLayersAvx2, kLayersAvx512;
+#elif defined(__aarch64__)
+extern const Kernels kNeon, kNeonDot, kI8mm;
 #endif
 
-const Kernels &kernels();  // in use
+// In use.
+const Kernels &kernels();
+const Layers &layers();
 
-// Whether a matrix is multiplied in float32 although the mode asks for integers.
+// Whether a matrix has no integers to be multiplied by, whatever the mode.
 bool needs_floats(const lbk_matrix &w);
 
 // Run task(context, 0 .. tasks-1) on up to `threads` threads, of which the caller is one; returns when all are done.

@@ -2,7 +2,7 @@
 // known number of steps; 16-bit activations, and all at 8 bits, by vpmaddwd.
 #include <immintrin.h>
 
-#include "layers.h"
+#include "panels.h"
 
 namespace lbk {
 namespace {
@@ -192,7 +192,6 @@ struct Avx2 {
 
 }  // namespace
 
-const Kernels kAvx2 = {"avx2", row_bytes<Avx2>, prepare<Avx2>, multiply<Avx2>, each_row, depthwise, pack_head,
-                       attend<Avx2>};
+const Kernels kAvx2 = {one_sum, row_bytes<Avx2>, prepare<Avx2>, multiply<Avx2>, kSmallSlice, false};
 
 }  // namespace lbk

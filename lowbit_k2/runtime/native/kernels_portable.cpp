@@ -1,5 +1,5 @@
 // Plain C++, for any CPU: products of 16-bit integers, which compilers know how to sum up.
-#include "layers.h"
+#include "panels.h"
 
 namespace lbk {
 namespace {
@@ -52,7 +52,6 @@ struct Portable {
 
 }  // namespace
 
-const Kernels kPortable = {"portable", row_bytes<Portable>, prepare<Portable>, multiply<Portable>, each_row, depthwise, pack_head,
-                           attend<Portable>};
+const Kernels kPortable = {one_sum, row_bytes<Portable>, prepare<Portable>, multiply<Portable>, kSmallSlice, false};
 
 }  // namespace lbk

@@ -24,7 +24,7 @@ void run_rows(int64_t rows, int64_t cols, int threads, Body body) {
 
 int run_call(const RowCall &call, int64_t rows, int threads) {
   if (rows < 0 || call.cols < 1 || threads < 1) return fail("sizes that cannot be");
-  const Kernels &k = kernels();
+  const Layers &k = layers();
   run_rows(rows, call.cols, threads, [&](int64_t begin, int64_t end) { k.rows(call, begin, end); });
   return 0;
 }
@@ -40,31 +40,47 @@ extern "C" {
 
 int lbk_layer_norm(const float *x, int64_t rows, int64_t cols, const float *scale, const float *shift, float epsilon,
                    float *y, int32_t threads) {
-  return run_call({kLayerNorm, x, y, cols, scale, shift, epsilon}, rows, threads);
+  return run_call({kLayerNorm, x, y, cols, scale, shift, epsilon, nullptr, 0}, rows, threads);
+}
+
+int lbk_add_norm(float *sum, const float *x, float factor, int64_t rows, int64_t cols, const float *scale,
+                 const float *shift, float epsilon, float *y, int32_t threads) {
+  return run_call({kAddNorm, x, y, cols, scale, shift, epsilon, sum, factor}, rows, threads);
 }
 
 int lbk_swish(const float *x, int64_t rows, int64_t cols, float *y, int32_t threads) {
-  return run_call({kSwish, x, y, cols, nullptr, nullptr, 0}, rows, threads);
+  return run_call({kSwish, x, y, cols, nullptr, nullptr, 0, nullptr, 0}, rows, threads);
 }
 
 int lbk_glu(const float *x, int64_t rows, int64_t cols, float *y, int32_t threads) {
-  return run_call({kGlu, x, y, cols, nullptr, nullptr, 0}, rows, threads);
+  return run_call({kGlu, x, y, cols, nullptr, nullptr, 0, nullptr, 0}, rows, threads);
 }
 
 int lbk_softmax(const float *x, int64_t rows, int64_t cols, float *y, int32_t threads) {
-  return run_call({kSoftmax, x, y, cols, nullptr, nullptr, 0}, rows, threads);
+  return run_call({kSoftmax, x, y, cols, nullptr, nullptr, 0, nullptr, 0}, rows, threads);
 }
 
 int lbk_log_softmax(const float *x, int64_t rows, int64_t cols, float *y, int32_t threads) {
-  return run_call({kLogSoftmax, x, y, cols, nullptr, nullptr, 0}, rows, threads);
+  return run_call({kLogSoftmax, x, y, cols, nullptr, nullptr, 0, nullptr, 0}, rows, threads);
 }
 
 int lbk_depthwise(const float *x, int64_t frames, int64_t channels, const float *weight, int64_t taps,
-                  const float *bias, float *y, int32_t threads) {
+                  const float *bias, int32_t swish, float *y, int32_t threads) {
   if (frames < 0 || channels < 1 || taps < 1 || threads < 1) return fail("sizes that cannot be");
-  const Kernels &k = kernels();
-  const Depthwise call{x, weight, bias, y, frames, channels, taps};
+  const Layers &k = layers();
+  const Depthwise call{x, weight, bias, y, frames, channels, taps, swish != 0};
   run_rows(frames, channels * taps / 4 + 1, threads, [&](int64_t begin, int64_t end) { k.depthwise(call, begin, end); });
+  return 0;
+}
+
+int lbk_convolve(const float *x, int64_t x_stride, int64_t frames, int64_t bands, const float *weight, const float *bias,
+                 int64_t channels, float *y, int64_t y_stride, int32_t threads) {
+  const int64_t width = (bands - 1) / 2 * channels;
+  if (frames < 0 || bands < 3 || channels < 1 || x_stride < 1 || y_stride < width || threads < 1)
+    return fail("sizes that cannot be");
+  const Layers &k = layers();
+  const Convolution call{x, weight, bias, y, x_stride, y_stride, bands, channels};
+  run_rows(frames, width, threads, [&](int64_t begin, int64_t end) { k.convolve(call, begin, end); });
   return 0;
 }
 
@@ -94,7 +110,7 @@ int lbk_attention(const float *query, const float *key, const float *value, cons
   int failed = 0;
   const Attention a{query,  key,  value, position, u, v, out, frames, heads, size, panels, panels + keys,
                     panels + keys + positions, &failed};
-  const Kernels &k = kernels();
+  const Layers &k = layers();
   run(heads, threads, [&](int64_t head) { k.pack_head(a, head); });
   const int64_t parts = (frames + kQueries - 1) / kQueries;
   run(heads * parts, threads, [&](int64_t i) {

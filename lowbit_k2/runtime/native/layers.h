@@ -1,118 +1,184 @@
 // What an encoder does beside its matrices: norms, activations, attention, depthwise convolution. Like panels.h, compiled
-// anew for every set of instructions; vectors of 8 floats are the compiler's, which splits them where registers are
-// shorter.
+// anew for every set of instructions; vectors are the compiler's, of a register.
 #pragma once
 
 #include <math.h>
 #include <stdlib.h>
 
 #include "panels.h"
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
 
 namespace lbk {
 namespace {
 
-constexpr int kWidth = 8;
+#if defined(__AVX512F__)
+constexpr int kWidth = 16, kProductRows = 12, kProductPanels = 2;  // 24 sums in 32 registers
+#elif defined(__AVX__)
+constexpr int kWidth = 8, kProductRows = 6, kProductPanels = 1;  // 12 in 16
+#elif defined(__aarch64__)
+constexpr int kWidth = 4, kProductRows = 6, kProductPanels = 1;  // 24 in 32
+#else
+constexpr int kWidth = 4, kProductRows = 3, kProductPanels = 1;  // 12 in 16
+#endif
+constexpr int kFramesAtOnce = 8;  // of the depthwise convolution
 
-// f(vector, number of values in it) over a row; what lies behind the row's end is zero.
+typedef float Vector __attribute__((vector_size(4 * kWidth)));
+typedef int32_t Integers __attribute__((vector_size(4 * kWidth)));
+
+LBK_INLINE inline Vector read(const float *x) {
+  Vector v;
+  memcpy(&v, x, sizeof v);
+  return v;
+}
+
+// What lies behind `count` values is zero.
+LBK_INLINE inline Vector read(const float *x, int count) {
+  if (count == kWidth) return read(x);
+#if defined(__AVX512F__)
+  return _mm512_maskz_loadu_ps((1u << count) - 1, x);
+#else
+  Vector v = {};
+  memcpy(&v, x, count * sizeof(float));
+  return v;
+#endif
+}
+
+LBK_INLINE inline void write(const Vector &v, float *y, int count = kWidth) {
+  if (count == kWidth) {
+    memcpy(y, &v, sizeof v);
+    return;
+  }
+#if defined(__AVX512F__)
+  _mm512_mask_storeu_ps(y, (1u << count) - 1, v);
+#else
+  memcpy(y, &v, count * sizeof(float));
+#endif
+}
+
+// f(place, number of values there) over a row.
 template <class F>
-LBK_INLINE inline void each_vector(const float *x, int64_t count, const F &f) {
+LBK_INLINE inline void each_vector(int64_t count, const F &f) {
   int64_t i = 0;
-  for (; i + kWidth <= count; i += kWidth) {
-    Floats v;
-    load(x + i, &v);
-    f(v, i, kWidth);
-  }
-  if (i < count) {
-    Floats v = {};
-    memcpy(&v, x + i, (count - i) * sizeof(float));
-    f(v, i, static_cast<int>(count - i));
-  }
+  for (; i + kWidth <= count; i += kWidth) f(i, kWidth);
+  if (i < count) f(i, static_cast<int>(count - i));
 }
 
-LBK_INLINE inline void save(const Floats &v, float *y, int count) {
-  if (count == kWidth) memcpy(y, &v, sizeof v);
-  else memcpy(y, &v, count * sizeof(float));
+// Zero from `count` on.
+LBK_INLINE inline Vector first(Vector v, int count) {
+  for (int i = count; i < kWidth; ++i) v[i] = 0;
+  return v;
 }
 
-LBK_INLINE inline float total(const Floats &v) { return ((v[0] + v[4]) + (v[1] + v[5])) + ((v[2] + v[6]) + (v[3] + v[7])); }
+LBK_INLINE inline float total(const Vector &v) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_add_ps(v);
+#else
+  float sum = 0;
+  for (int i = 0; i < kWidth / 4; ++i) sum += (v[4 * i] + v[4 * i + 1]) + (v[4 * i + 2] + v[4 * i + 3]);
+  return sum;
+#endif
+}
+
+LBK_INLINE inline float maximum(const Vector &v) {
+  float top = v[0];
+  for (int i = 1; i < kWidth; ++i) top = v[i] > top ? v[i] : top;
+  return top;
+}
 
 // e^x to float32's precision: 2^n e^r with |r| <= ln 2 / 2, where e^r is its Taylor polynomial of degree 7, whose rest
 // is below 6e-9. Below -87.3, where float32 ends, e^-87.3; above 88, e^88.
-LBK_INLINE inline void exponential(Floats &x) {
-  const Floats low = Floats{} - 87.3f, high = Floats{} + 88.f;
+LBK_INLINE inline Vector exponential(Vector x) {
+  const Vector low = Vector{} - 87.3f, high = Vector{} + 88.f;
   x = x < low ? low : x;
   x = x > high ? high : x;
-  const Floats n = (x * 1.44269504f + 12582912.f) - 12582912.f;  // nearest integer
-  const Floats r = (x - n * 0.693359375f) + n * 2.12194440e-4f;  // ln 2 in two parts; products with the first are exact
-  Floats sum = r * (1 / 5040.f) + 1 / 720.f;
+  const Vector n = (x * 1.44269504f + 12582912.f) - 12582912.f;  // nearest integer
+  const Vector r = (x - n * 0.693359375f) + n * 2.12194440e-4f;  // ln 2 in two parts; products with the first are exact
+  Vector sum = r * (1 / 5040.f) + 1 / 720.f;
   sum = sum * r + 1 / 120.f;
   sum = sum * r + 1 / 24.f;
   sum = sum * r + 1 / 6.f;
   sum = sum * r + 0.5f;
   sum = sum * r + 1.f;
   sum = sum * r + 1.f;
-  const Ints power = (__builtin_convertvector(n, Ints) + 127) << 23;
-  memcpy(&x, &power, sizeof x);
-  x *= sum;
+  const Integers power = (__builtin_convertvector(n, Integers) + 127) << 23;
+  Vector factor;
+  memcpy(&factor, &power, sizeof factor);
+  return sum * factor;
 }
 
-LBK_INLINE inline void sigmoid(Floats &x) {
-  x = -x;
-  exponential(x);
-  x = 1.f / (1.f + x);
+// 1 / x of x from 1 to 2^127, to a unit in the last place.
+LBK_INLINE inline Vector reciprocal(const Vector &x) {
+#if defined(__AVX512F__)
+  const Vector guess = _mm512_rcp14_ps(x);  // a division takes twice the time of this with a step of Newton's
+  return guess + guess * (1.f - x * guess);
+#else
+  return 1.f / x;
+#endif
 }
 
-inline void layer_norm(const RowCall &c, const float *x, float *y) {
-  Floats sums = {};
-  each_vector(x, c.cols, [&](const Floats &v, int64_t, int) LBK_INLINE { sums += v; });
+LBK_INLINE inline Vector sigmoid(const Vector &x) { return reciprocal(1.f + exponential(-x)); }
+
+// Of RowCall: kAddNorm has a sum, to which factor x is added first.
+inline void layer_norm(const RowCall &c, const float *x, float *sum, float *y) {
+  Vector sums = {};
+  each_vector(c.cols, [&](int64_t i, int count) LBK_INLINE {
+    Vector v = read(x + i, count);
+    if (sum) {
+      v = c.factor * v + read(sum + i, count);
+      write(v, sum + i, count);
+    }
+    sums += v;
+  });
+  if (sum) x = sum;
   const float mean = total(sums) / c.cols;
-  Floats squares = {};
-  each_vector(x, c.cols, [&](const Floats &v, int64_t, int count) LBK_INLINE {
-    Floats d = v - mean;
-    for (int i = count; i < kWidth; ++i) d[i] = 0;
+  Vector squares = {};
+  each_vector(c.cols, [&](int64_t i, int count) LBK_INLINE {
+    const Vector d = first(read(x + i, count) - mean, count);
     squares += d * d;
   });
   const float inverse = 1 / sqrtf(total(squares) / c.cols + c.epsilon);
-  each_vector(x, c.cols, [&](const Floats &v, int64_t i, int count) LBK_INLINE {
-    Floats scale = {}, shift = {};
-    memcpy(&scale, c.scale + i, count * sizeof(float));
-    memcpy(&shift, c.shift + i, count * sizeof(float));
-    save((v - mean) * inverse * scale + shift, y + i, count);
+  each_vector(c.cols, [&](int64_t i, int count) LBK_INLINE {
+    const Vector d = (read(x + i, count) - mean) * inverse;
+    write(d * read(c.scale + i, count) + read(c.shift + i, count), y + i, count);
   });
 }
 
+inline void relu(const float *x, int64_t cols, float *y) {
+  for (int64_t i = 0; i < cols; ++i) y[i] = x[i] < 0 ? 0 : x[i];  // what is not a number stays
+}
+
 inline void swish(const float *x, int64_t cols, float *y) {
-  each_vector(x, cols, [&](const Floats &v, int64_t i, int count) LBK_INLINE {
-    Floats gate = v;
-    sigmoid(gate);
-    save(v * gate, y + i, count);
+  each_vector(cols, [&](int64_t i, int count) LBK_INLINE {
+    const Vector v = read(x + i, count);
+    write(v * sigmoid(v), y + i, count);
   });
 }
 
 inline void glu(const float *x, int64_t cols, float *y) {
-  each_vector(x + cols, cols, [&](const Floats &v, int64_t i, int count) LBK_INLINE {
-    Floats gate = v, value = {};
-    sigmoid(gate);
-    memcpy(&value, x + i, count * sizeof(float));
-    save(value * gate, y + i, count);
+  each_vector(cols, [&](int64_t i, int count) LBK_INLINE {
+    write(read(x + i, count) * sigmoid(read(x + cols + i, count)), y + i, count);
   });
 }
 
 inline float maximum(const float *x, int64_t cols) {
-  float top = x[0];
-  for (int64_t i = 1; i < cols; ++i) top = x[i] > top ? x[i] : top;
-  return top;
+  Vector tops = Vector{} + x[0];
+  each_vector(cols, [&](int64_t i, int count) LBK_INLINE {
+    Vector v = read(x + i, count);
+    for (int k = count; k < kWidth; ++k) v[k] = x[0];
+    tops = v > tops ? v : tops;
+  });
+  return maximum(tops);
 }
 
 // y = e^(x - top), and its sum.
 inline float exponentials(const float *x, int64_t cols, float top, float *y) {
-  Floats sums = {};
-  each_vector(x, cols, [&](const Floats &v, int64_t i, int count) LBK_INLINE {
-    Floats e = v - top;
-    exponential(e);
-    for (int k = count; k < kWidth; ++k) e[k] = 0;
+  Vector sums = {};
+  each_vector(cols, [&](int64_t i, int count) LBK_INLINE {
+    const Vector e = first(exponential(read(x + i, count) - top), count);
     sums += e;
-    if (y) save(e, y + i, count);
+    if (y) write(e, y + i, count);
   });
   return total(sums);
 }
@@ -132,7 +198,9 @@ inline void each_row(const RowCall &c, int64_t begin, int64_t end) {
     const float *x = c.x + row * c.cols * (c.kind == kGlu ? 2 : 1);
     float *y = c.y + row * c.cols;
     switch (c.kind) {
-      case kLayerNorm: layer_norm(c, x, y); break;
+      case kLayerNorm: layer_norm(c, x, nullptr, y); break;
+      case kAddNorm: layer_norm(c, x, c.sum + row * c.cols, y); break;
+      case kRelu: relu(x, c.cols, y); break;
       case kSwish: swish(x, c.cols, y); break;
       case kGlu: glu(x, c.cols, y); break;
       case kSoftmax: softmax(x, c.cols, y); break;
@@ -141,25 +209,58 @@ inline void each_row(const RowCall &c, int64_t begin, int64_t end) {
   }
 }
 
-inline void depthwise(const Depthwise &c, int64_t begin, int64_t end) {
-  for (int64_t t = begin; t < end; ++t) {
-    const int64_t shift = t - c.taps / 2;  // of tap 0
-    const int64_t first = shift < 0 ? -shift : 0, last = least(c.taps, c.frames - shift);
-    each_vector(c.bias, c.channels, [&](const Floats &bias, int64_t i, int count) LBK_INLINE {
-      Floats sum = bias, v = {}, w = {};
-      for (int64_t j = first; j < last; ++j) {
-        const float *x = c.x + (shift + j) * c.channels + i, *weight = c.weight + j * c.channels + i;
-        if (count == kWidth) {
-          load(x, &v);
-          load(weight, &w);
-        } else {
-          memcpy(&v, x, count * sizeof(float));
-          memcpy(&w, weight, count * sizeof(float));
-        }
-        sum += v * w;
+// ---- convolutions
+
+// R frames from t on, taps first .. last-1, of which all have their frame.
+template <int R>
+inline void depthwise_rows(const Depthwise &c, int64_t t, int64_t first, int64_t last) {
+  const int64_t shift = t - c.taps / 2;
+  each_vector(c.channels, [&](int64_t i, int count) LBK_INLINE {
+    const auto sum_up = [&](int of) LBK_INLINE {  // written out for whole vectors, whose loads then are plain
+      Vector sums[R];
+      times<R>([&](auto r) LBK_INLINE { sums[r] = read(c.bias + i, of); });
+      const float *x = c.x + (shift + first) * c.channels + i, *weight = c.weight + first * c.channels + i;
+      for (int64_t j = first; j < last; ++j, x += c.channels, weight += c.channels) {
+        const Vector w = read(weight, of);
+        times<R>([&](auto r) LBK_INLINE { sums[r] += w * read(x + r * c.channels, of); });
       }
-      save(sum, c.y + t * c.channels + i, count);
-    });
+      times<R>([&](auto r) LBK_INLINE {
+        if (c.swish) sums[r] *= sigmoid(sums[r]);
+        write(sums[r], c.y + (t + r) * c.channels + i, of);
+      });
+    };
+    if (count == kWidth) sum_up(kWidth);
+    else sum_up(count);
+  });
+}
+
+inline void depthwise(const Depthwise &c, int64_t begin, int64_t end) {
+  const int64_t half = c.taps / 2, inside = c.frames - (c.taps - 1 - half);  // frames half .. inside-1 have all taps
+  for (int64_t t = begin; t < end;) {
+    if (t >= half && t + kFramesAtOnce <= least(inside, end)) {
+      depthwise_rows<kFramesAtOnce>(c, t, 0, c.taps);
+      t += kFramesAtOnce;
+      continue;
+    }
+    depthwise_rows<1>(c, t, t < half ? half - t : 0, least(c.taps, c.frames - t + half));
+    ++t;
+  }
+}
+
+// One band of one output: 3 x 3 inputs times a filter for each channel.
+inline void convolve(const Convolution &c, int64_t begin, int64_t end) {
+  const int64_t bands = (c.bands - 1) / 2;
+  for (int64_t t = begin; t < end; ++t) {
+    float *y = c.y + t * c.y_stride;
+    for (int64_t f = 0; f < bands; ++f, y += c.channels) {
+      float x[9];
+      for (int i = 0; i < 3; ++i) memcpy(x + 3 * i, c.x + t * c.x_stride + i * c.bands + 2 * f, 3 * sizeof(float));
+      each_vector(c.channels, [&](int64_t i, int count) LBK_INLINE {
+        Vector sum = read(c.bias + i, count);
+        for (int j = 0; j < 9; ++j) sum += x[j] * read(c.weight + j * c.channels + i, count);
+        write(sum > 0.f ? sum : Vector{}, y + i, count);
+      });
+    }
   }
 }
 
@@ -167,14 +268,47 @@ inline void depthwise(const Depthwise &c, int64_t begin, int64_t end) {
 
 inline int64_t panels_of(int64_t rows) { return (rows + kLanes - 1) / kLanes; }
 
+#if defined(__AVX512F__)
+// 16 rows of 16 floats, x_stride apart, to columns behind each other.
+inline void transpose(const float *x, int64_t x_stride, float *y) {
+  __m512 a[16], b[16];
+  for (int i = 0; i < 16; ++i) a[i] = _mm512_loadu_ps(x + i * x_stride);
+  for (int i = 0; i < 16; i += 2) {  // each step merges pairs of rows, then pairs of those
+    b[i] = _mm512_unpacklo_ps(a[i], a[i + 1]);
+    b[i + 1] = _mm512_unpackhi_ps(a[i], a[i + 1]);
+  }
+  for (int i = 0; i < 16; i += 4)
+    for (int k = 0; k < 2; ++k) {
+      const __m512d low = _mm512_castps_pd(b[i + k]), high = _mm512_castps_pd(b[i + k + 2]);
+      a[i + 2 * k] = _mm512_castpd_ps(_mm512_unpacklo_pd(low, high));
+      a[i + 2 * k + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(low, high));
+    }
+  for (int i = 0; i < 16; i += 8)
+    for (int k = 0; k < 4; ++k) {
+      b[i + k] = _mm512_shuffle_f32x4(a[i + k], a[i + k + 4], 0x88);
+      b[i + k + 4] = _mm512_shuffle_f32x4(a[i + k], a[i + k + 4], 0xdd);
+    }
+  for (int k = 0; k < 8; ++k) {
+    _mm512_storeu_ps(y + k * 16, _mm512_shuffle_f32x4(b[k], b[k + 8], 0x88));
+    _mm512_storeu_ps(y + (k + 8) * 16, _mm512_shuffle_f32x4(b[k], b[k + 8], 0xdd));
+  }
+}
+#endif
+
 // Columns of one head of x (rows, width) as outputs of panels: (panels, size, 16).
 inline void pack_rows(const float *x, int64_t rows, int64_t width, int64_t size, float *panels) {
-  for (int64_t panel = 0; panel < panels_of(rows); ++panel)
+  for (int64_t panel = 0; panel < panels_of(rows); ++panel) {
+    const float *from = x + panel * kLanes * width;
+    float *to = panels + panel * size * kLanes;
+    int64_t k = 0;
+#if defined(__AVX512F__)
+    if ((panel + 1) * kLanes <= rows)
+      for (; k + kLanes <= size; k += kLanes) transpose(from + k, width, to + k * kLanes);
+#endif
     for (int64_t lane = 0; lane < kLanes; ++lane)
-      for (int64_t k = 0; k < size; ++k) {
-        const int64_t row = panel * kLanes + lane;
-        panels[(panel * size + k) * kLanes + lane] = row < rows ? x[row * width + k] : 0.f;
-      }
+      for (int64_t i = k; i < size; ++i)
+        to[i * kLanes + lane] = panel * kLanes + lane < rows ? from[lane * width + i] : 0.f;
+  }
 }
 
 // The same with rows as inputs: (panels of size, rows, 16).
@@ -194,60 +328,90 @@ inline void pack_head(const Attention &a, int64_t head) {
   pack_columns(a.value + first, a.frames, width, a.size, a.values + head * panels_of(a.size) * kLanes * a.frames);
 }
 
-// Products of R rows x (R, size) with panels begin .. end-1, into rows of `stride`.
+// Products of R rows x (R, count) with P panels of (count, 16), in registers throughout.
+template <int R, int P>
+LBK_INLINE inline void product(const float *panels, int64_t panel_stride, int64_t count, const float *x,
+                               int64_t x_stride, float *y, int64_t y_stride, int last_lanes) {
+  constexpr int kVectors = P * kLanes / kWidth, kOfPanel = kLanes / kWidth;
+  Vector sums[R][kVectors];
+  times<R>([&](auto r) LBK_INLINE { times<kVectors>([&](auto v) LBK_INLINE { sums[r][v] = Vector{}; }); });
+  for (int64_t k = 0; k < count; ++k) {
+    Vector w[kVectors];
+    times<kVectors>([&](auto v) LBK_INLINE {
+      w[v] = read(panels + v / kOfPanel * panel_stride + k * kLanes + v % kOfPanel * kWidth);
+    });
+    times<R>([&](auto r) LBK_INLINE {
+      const float value = x[r * x_stride + k];
+      times<kVectors>([&](auto v) LBK_INLINE { sums[r][v] += w[v] * value; });
+    });
+  }
+  times<R>([&](auto r) LBK_INLINE { times<kVectors>([&](auto v) LBK_INLINE {
+    const int64_t place = v * kWidth, lanes = (P - 1) * kLanes + last_lanes - place;
+    if (lanes > 0) write(sums[r][v], y + r * y_stride + place, lanes < kWidth ? static_cast<int>(lanes) : kWidth);
+  }); });
+}
+
+// The same with all panels; only `lanes` values of a row are written.
 template <int R>
-inline void multiply_panels(const float *panels, int64_t begin, int64_t end, int64_t size, const float *x,
-                            int64_t x_stride, float *y, int64_t stride) {
-  for (int64_t panel = begin; panel < end; ++panel) {
-    float out[R][kLanes];
-    dot_floats<R>(panels + panel * size * kLanes, size, x, x_stride, out);
-    for (int r = 0; r < R; ++r) memcpy(y + r * stride + (panel - begin) * kLanes, out[r], sizeof out[r]);
+__attribute__((noinline)) void multiply_panels(const float *panels, int64_t count, int64_t lanes, const float *x,
+                                               int64_t x_stride, float *y, int64_t y_stride) {
+  const int64_t panel = count * kLanes;
+  for (; lanes > (kProductPanels - 1) * kLanes; lanes -= kProductPanels * kLanes) {
+    const int last = static_cast<int>(least(kLanes, lanes - (kProductPanels - 1) * kLanes));
+    product<R, kProductPanels>(panels, panel, count, x, x_stride, y, y_stride, last);
+    panels += kProductPanels * panel;
+    y += kProductPanels * kLanes;
+  }
+  if constexpr (kProductPanels > 1) {
+    if (lanes > 0) product<R, 1>(panels, panel, count, x, x_stride, y, y_stride, static_cast<int>(lanes));
   }
 }
 
 // scratch: rows of queries with both biases, of scores by content, of scores by position.
 template <int R>
-void attend_rows(const Attention &a, int64_t head, int64_t first, float *scratch) {
+void attend_rows(const Attention &a, int64_t head, int64_t first_row, float *scratch) {
   const int64_t width = a.heads * a.size, frames = a.frames, distances = 2 * frames - 1;
   const int64_t row = panels_of(frames) * kLanes, long_row = (panels_of(frames) + 3) * kLanes;
   float *with_u = scratch, *with_v = with_u + R * a.size, *scores = with_v + R * a.size, *shifted = scores + R * row;
   const float scale = 1 / sqrtf(static_cast<float>(a.size));
   for (int r = 0; r < R; ++r)
     for (int64_t k = 0; k < a.size; ++k) {
-      const float q = a.query[(first + r) * width + head * a.size + k];
+      const float q = a.query[(first_row + r) * width + head * a.size + k];
       with_u[r * a.size + k] = (q + a.bias_u[head * a.size + k]) * scale;
       with_v[r * a.size + k] = (q + a.bias_v[head * a.size + k]) * scale;
     }
-  multiply_panels<R>(a.keys + head * row * a.size, 0, panels_of(frames), a.size, with_u, a.size, scores, row);
+  multiply_panels<R>(a.keys + head * row * a.size, a.size, frames, with_u, a.size, scores, row);
   // Query i meets positions frames-1-i .. 2 frames-2-i: those of all R from `from` on.
-  const int64_t from = (frames - first - R) / kLanes, to = panels_of(distances - first);
-  multiply_panels<R>(a.positions + head * panels_of(distances) * kLanes * a.size, from, to, a.size, with_v, a.size,
-                     shifted, long_row);
+  const int64_t from = (frames - first_row - R) / kLanes, to = panels_of(distances - first_row);
+  const float *positions = a.positions + (head * panels_of(distances) + from) * kLanes * a.size;
+  multiply_panels<R>(positions, a.size, (to - from) * kLanes, with_v, a.size, shifted, long_row);
+  float inverse[R];
   for (int r = 0; r < R; ++r) {
     float *score = scores + r * row;
-    const float *by_position = shifted + r * long_row + (frames - 1 - first - r) - from * kLanes;
-    for (int64_t j = 0; j < frames; ++j) score[j] += by_position[j];
-    softmax(score, frames, score);
+    const float *by_position = shifted + r * long_row + (frames - 1 - first_row - r) - from * kLanes;
+    Vector tops = Vector{} + (score[0] + by_position[0]);
+    each_vector(frames, [&](int64_t j, int count) LBK_INLINE {
+      Vector v = read(score + j, count) + read(by_position + j, count);
+      write(v, score + j, count);
+      for (int k = count; k < kWidth; ++k) v[k] = tops[0];
+      tops = v > tops ? v : tops;
+    });
+    inverse[r] = 1 / exponentials(score, frames, maximum(tops), score);
   }
-  for (int64_t panel = 0; panel < panels_of(a.size); ++panel) {
-    float out[R][kLanes];
-    const float *values = a.values + (head * panels_of(a.size) + panel) * frames * kLanes;
-    dot_floats<R>(values, frames, scores, row, out);
-    for (int r = 0; r < R; ++r)
-      memcpy(a.out + (first + r) * width + head * a.size + panel * kLanes, out[r],
-             least(kLanes, a.size - panel * kLanes) * sizeof(float));
-  }
+  float *out = a.out + first_row * width + head * a.size;
+  multiply_panels<R>(a.values + head * panels_of(a.size) * frames * kLanes, frames, a.size, scores, row, out, width);
+  for (int r = 0; r < R; ++r)
+    for (int64_t k = 0; k < a.size; ++k) out[r * width + k] *= inverse[r];
 }
 
-template <class Isa>
-void attend(const Attention &a, int64_t head, int64_t begin, int64_t end) {
-  const size_t floats = Isa::kFloatRows * (2 * a.size + (2 * panels_of(a.frames) + 3) * kLanes);
+inline void attend(const Attention &a, int64_t head, int64_t begin, int64_t end) {
+  const size_t floats = kProductRows * (2 * a.size + (2 * panels_of(a.frames) + 3) * kLanes);
   float *scratch = static_cast<float *>(malloc(floats * sizeof(float)));
   if (!scratch) {
     __atomic_store_n(a.failed, 1, __ATOMIC_RELAXED);
     return;
   }
-  each_group<Isa::kFloatRows>(begin, end, [&](auto group, int64_t row) {
+  each_group<kProductRows>(begin, end, [&](auto group, int64_t row) {
     attend_rows<decltype(group)::value>(a, head, row, scratch);
   });
   free(scratch);

@@ -30,17 +30,16 @@ inline float power_of_e(float x) {
 inline float sigmoid(float x) { return 1.0f / (1.0f + power_of_e(-x)); }
 inline float hyperbolic_tangent(float x) { return 2.0f / (1.0f + power_of_e(-2.0f * x)) - 1.0f; }
 
-// gates (4, cells): i, f, g, o of inputs; recurrent (4, cells): of the state. out (cells,): before a projection.
-void cell(const float *__restrict gates, const float *__restrict recurrent, int64_t cells, float *__restrict c,
-          float *__restrict out) {
+// gates (4, cells): i, f, g, o. out (cells,): before a projection.
+void cell(const float *__restrict gates, int64_t cells, float *__restrict c, float *__restrict out) {
   for (int64_t k = 0; k < cells; ++k) {
-    const float i = sigmoid(gates[k] + recurrent[k]);
-    const float f = sigmoid(gates[cells + k] + recurrent[cells + k]);
-    const float g = hyperbolic_tangent(gates[2 * cells + k] + recurrent[2 * cells + k]);
+    const float i = sigmoid(gates[k]);
+    const float f = sigmoid(gates[cells + k]);
+    const float g = hyperbolic_tangent(gates[2 * cells + k]);
     c[k] = f * c[k] + i * g;
   }
   for (int64_t k = 0; k < cells; ++k)
-    out[k] = sigmoid(gates[3 * cells + k] + recurrent[3 * cells + k]) * hyperbolic_tangent(c[k]);
+    out[k] = sigmoid(gates[3 * cells + k]) * hyperbolic_tangent(c[k]);
 }
 
 }  // namespace
@@ -48,26 +47,23 @@ void cell(const float *__restrict gates, const float *__restrict recurrent, int6
 
 using namespace lbk;
 
-extern "C" int lbk_lstm(const lbk_matrix *hidden, const lbk_matrix *projection, const float *gates, int64_t frames,
+extern "C" int lbk_lstm(const lbk_matrix *hidden, const lbk_matrix *projection, float *gates, int64_t frames,
                         int64_t streams, float *h, float *c, float *out, int32_t mode, int32_t threads) {
   if (!hidden) return fail("no matrix");
   const int64_t cells = hidden->rows / 4, width = hidden->cols;
   const bool fits = projection ? projection->rows == width && projection->cols == cells : width == cells;
   if (hidden->rows % 4 || !fits || frames < 0 || streams < 0 || threads < 1) return fail("sizes that cannot be");
   if (!frames || !streams) return 0;
-  float *recurrent = static_cast<float *>(std::malloc(streams * 5 * cells * sizeof(float)));
-  if (!recurrent) return fail("out of memory");
-  float *cells_out = recurrent + streams * 4 * cells;  // before a projection
+  float *inner = projection ? static_cast<float *>(std::malloc(streams * cells * sizeof(float))) : h;
+  if (!inner) return fail("out of memory");
   int failed = 0;
   for (int64_t t = 0; t < frames && !failed; ++t, gates += streams * 4 * cells, out += streams * width) {
-    failed = lbk_matmul(hidden, h, streams, width, nullptr, recurrent, 4 * cells, mode, threads);
-    for (int64_t n = 0; n < streams && !failed; ++n)
-      cell(gates + n * 4 * cells, recurrent + n * 4 * cells, cells, c + n * cells,
-           projection ? cells_out + n * cells : h + n * width);
+    failed = lbk_matmul(hidden, h, streams, width, nullptr, gates, 4 * cells, 1, mode, threads);
+    for (int64_t n = 0; n < streams && !failed; ++n) cell(gates + n * 4 * cells, cells, c + n * cells, inner + n * cells);
     if (projection && !failed)
-      failed = lbk_matmul(projection, cells_out, streams, cells, nullptr, h, width, mode, threads);
+      failed = lbk_matmul(projection, inner, streams, cells, nullptr, h, width, 0, mode, threads);
     std::memcpy(out, h, streams * width * sizeof(float));
   }
-  std::free(recurrent);
+  if (projection) std::free(inner);
   return failed;
 }

@@ -13,13 +13,23 @@ namespace {
 constexpr int kFloatChunk = 4;  // blocks of inputs in a tile of floats: 16 KiB
 constexpr int kPiece = kChunk * kBlock;  // activations that are prepared at a time
 
-typedef float Floats __attribute__((vector_size(32)));
-typedef uint32_t Words __attribute__((vector_size(32)));
-typedef int32_t Ints __attribute__((vector_size(32)));
+#if defined(__AVX512F__)
+constexpr int kVectorBytes = 64;
+#elif defined(__AVX__)
+constexpr int kVectorBytes = 32;
+#else
+constexpr int kVectorBytes = 16;  // wider ones than a register would live on the stack
+#endif
+constexpr int kVectorLanes = kVectorBytes / 4, kVectors = kLanes / kVectorLanes;  // of the 16 of a panel
+typedef float FloatLanes __attribute__((vector_size(kVectorBytes)));
+constexpr int kPartBytes = kVectorBytes > 32 ? 32 : kVectorBytes, kPart = kPartBytes / 4;
+typedef float Floats __attribute__((vector_size(kPartBytes)));
+typedef uint32_t Words __attribute__((vector_size(kPartBytes)));
+typedef int32_t Ints __attribute__((vector_size(kPartBytes)));
 
 inline void load(const float *from, Floats *to) { memcpy(to, from, sizeof *to); }
 
-inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+constexpr int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
 template <int N>
 struct Number {
@@ -152,7 +162,7 @@ __attribute__((noinline)) void prepare_floats(const Call &c, int64_t row, bool t
 __attribute__((noinline)) void store(const Call &c, int64_t row, int64_t panel, bool first, const float *values) {
   const int64_t begin = panel * kLanes, lanes = least(kLanes, c.w->rows - begin);
   float *y = c.y + row * c.y_stride + begin;
-  const float *before = !first ? y : c.bias ? c.bias + begin : nullptr;
+  const float *before = !first || c.add ? y : c.bias ? c.bias + begin : nullptr;
   for (int64_t i = 0; i < lanes; ++i) y[i] = before ? before[i] + values[i] : values[i];
 }
 
@@ -216,14 +226,14 @@ void unpack_floats(const lbk_matrix &w, const uint8_t *lines, int64_t blocks, fl
   constexpr uint32_t kMask = (1u << BITS) - 1;
   const float mult = w.mult, offset = w.base + w.zero_point;
   for (int64_t line = 0; line < blocks * 2 * BITS; ++line, lines += 64)
-    for (int half = 0; half < 2; ++half) {
+    for (int part = 0; part < kLanes; part += kPart) {
       Words words;
-      memcpy(&words, lines + 32 * half, sizeof words);
+      memcpy(&words, lines + 4 * part, sizeof words);
 #pragma GCC unroll 32
       for (int place = 0; place < 32 / BITS; ++place) {
         const Words numbers = words >> (8 * (place % 4) + place / 4 * BITS) & kMask;
         const Floats values = __builtin_convertvector(reinterpret_cast<const Ints &>(numbers), Floats) * mult - offset;
-        memcpy(tile + (line * (32 / BITS) + place) * kLanes + 8 * half, &values, sizeof values);
+        memcpy(tile + (line * (32 / BITS) + place) * kLanes + part, &values, sizeof values);
       }
     }
 }
@@ -265,27 +275,25 @@ inline void scale_tile(const lbk_matrix &w, int64_t panel, int64_t block, int64_
 template <int R>
 __attribute__((noinline)) void dot_floats(const float *tile, int64_t count, const float *x, int64_t stride,
                                           float (*out)[kLanes]) {
-  constexpr int kChains = R == 1 ? 4 : R <= 3 ? 2 : 1;
-  Floats acc[kChains][R][2];
+  constexpr int kWanted = 8 / (R * kVectors), kChains = kWanted > 2 ? 4 : kWanted == 2 || R == 3 ? 2 : 1;
+  FloatLanes acc[kChains][R][kVectors];
   times<kChains>([&](auto chain) LBK_INLINE { times<R>([&](auto r) LBK_INLINE {
-    acc[chain][r][0] = acc[chain][r][1] = Floats{};
+    times<kVectors>([&](auto v) LBK_INLINE { acc[chain][r][v] = FloatLanes{}; });
   }); });
   const auto add = [&](int64_t k, auto chain) LBK_INLINE {
-    Floats w0, w1;
-    load(tile + kLanes * k, &w0);
-    load(tile + kLanes * k + 8, &w1);
+    FloatLanes w[kVectors];
+    times<kVectors>([&](auto v) LBK_INLINE { memcpy(&w[v], tile + kLanes * k + v * kVectorLanes, sizeof w[v]); });
     times<R>([&](auto r) LBK_INLINE {
       const float value = x[r * stride + k];
-      acc[chain][r][0] += w0 * value;
-      acc[chain][r][1] += w1 * value;
+      times<kVectors>([&](auto v) LBK_INLINE { acc[chain][r][v] += w[v] * value; });
     });
   };
   int64_t k = 0;
   for (; k + kChains <= count; k += kChains) times<kChains>([&](auto chain) LBK_INLINE { add(k + chain, chain); });
   for (; k < count; ++k) add(k, Number<0>{});
-  times<R>([&](auto r) LBK_INLINE { times<2>([&](auto half) LBK_INLINE {
-    times<kChains - 1>([&](auto chain) LBK_INLINE { acc[0][r][half] += acc[chain + 1][r][half]; });
-    memcpy(out[r] + 8 * half, &acc[0][r][half], sizeof acc[0][r][half]);
+  times<R>([&](auto r) LBK_INLINE { times<kVectors>([&](auto v) LBK_INLINE {
+    times<kChains - 1>([&](auto chain) LBK_INLINE { acc[0][r][v] += acc[chain + 1][r][v]; });
+    memcpy(out[r] + v * kVectorLanes, &acc[0][r][v], sizeof acc[0][r][v]);
   }); });
 }
 
@@ -358,45 +366,73 @@ bool is_wide(const lbk_matrix &w, int mode) {
   return mode == LBK_A16 || (w.bits == 8 && Isa::kWideAt8);
 }
 
+inline int no_sums(const lbk_matrix &, int) { return 0; }
+
+inline int one_sum(const lbk_matrix &, int mode) { return mode != LBK_EXACT; }
+
 template <class Isa>
-size_t row_bytes(const lbk_matrix &w, int mode, int64_t rows) {
-  if (mode != LBK_EXACT) return w.blocks * kBlock * (is_wide<Isa>(w, mode) ? 2 : Isa::kNarrowBytes);
+size_t float_row_bytes(const lbk_matrix &w, int, int64_t rows) {
   if (takes_tables<Isa>(w, rows)) return w.blocks * 2 * w.bits * 256;
   return w.input_bits ? w.blocks * kBlock * sizeof(float) : 0;
 }
 
 template <class Isa>
+size_t row_bytes(const lbk_matrix &w, int mode, int64_t rows) {
+  if (mode == LBK_EXACT) return float_row_bytes<Isa>(w, mode, rows);
+  return w.blocks * kBlock * (is_wide<Isa>(w, mode) ? 2 : Isa::kNarrowBytes);
+}
+
+template <class Isa>
+void prepare_float_rows(const Call &c, int64_t begin, int64_t end) {
+  for (int64_t row = begin; row < end; ++row) prepare_floats(c, row, takes_tables<Isa>(*c.w, c.full_rows));
+}
+
+template <class Isa>
 void prepare(const Call &c, int64_t begin, int64_t end) {
-  for (int64_t row = begin; row < end; ++row)
-    if (c.mode == LBK_EXACT)
-      prepare_floats(c, row, takes_tables<Isa>(*c.w, c.full_rows));
-    else
-      prepare_integers<Isa>(c, row, is_wide<Isa>(*c.w, c.mode));
+  if (c.mode == LBK_EXACT) return prepare_float_rows<Isa>(c, begin, end);
+  for (int64_t row = begin; row < end; ++row) prepare_integers<Isa>(c, row, is_wide<Isa>(*c.w, c.mode));
+}
+
+template <class Isa, int BITS>
+void multiply_float_bits(const Call &c, int64_t begin, int64_t end) {
+  if constexpr (BITS <= 2 && Isa::kTableRows > 0) {
+    if (takes_tables<Isa>(*c.w, c.full_rows)) return multiply_tables<Isa>(c, begin, end);
+  }
+  multiply_floats<Isa, BITS>(c, begin, end);
+}
+
+template <class Isa>
+void multiply_exact(const Call &c, int64_t begin, int64_t end) {
+  switch (c.w->bits) {
+    case 1: return multiply_float_bits<Isa, 1>(c, begin, end);
+    case 2: return multiply_float_bits<Isa, 2>(c, begin, end);
+    case 4: return multiply_float_bits<Isa, 4>(c, begin, end);
+    case 16: return multiply_floats<Isa, 16>(c, begin, end);
+    case 32: return multiply_floats<Isa, 32>(c, begin, end);
+    default: return multiply_float_bits<Isa, 8>(c, begin, end);
+  }
 }
 
 template <class Isa, int BITS>
 void multiply_bits(const Call &c, int64_t begin, int64_t end) {
-  if (c.mode == LBK_EXACT) {
-    if constexpr (BITS <= 2 && Isa::kTableRows > 0) {
-      if (takes_tables<Isa>(*c.w, c.full_rows)) return multiply_tables<Isa>(c, begin, end);
-    }
-    return multiply_floats<Isa, BITS>(c, begin, end);
-  }
-  if constexpr (BITS == 8 && Isa::kWideAt8) return multiply_integers<Isa, BITS, true>(c, begin, end);
-  else if (c.mode == LBK_A16) return multiply_integers<Isa, BITS, true>(c, begin, end);
-  else return multiply_integers<Isa, BITS, false>(c, begin, end);
+  if (is_wide<Isa>(*c.w, c.mode)) return multiply_integers<Isa, BITS, true>(c, begin, end);
+  if constexpr (BITS < 8 || !Isa::kWideAt8) multiply_integers<Isa, BITS, false>(c, begin, end);
 }
 
 template <class Isa>
-void multiply(const Call &c, int64_t begin, int64_t end) {
+void multiply_rounded(const Call &c, int64_t begin, int64_t end) {
   switch (c.w->bits) {
     case 1: return multiply_bits<Isa, 1>(c, begin, end);
     case 2: return multiply_bits<Isa, 2>(c, begin, end);
     case 4: return multiply_bits<Isa, 4>(c, begin, end);
-    case 16: return multiply_floats<Isa, 16>(c, begin, end);
-    case 32: return multiply_floats<Isa, 32>(c, begin, end);
     default: return multiply_bits<Isa, 8>(c, begin, end);
   }
+}
+
+template <class Isa>
+void multiply(const Call &c, int64_t begin, int64_t end) {
+  if (c.mode == LBK_EXACT) return multiply_exact<Isa>(c, begin, end);
+  multiply_rounded<Isa>(c, begin, end);
 }
 
 }  // namespace

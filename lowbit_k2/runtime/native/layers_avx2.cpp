@@ -1,0 +1,8 @@
+// AVX2 and FMA.
+#include "layers.h"
+
+namespace lbk {
+
+const Layers kLayersAvx2 = {each_row, depthwise, convolve, pack_head, attend};
+
+}  // namespace lbk

@@ -1,0 +1,8 @@
+// AVX-512, of the first CPUs that had it (F, DQ, BW, VL).
+#include "layers.h"
+
+namespace lbk {
+
+const Layers kLayersAvx512 = {each_row, depthwise, convolve, pack_head, attend};
+
+}  // namespace lbk
