@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tqdm import tqdm
+
+
+def bars_installed() -> bool:
+    """Whether there is what draws bars: it is no part of the packed runtime."""
+    return find_spec("tqdm") is not None
 
 
 def progress_bar(items: Iterable[Any] | None = None, desc: str = "", *, quiet: bool = False, **options: Any) -> tqdm:

@@ -24,7 +24,8 @@ from lowbit_k2.errors import UserError
 ROOT = Path(__file__).resolve().parent.parent
 IS_FULL_LANE = sys.version_info[:2] == (3, 10)
 # Packages that the code uses where they are and does without where they are not.
-OPTIONAL = {"kaldifeat"}
+OPTIONAL = {"kaldifeat", "pyroomacoustics"}
+OPTIONAL |= {"moonshine_voice", "onnxruntime", "sherpa_onnx", "whisper"}  # rivals in benchmarks
 
 
 def requirements(python_version: str, *optional: str) -> dict[str, Requirement]:

@@ -8,7 +8,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TextIO
 
@@ -18,7 +17,7 @@ from lowbit_k2.core.text import printable
 from lowbit_k2.data.audio import AudioFile, AudioStream
 from lowbit_k2.errors import ReportedError, UserError, is_one_line_error, is_out_of_memory, print_error
 from lowbit_k2.fileio import atomic_write
-from lowbit_k2.progress import progress_bar
+from lowbit_k2.progress import bars_installed, progress_bar
 from lowbit_k2.runtime import Transcript
 
 STDIN = Path("-")
@@ -139,8 +138,7 @@ def watched(files: Mapping[Path, Path], config: OutputConfig) -> Iterator[tuple[
       The files, and what makes place for a line on stderr.
     """
     alone = config.output is not None or not sys.stdout.isatty()
-    # tqdm is no part of the packed runtime
-    if len(files) < 2 or config.rtf or not (alone and sys.stderr.isatty()) or find_spec("tqdm") is None:
+    if len(files) < 2 or config.rtf or not (alone and sys.stderr.isatty() and bars_installed()):
         yield iter(files), lambda: None
         return
     with progress_bar(files, unit="file") as bar:

@@ -31,6 +31,13 @@ struct Sample {
   lbk_tensor tensor;
 };
 
+// A short name lies within its sample, which has been moved since its tensor was described.
+lbk_matrix *matrix_of(const Sample &s) {
+  lbk_tensor tensor = s.tensor;
+  tensor.encoding = s.encoding.c_str();
+  return lbk_matrix_new(&tensor);
+}
+
 // Of a number that 16 bits hold: n / 8 with |n| < 256.
 uint16_t half_of(float value) {
   uint32_t bits;
@@ -321,7 +328,7 @@ int main(int count, char **needed) {
           if (encoding[0] == 'f' && granularity) continue;
           const int zero_point = encoding[2] == 'd' ? 0 : std::vector<int>{3, 0, -2}[below(3)];
           const Sample s = make(encoding, shape[0], shape[1], granularity, zero_point);
-          lbk_matrix *matrix = lbk_matrix_new(&s.tensor);
+          lbk_matrix *matrix = matrix_of(s);
           if (!matrix) die("lbk_matrix_new");
           const std::vector<float> x = inputs(14, s.cols), bias = numbers(s.rows, 4);
           const Expected expected = multiply(s, x, 14, bias);
@@ -333,7 +340,7 @@ int main(int count, char **needed) {
           lbk_matrix_free(matrix);
         }
     const Sample s = make("binary", 300, 400, LBK_TENSOR, 0);
-    lbk_matrix *matrix = lbk_matrix_new(&s.tensor);
+    lbk_matrix *matrix = matrix_of(s);
     std::vector<std::thread> callers;
     for (int mode : {LBK_EXACT, LBK_A16, LBK_A8, LBK_A8})
       callers.emplace_back([&s, matrix, mode] {

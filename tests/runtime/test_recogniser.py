@@ -199,6 +199,7 @@ def test_the_command_needs_no_torch(kind: type, method: str, tmp_path: Path, rep
     packed, audio = packed_file(tmp_path, "bpe", kind), sounds(tmp_path)
     flags = ["--mode", "exact", "--threads", 1, "--decoding-method", method, "--blank-penalty", 2.0]
     lines, loaded, _ = in_a_process(repo_root, "--packed", packed, *audio, *flags)
+    loaded = {name for name in loaded if "cython" not in name}  # numpy's, of numpy 1
     assert loaded <= RUNTIME and "kaldi_native_fbank" in loaded
     search = SearchConfig(method, blank_penalty=2.0)
     assert lines == [f"{path}\t{by_torch(packed, path, search).text}" for path in audio]
