@@ -38,6 +38,7 @@ from lowbit_k2.quant import DEFAULT_RULES, PRESETS, QUANTIZERS, QuantConfig
 from lowbit_k2.quant.admm import with_fitted_steps
 from lowbit_k2.quant.fake_quant import ALPHA_GRAD_SCALES, ALPHA_GRADS, WEIGHT_GRADS
 from lowbit_k2.quant.least_squares import ALPHA_INITS
+from lowbit_k2.quant.quantizer import quantizer_class
 from lowbit_k2.quant.scales import STATISTICS
 from lowbit_k2.train.admm import AdmmConfig
 from lowbit_k2.train.cosine import CosineConfig
@@ -150,6 +151,8 @@ class TrainingConfig:
         options = {name: value for name, value in self.quant.to_dict().items() if name != "preset"}
         if self.quant.quantizer == "gq":
             options["scale"] = self.gq.gq_scale
+        elif self.quant.scale not in quantizer_class(self.quant.quantizer).scales:
+            del options["scale"]  # which is for linear steps; this quantizer has a scale of its own
         try:
             made = QuantConfig.preset(preset, precisions=precisions, **options, **own)
             return with_fitted_steps(made) if self.admm.every else made

@@ -54,9 +54,7 @@ OPTIONS = [
 
 @pytest.mark.parametrize(("name", "choice"), OPTIONS)
 def test_every_option_of_the_quantizer_arrives(name: str, choice: str) -> None:
-    scale = {"elastic": "lsq", "squashed": "squash"}.get(choice)  # that know no other
-    flags = f"--{name.replace('_', '-')} {choice}" + (f" --scale {scale}" if scale else "")
-    config = configs("--quant-config paper --precisions 2,1", flags).quant_config()
+    config = configs("--quant-config paper --precisions 2,1", f"--{name.replace('_', '-')} {choice}").quant_config()
     holder = config.schemes["attention"] if name in ("scale", "granularity", "quantizer") else config
     assert getattr(holder, name) == choice and config.switched_precisions == (2, 1)
 

@@ -158,7 +158,9 @@ def test_from_torchs_modules_to_a_packed_file_and_back_into_them(tmp_path) -> No
         save_packed(model, tmp_path / "tagger.lowbit")
         expected = model(inputs)
     plain = load_packed(tmp_path / "tagger.lowbit", Tagger())
-    assert type(plain.first) is nn.LSTM and torch.equal(plain(inputs), expected)
+    assert type(plain.first) is nn.LSTM
+    with torch.no_grad():  # oneDNN has other kernels for weights that want gradients
+        torch.testing.assert_close(plain(inputs), expected, rtol=1e-6, atol=1e-6)
 
 
 def test_classes_of_ones_own_are_left_alone_and_the_refusal_names_the_remedy() -> None:
