@@ -16,6 +16,7 @@ CLEAN = "clean"
 MARKS = ((0.001, "***"), (0.01, "**"), (0.05, "*"))
 NOTE = "* p < 0.05, ** 0.01, *** 0.001 by MAPSSWE against float under the same condition; + where it is better"
 SNR = re.compile(r"snr(-?\d+(?:\.\d+)?)")
+CONDITION = re.compile(r"(room|mulaw|snr-?\d+(\.\d+)?)(\+(room|mulaw|snr-?\d+(\.\d+)?))*")  # of data/noisy.py
 
 
 @dataclass(frozen=True)
@@ -49,10 +50,11 @@ class NoiseCell:
 
 
 def condition_of(test_set: str, clean: str) -> str | None:
-    """`test-snr10` of `test` is `snr10`; None for other test sets."""
+    """`test-snr10` of `test` is `snr10`, and `test` itself "clean"; None for other test sets, as `test-other`."""
     if test_set == clean:
         return CLEAN
-    return test_set.removeprefix(f"{clean}-") if test_set.startswith(f"{clean}-") else None
+    condition = test_set.removeprefix(f"{clean}-")
+    return condition if condition != test_set and CONDITION.fullmatch(condition) else None
 
 
 def noise_cells(scores: Sequence[Score], clean: str, method: str) -> list[NoiseCell]:

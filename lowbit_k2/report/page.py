@@ -142,6 +142,12 @@ def _by_test(scores: Sequence[Score]) -> Iterator[tuple[str, str, list[Score]]]:
         yield *key, [s for s in scores if (s.test_set, s.method) == key]
 
 
+def is_noisy(test_set: str, scores: Sequence[Score]) -> bool:
+    """Whether it is a copy of another test set, which has figures of its own."""
+    others = {s.test_set for s in scores} - {test_set}
+    return any(condition_of(test_set, clean) for clean in others)
+
+
 def _sizes_and_errors(page: _Page, scores: Sequence[Score]) -> None:
     page.section(
         "Word error rate against size",
@@ -153,7 +159,7 @@ def _sizes_and_errors(page: _Page, scores: Sequence[Score]) -> None:
             (p["system"], p["bits"], p["mb"], p["wer"][test_set]) for p in figures.published() if test_set in p["wer"]
         ]
         sized = [s for s in own if s.num_bytes is not None]
-        if sized:
+        if sized and not is_noisy(test_set, scores):
             drawn = figures.error_rates(sized, rivals)
             elements.append(page.figure(f"wer-mb-{test_set}-{method}", f"{test_set}, {method}", drawn))
     for test_set in LIBRISPEECH:
@@ -171,7 +177,7 @@ def _sizes_and_errors(page: _Page, scores: Sequence[Score]) -> None:
 def _noise(page: _Page, scores: Sequence[Score]) -> None:
     """Of every test set with noisy copies, by every search."""
     elements, tables = [], []
-    clean = [s for s in {s.test_set for s in scores} if any(o.test_set.startswith(f"{s}-snr") for o in scores)]
+    clean = {s.test_set for s in scores}
     for test_set in sorted(clean):
         for method in dict.fromkeys(s.method for s in scores if condition_of(s.test_set, test_set)):
             own = [s for s in scores if s.method == method and condition_of(s.test_set, test_set)]
@@ -186,7 +192,8 @@ def _noise(page: _Page, scores: Sequence[Score]) -> None:
             )
     if elements:
         page.section("Noise", f"{escaped(NOTE)}. Crosses: worse than float, p &lt; {figures.SIGNIFICANT:g}.")
-        page.grid([*elements, *tables])
+        page.grid(elements)
+        page.add("<p></p>", *tables)
 
 
 def _layers(page: _Page, found: Sequence[Experiment]) -> None:

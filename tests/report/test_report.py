@@ -14,7 +14,7 @@ import pytest
 from lowbit_k2.packed import PackedModel, PackedTensor, write_packed
 from lowbit_k2.report.experiments import RECOGS, read_experiment
 from lowbit_k2.report.figures import COLOURS, STYLE_VARIABLES, published
-from lowbit_k2.report.noise import format_noise, noise_cells
+from lowbit_k2.report.noise import condition_of, format_noise, noise_cells
 from lowbit_k2.report.text import alignment
 from lowbit_k2.scoring.recogs import write_recogs
 from lowbit_k2.scoring.wer import aligned
@@ -206,6 +206,7 @@ def test_figures_are_pictures(page: Path) -> None:
     images = sorted(page.with_name("report-png").iterdir())
     names = {path.stem for path in images}
     assert {"wer-mb-test-ctc-greedy-search", "bits-2", "scales-2", "training-1", "published-test-clean"} <= names
+    assert "noise-test-ctc-greedy-search" in names and "wer-mb-test-snr5-ctc-greedy-search" not in names
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in images)
     assert page.read_text().count("<svg") == len(images)
 
@@ -234,6 +235,11 @@ def test_an_empty_folder_gives_a_page(tmp_path: Path) -> None:
 
 
 # --- noise --------------------------------------------------------------------------------------------------------
+
+
+def test_conditions_of_test_sets() -> None:
+    found = [condition_of(f"test{rest}", "test") for rest in ("", "-snr-5", "-room+snr10+mulaw", "-other", "-snr")]
+    assert found == ["clean", "snr-5", "room+snr10+mulaw", None, None]
 
 
 def test_the_table_of_noise(experiments: Path) -> None:
