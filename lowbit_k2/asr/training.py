@@ -151,8 +151,10 @@ class TrainingConfig:
         options = {name: value for name, value in self.quant.to_dict().items() if name != "preset"}
         if self.quant.quantizer == "gq":
             options["scale"] = self.gq.gq_scale
-        elif self.quant.scale not in quantizer_class(self.quant.quantizer).scales:
-            del options["scale"]  # which is for linear steps; this quantizer has a scale of its own
+        kind = quantizer_class(self.quant.quantizer)
+        for name, known in (("scale", kind.scales), ("granularity", kind.granularities)):
+            if options[name] == getattr(QuantOptions, name) and options[name] not in known:
+                options[name] = next(iter(known))  # nobody has chosen what is the default of linear quantizers
         try:
             made = QuantConfig.preset(preset, precisions=precisions, **options, **own)
             return with_fitted_steps(made) if self.admm.every else made
