@@ -69,14 +69,7 @@ def get_parser() -> argparse.ArgumentParser:
     inspect.add_argument("--json", action="store_true", help="for programs")
     inspect.set_defaults(run=run_inspect)
 
-    bring = commands.add_parser("import", help="low-bit weights of others, from safetensors to a packed file")
-    bring.add_argument("source", type=Path, metavar="SRC", help="codes with scales, or floats with few values")
-    bring.add_argument("--output", type=Path, required=True, metavar="FILE", help="the packed file")
-    bring.add_argument(
-        "--skip", action="append", default=[], metavar="PATTERN", help="names (with * and ?) to leave out; repeatable"
-    )
-    bring.add_argument("--compress", action="store_true", help="code frequent weights in fewer bits")
-    bring.set_defaults(run=run_import)
+    add_import(commands)
 
     transcribe = commands.add_parser("transcribe", help="audio files to text with a packed model")
     transcribe.add_argument("--packed", type=Path, required=True, metavar="FILE", help="a packed file of export.py")
@@ -153,6 +146,18 @@ def add_evidence(commands: Any) -> None:
     report.add_argument("--output", type=Path, default=Path("report.html"), metavar="FILE", help="the page")
     report.add_argument("--title", default="", help="of the page; by default the names of the folders")
     report.set_defaults(run=run_report)
+
+
+def add_import(commands: argparse._SubParsersAction) -> None:
+    """The flags of `import`."""
+    bring = commands.add_parser("import", help="low-bit weights of others, from safetensors to a packed file")
+    bring.add_argument("source", type=Path, metavar="SRC", help="codes with scales, or floats with few values")
+    bring.add_argument("--output", type=Path, required=True, metavar="FILE", help="the packed file")
+    bring.add_argument(
+        "--skip", action="append", default=[], metavar="PATTERN", help="names (with * and ?) to leave out; repeatable"
+    )
+    bring.add_argument("--compress", action="store_true", help="code frequent weights in fewer bits")
+    bring.set_defaults(run=run_import)
 
 
 def run_inspect(args: argparse.Namespace) -> None:
