@@ -166,6 +166,7 @@ ConvolutionModule::ConvolutionModule(Weights &weights, const std::string &name, 
   const auto part = [&](const char *which) { return weights.floats(name + ".norm." + which, {channels}); };
   const std::vector<float> scale = part("weight"), shift = part("bias"), mean = part("running_mean"), var = part("running_var");
   for (int64_t c = 0; c < channels; ++c) {
+    if (var[c] < 0) refuse("%s.norm.running_var is negative: export it again", name.c_str());
     const float factor = scale[c] / std::sqrt(var[c] + kEpsilon);
     for (int64_t j = 0; j < taps; ++j) weight[j * channels + c] *= factor;
     bias[c] = (bias[c] - mean[c]) * factor + shift[c];
