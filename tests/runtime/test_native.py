@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import platform
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -113,6 +115,15 @@ def check_kernels(*command: object) -> str:
     return done.stdout
 
 
+def kernels_test(flags: Sequence[str], machine: str = platform.machine()) -> Path:
+    """The program, compiled with the library's sources once per change of any: that takes a minute with sanitizers."""
+    name = build.library_name(build.compiler(), *flags, repr(build.units(machine)), KERNELS_TEST.read_text())
+    path = build.cache_folder() / f"kernels-test-{Path(name).stem}"
+    if not path.is_file():
+        build.build(path, flags, [KERNELS_TEST], shared=False, machine=machine)
+    return path
+
+
 def test_kernels_by_the_c_interface(native, tmp_path: Path) -> None:
     """Built against the shared library, as a program in C++ would be."""
     program, library = tmp_path / "kernels_test", build.library_path()
@@ -121,19 +132,17 @@ def test_kernels_by_the_c_interface(native, tmp_path: Path) -> None:
     check_kernels(program)
 
 
-def test_kernels_under_sanitizers(native, tmp_path: Path) -> None:
-    build.build(tmp_path / "kernels_test", SANITIZE, [KERNELS_TEST], shared=False)
-    check_kernels(tmp_path / "kernels_test")
+def test_kernels_under_sanitizers(native) -> None:
+    check_kernels(kernels_test(SANITIZE))
 
 
-def test_kernels_on_arm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kernels_on_arm(monkeypatch: pytest.MonkeyPatch) -> None:
     """Compiled for 64-bit ARM, on an emulated CPU that has all instructions, and on one with the least."""
     for tool, package in ((ARM_COMPILER, "g++-aarch64-linux-gnu"), (ARM_EMULATOR[0], "qemu-user")):
         if shutil.which(tool) is None:
             pytest.skip(f"{tool} is not installed (Debian's {package})")
     monkeypatch.setenv("CXX", ARM_COMPILER)
-    program = tmp_path / "kernels_test"
-    build.build(program, QUICK, [KERNELS_TEST], shared=False, machine="aarch64")
+    program = kernels_test(QUICK, "aarch64")
     with ThreadPoolExecutor() as pool:
         best = pool.submit(check_kernels, *ARM_EMULATOR, "-cpu", "max", program, "neon", "neondot", "i8mm")
         least = check_kernels(*ARM_EMULATOR, "-cpu", "cortex-a72", program, "neon")
