@@ -271,6 +271,44 @@ void check_attention(int64_t frames, int64_t heads, int64_t size) {
     }
 }
 
+// Gates that saturate and ones that do not, with and without a projection.
+void check_lstm(int64_t frames, int64_t streams, int64_t cells, int64_t width) {
+  const auto matrix = [](int64_t rows, int64_t cols) {
+    Sample s = make("int4", rows, cols, LBK_TENSOR, 0);
+    for (double &weight : s.weights) weight *= 0.03125 / s.steps[0];
+    s.steps[0] = 0.03125f;
+    return s;
+  };
+  const Sample hidden = matrix(4 * cells, width), projection = matrix(width, cells);
+  lbk_matrix *packed[2] = {matrix_of(hidden), cells == width ? nullptr : matrix_of(projection)};
+  std::vector<float> gates = numbers(frames * streams * 4 * cells), h = numbers(streams * width, 1);
+  std::vector<float> c = numbers(streams * cells, 3), out(frames * streams * width);
+  const std::vector<float> of_inputs = gates;
+  std::vector<double> state(h.begin(), h.end()), cell(c.begin(), c.end());
+  if (lbk_lstm(packed[0], packed[1], gates.data(), frames, streams, h.data(), c.data(), out.data(), LBK_EXACT, 2))
+    die("lbk_lstm");
+  for (int64_t row = 0; row < frames * streams; ++row) {
+    double *from = &state[row % streams * width], *kept = &cell[row % streams * cells];
+    std::vector<double> sums(&of_inputs[row * 4 * cells], &of_inputs[row * 4 * cells] + 4 * cells), inner(cells);
+    for (int64_t i = 0; i < 4 * cells; ++i)
+      for (int64_t k = 0; k < width; ++k) sums[i] += hidden.weights[i * width + k] * from[k];
+    for (int64_t i = 0; i < cells; ++i) {
+      kept[i] = sigmoid(sums[cells + i]) * kept[i] + sigmoid(sums[i]) * std::tanh(sums[2 * cells + i]);
+      inner[i] = sigmoid(sums[3 * cells + i]) * std::tanh(kept[i]);
+    }
+    for (int64_t i = 0; i < width; ++i) {
+      from[i] = packed[1] ? 0 : inner[i];
+      for (int64_t k = 0; packed[1] && k < cells; ++k) from[i] += projection.weights[i * cells + k] * inner[k];
+      if (far(out[row * width + i], from[i], 1e-5)) die("lbk_lstm is wrong");
+    }
+  }
+  for (size_t i = 0; i < c.size(); ++i)
+    if (far(c[i], cell[i], 1e-5)) die("a state of lbk_lstm is wrong");
+  for (size_t i = 0; i < h.size(); ++i)
+    if (far(h[i], state[i], 1e-5)) die("a state of lbk_lstm is wrong");
+  for (lbk_matrix *matrix : packed) lbk_matrix_free(matrix);
+}
+
 void check_layers() {
   for (int64_t cols : {1, 3, 4, 7, 16, 33}) check_rows(3, cols);
   for (int64_t taps : {1, 5, 8}) check_depthwise(6, 7 + taps, taps);
@@ -278,6 +316,8 @@ void check_layers() {
   for (int64_t channels : {1, 5, 18}) check_convolve(3, 7 + channels, channels);
   for (int64_t frames : {1, 2, 16, 27})
     for (int64_t size : {1, 8, 19}) check_attention(frames, 2, size);
+  for (int64_t cells : {1, 3, 7, 16, 35})
+    for (int64_t width : {cells, cells + 2}) check_lstm(3, 2, cells, width);
 }
 
 void damage() {

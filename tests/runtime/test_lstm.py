@@ -77,7 +77,7 @@ def test_both_directions_do_not_stream(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("streams", [1, 3])
-def test_a_layer_against_float64(streams: int, tmp_path: Path) -> None:
+def test_a_layer_against_float64(isa: str, streams: int, tmp_path: Path) -> None:
     """Gates that saturate, too."""
     path = exported(tmp_path / "a", QuantConfig.preset("float"), cell_dim=33)
     network = PackedCtc.load(path, "exact")

@@ -116,6 +116,7 @@ struct Kernels {
 // How it does what is not a matrix's.
 struct Layers {
   void (*rows)(const RowCall &call, int64_t begin, int64_t end);
+  void (*cell)(const float *gates, int64_t cells, float *c, float *out);  // of an LSTM, before a projection
   void (*depthwise)(const Depthwise &call, int64_t begin, int64_t end);   // frames
   void (*convolve)(const Convolution &call, int64_t begin, int64_t end);  // output frames
   void (*pack_head)(const Attention &call, int64_t head);
