@@ -50,6 +50,9 @@ int lbk_abi(void);
 /* What went wrong in this thread's last call that failed. */
 const char *lbk_error(void);
 
+/* Sets lbk_error(), for what is built upon this library; returns -1. */
+int lbk_fail(const char *line);
+
 /* Choose the instructions: "portable", "avx2", "avxvnni", "avx512vnni", "amx", on 64-bit ARM "neon", "neondot", "i8mm";
    NULL: what the environment variable LOWBIT_K2_ISA names, or the best that this CPU has. Fails, and changes nothing, if
    the name is unknown or the CPU lacks it. Without this call the first multiplication chooses as for NULL, and the best
@@ -128,7 +131,8 @@ int lbk_attention(const float *query, const float *key, const float *value, cons
 int lbk_lstm(const lbk_matrix *hidden, const lbk_matrix *projection, float *gates, int64_t frames,
              int64_t streams, float *h, float *c, float *out, int32_t mode, int32_t threads);
 
-/* A whole recogniser: samples in, text out (docs/embedding.md). It is made of the functions above, and of nothing else.
+/* A whole recogniser: samples in, text out (docs/embedding.md). It is made of the functions above, and of nothing else,
+   and lies in a library of its own, upon this one; the library that Python loads has none of it.
    Conformers with a CTC head, and transducers with a stateless decoder; greedy search; audio of more than 30 seconds in
    overlapping chunks. One may be used by several threads at once. Functions that return a pointer return NULL with a
    line in lbk_error(), or memory that lbk_free has to free. */
