@@ -1,7 +1,7 @@
 /* The packed runtime: matrices of 1 to 8 bits a weight times float32 activations, on CPUs. C ABI, usable from C.
 
    Weights are read from the bytes of a packed file (docs/packed-format.md), laid out anew once, and stay packed: a
-   matrix takes 1, 2, 4 or 8 bits a weight and its steps, never floats. Functions that return int return 0, or -1 with
+   matrix takes 1, 2, 4 or 8 bits a weight, with a table 1 to 8, and its steps, never floats. Functions that return int return 0, or -1 with
    a line in lbk_error(). Every function may be called from several threads at once; what a function only reads may be
    shared between them. Activations and results are row-major float32. */
 #ifndef LOWBIT_K2_H
@@ -76,8 +76,9 @@ size_t lbk_matrix_bytes(const lbk_matrix *matrix);
 /* y (m, rows) = x (m, cols) times the matrix's transpose, plus bias (rows,) unless that is NULL.
    x_stride, y_stride: floats from one row to the next. x and y must not overlap.
    threads: how many work at most, the caller included; little work is done by fewer.
-   Matrices of floats or with tables are multiplied as LBK_EXACT in every mode; but with AMX, floats on both sides are
-   rounded to 16 bits of mantissa in LBK_A16, to 8 in LBK_A8. In the integer modes a row of x that holds NaN or infinity
+   In LBK_A16 and LBK_A8 tables are rounded to 16 bits, unless they lie on a grid of at most 128 steps to the largest
+   entry. Matrices of floats are multiplied as LBK_EXACT in every mode; but with AMX, floats on both sides are rounded to
+   16 bits of mantissa in LBK_A16, to 8 in LBK_A8. In the integer modes a row of x that holds NaN or infinity
    gives a row of NaN. */
 int lbk_matmul(const lbk_matrix *matrix, const float *x, int64_t m, int64_t x_stride, const float *bias, float *y,
                int64_t y_stride, int32_t add, int32_t mode, int32_t threads);
