@@ -4,6 +4,7 @@ and instruction set.
 
 python benchmarks/kernels.py                                # 12 layers of 512/2048 at 1, 16, 100 and 400 frames
 python benchmarks/kernels.py --frames 16 --isa avx2 --encodings binary --threads 2
+python benchmarks/kernels.py --encodings int8,index5,index5-learned        # even grid, General Quantizer, k-means
 
 Medians of runs that take turns, so that a machine that is busy for a while is so for all of them. Ratios are to torch
 float32 in the same turns. ONNX Runtime takes part where it and onnx are installed (requirements-onnx.txt): dynamic int8
@@ -36,6 +37,8 @@ from torch import Tensor, nn
 from lowbit_k2.core.encodings import ENCODINGS
 from lowbit_k2.errors import UserError, run_main
 from lowbit_k2.packed import PackedTensor
+from lowbit_k2.quant.codebook import cluster, nearest
+from lowbit_k2.quant.soft_assignment import mu_law_table
 from lowbit_k2.runtime import PackedMatrix
 from lowbit_k2.runtime.matrix import feed_forward
 from lowbit_k2.runtime.native import MODES, available_isas, library
@@ -43,6 +46,9 @@ from lowbit_k2.tables import text_table
 
 Run = Callable[[np.ndarray], object]
 TURN = 0.02  # seconds
+LEARNED = "-learned"
+TABLES = [name for name, encoding in ENCODINGS.items() if encoding.is_index]
+KINDS = [*(name for name, encoding in ENCODINGS.items() if encoding.codes), *(name + LEARNED for name in TABLES)]
 
 
 class Feed(nn.Module):
@@ -134,9 +140,19 @@ def onnx_runs(width: int, hidden: int, layers: int, threads: int) -> dict[str, R
     return runs
 
 
-def random_matrix(encoding: str, outputs: int, inputs: int, seed: int) -> PackedMatrix:
+def random_matrix(kind: str, outputs: int, inputs: int, seed: int) -> PackedMatrix:
+    """kind: an encoding; one of places in a table has that of the General Quantizer, with LEARNED behind it any."""
+    encoding, rng = kind.removesuffix(LEARNED), np.random.default_rng(seed)
+    if ENCODINGS[encoding].is_index:
+        bits, weights = ENCODINGS[encoding].bits, torch.from_numpy(rng.normal(size=(outputs, inputs)))
+        table = cluster(weights, 2**bits) if kind != encoding else mu_law_table(torch.tensor(8.0), bits) * weights.max()
+        return PackedMatrix(
+            PackedTensor.from_codes(
+                "w", "", encoding, nearest(weights, table).numpy(), np.float32(1), table=table.numpy()
+            )
+        )
     low, high = ENCODINGS[encoding].codes
-    codes = np.random.default_rng(seed).integers(low, high + 1, (outputs, inputs)).astype(np.int8)
+    codes = rng.integers(low, high + 1, (outputs, inputs)).astype(np.int8)
     if encoding == "binary":
         codes[codes == 0] = 1
     return PackedMatrix(PackedTensor.from_codes("w", "", encoding, codes, np.float32(0.01)))
@@ -213,7 +229,7 @@ def main() -> None:
     )
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    encodings = one_of([n for n, e in ENCODINGS.items() if e.codes and not e.is_index], "--encodings")(args.encodings)
+    encodings = one_of(KINDS, "--encodings")(args.encodings)
     runs = torch_runs(args.width, args.hidden, args.layers)
     runs |= onnx_runs(args.width, args.hidden, args.layers, args.threads)
     sizes = {}

@@ -3,7 +3,7 @@
 Reading order: reference (what is computed, in numpy), matrix (the same by the library), layers (the rest of an
 encoder), weights, conformer, transducer and encoder (a model of these), features, units, search, transcript and
 recogniser (from audio to words), native and build (the library and how it comes to be), native/lowbit_k2.h (its C
-interface), native/panels.h (how it computes).
+interface), native/panels.h (how it computes). embedded/ is a recogniser upon that library, for programs in C.
 """
 
 from lowbit_k2.runtime.encoder import PackedCtc, PackedTransducer

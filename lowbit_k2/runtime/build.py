@@ -3,7 +3,8 @@
 The library lies in a cache: LOWBIT_K2_CACHE, or lowbit_k2 below XDG_CACHE_HOME or ~/.cache. Its name holds a hash of
 all that it is made from, so that no version is taken for another, and it appears complete or not at all. A wheel brings
 one in prebuilt/, which is taken where its hash is that of the sources. Python's own library is enough for this file:
-setup.py runs it before anything is installed, and `python lowbit_k2/runtime/build.py` builds for the cache.
+setup.py runs it before anything is installed, and `python lowbit_k2/runtime/build.py` builds for the cache. The
+recogniser for programs in C, in embedded/, is no part of this library: a Makefile there builds it.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 NATIVE = Path(__file__).resolve().parent / "native"
@@ -27,9 +28,6 @@ STATIC = ("-static-libstdc++", "-Wl,--gc-sections", "-Wl,--exclude-libs,ALL")
 CHECKS = "address,signed-integer-overflow,shift,bounds,integer-divide-by-zero,float-cast-overflow,unreachable,return"
 SANITIZE = ("-g1", "-O0", "-std=c++17", "-pthread", f"-fsanitize={CHECKS}", "-fno-sanitize-recover=all")
 COMMON = ("pool", "isa", "repack", "matmul", "layers", "lstm", "kernels_portable", "layers_portable")
-# The recogniser for programs in C, upon these.
-COMMON += ("refusal", "sha256", "inflate", "json", "tensors", "packed_file", "settings", "fbank", "units", "network")
-COMMON += ("search", "recogniser")
 # Units that are compiled for more than the least CPU of the machine's kind; run-time dispatch chooses among them. A
 # compiler that does not know the flags of one leaves an empty unit.
 AVX2 = ("-mavx2", "-mfma")
@@ -86,26 +84,34 @@ def known_flags(program: str, flags: tuple[str, ...]) -> tuple[str, ...]:
     return () if done.returncode else flags
 
 
+def kernels(machine: str = platform.machine()) -> dict[Path, tuple[str, ...]]:
+    """The library's sources, and the flags that each needs, as far as the compiler knows them.
+
+    Raises:
+      BuildError: no compiler.
+    """
+    program = compiler()
+    return {NATIVE / f"{name}.cpp": known_flags(program, own) for name, own in units(machine).items()}
+
+
 def build(
     target: Path,
+    sources: Mapping[Path, Sequence[str]],
     flags: Sequence[str] = FLAGS,
-    extra: Sequence[Path] = (),
     shared: bool = True,
-    machine: str = platform.machine(),
+    upon: Sequence[Path] = (),
 ) -> None:
-    """Compile all units, as many at a time as there are CPUs, and link them.
+    """Compile sources, as many at a time as there are CPUs, and link them.
 
     Args:
       target: the shared library, or the program where `shared` is false; replaced as a whole.
-      extra: further sources, of a program.
-      machine: for which the compiler makes code.
+      sources: with the flags that each needs beside the common ones.
+      upon: libraries that it needs.
     Raises:
       BuildError: no compiler, one that fails, or a folder that cannot be written.
     """
     program = compiler()
     try:
-        own_flags = {name: known_flags(program, own) for name, own in units(machine).items()}
-        sources = {NATIVE / f"{name}.cpp": own for name, own in own_flags.items()} | dict.fromkeys(extra, ())
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=".tmp-") as folder:
             objects = {source: Path(folder) / f"{source.stem}.o" for source in sources}
@@ -113,7 +119,7 @@ def build(
                      for source, own in sources.items())  # fmt: skip
             linked = Path(folder) / "linked"
             how = ("-shared",) if shared else ()
-            _run_all([[program, *flags, *how, *map(str, objects.values()), "-o", str(linked)]])
+            _run_all([[program, *flags, *how, *map(str, [*objects.values(), *upon]), "-o", str(linked)]])
             os.replace(linked, target)
     except OSError as error:
         where = error.filename or target
@@ -157,7 +163,7 @@ def library_path() -> Path:
     """
     path = cache_folder() / library_name(compiler())
     if not path.is_file():
-        build(path)
+        build(path, kernels())
     return path
 
 
@@ -182,7 +188,7 @@ def build_for_wheel(folder: Path) -> Path:
       BuildError: no compiler, one that fails, or a folder that cannot be written.
     """
     path = folder / library_name()
-    build(path, (*FLAGS, *STATIC))
+    build(path, kernels(), (*FLAGS, *STATIC))
     return path
 
 

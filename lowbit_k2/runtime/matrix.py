@@ -21,8 +21,9 @@ DEFAULT_MODE = "a16"
 class PackedMatrix:
     """A tensor of a packed file, ready to be multiplied: dimension 0 are outputs, the others together inputs.
 
-    The library keeps the weights in 1, 2, 4 or 8 bits each (ternary 2, 3 bits 4, 5 to 7 bits 8; floats in theirs), in a
-    layout of its own; without the library the tensor is unpacked anew at each call, a few rows at a time.
+    The library keeps the weights in 1, 2, 4 or 8 bits each (ternary 2, 3 bits 4, 5 to 7 bits 8; with a table as many as
+    the file has; floats in theirs), in a layout of its own; without the library the tensor is unpacked anew at each
+    call, a few rows at a time.
 
     Attributes:
       shape: (outputs, inputs).
@@ -65,7 +66,8 @@ class PackedMatrix:
           x: numbers of any float type, computed with in float32. Rows of a matrix may lie apart or overlap, as
             `as_strided` makes them.
           mode: "exact": x as it is; "a16", "a8": each row of x rounded to integers of 16 or 8 bits, with a step of its
-            own. Tensors of floats or with a table are multiplied exactly in every mode. If the model quantizes the
+            own, and tables to 16 bits, unless they lie on a grid of at most 128 steps to the largest entry. Tensors of
+            floats are multiplied exactly in every mode. If the model quantizes the
             inputs of this tensor (`input_bits`), x is rounded as there; "a8" then adds no error up to 8 bits, "a16"
             none up to 15.
           bias: (outputs,), added.

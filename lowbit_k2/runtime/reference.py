@@ -6,6 +6,8 @@ of the result alone.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from lowbit_k2.core.encodings import ENCODINGS
@@ -14,6 +16,7 @@ from lowbit_k2.packed.bitpack import unpack
 from lowbit_k2.packed.tensors import PackedTensor
 
 TOPS = {"a16": 127 * 256 + 127, "a8": 127}  # two signed bytes, one signed byte
+TABLE_STEPS = 128  # of a grid that tables may lie on
 SMALLEST_NORMAL = np.float32(1.17549435e-38)
 SMALLEST_MODEL_STEP = np.float32(1e-30)  # quant/inputs.py
 ROWS_AT_ONCE = 256  # of weights that are unpacked
@@ -23,21 +26,39 @@ def reference_matmul(tensor: PackedTensor, x: np.ndarray, mode: str, bias: np.nd
     """x (M, K) float32 times the tensor as a matrix (N, K), transposed: (M, N) float32.
 
     Args:
-      mode: "exact", "a16" or "a8"; tensors of floats or with a table are always multiplied exactly.
+      mode: "exact", "a16" or "a8"; tensors of floats are always multiplied exactly.
       bias: (N,), added.
     """
     rows = matrix_shape(tensor.shape)[0]
-    if mode == "exact" or tensor.is_float or tensor.table is not None:
+    if mode == "exact" or tensor.is_float:
         scale, left = None, x if not tensor.input_bits else np.multiply(*quantize_rows(x, tensor))
     else:
         left, scale = quantize_rows(x, tensor, TOPS[mode])
         left = left.astype(np.float64)
+        if tensor.table is not None:
+            tensor = replace(tensor, table=rounded_table(tensor.table))
     y = np.empty((len(x), rows), np.float32)
     for begin in range(0, rows, ROWS_AT_ONCE):
         weights = dequantized_rows(tensor, begin, min(begin + ROWS_AT_ONCE, rows)).astype(left.dtype)
         product = left @ weights.T
         y[:, begin : begin + ROWS_AT_ONCE] = product if scale is None else product * scale
     return y if bias is None else y + bias
+
+
+def rounded_table(table: np.ndarray) -> np.ndarray:
+    """A table as it is multiplied by integers, float32.
+
+    As it is, where it is so many steps of a grid: at most 128 to the largest entry, but for float32's rounding of twice
+    2^-24. Else at 16 bits.
+    """
+    table = table.astype(np.float64)
+    largest = np.abs(table).max()
+    units = largest / np.arange(1, TABLE_STEPS + 1)[:, None]
+    off = np.abs(table - np.rint(table / np.maximum(units, SMALLEST_NORMAL)) * units)  # (TABLE_STEPS, entries)
+    if (off <= 1.5 * 2.0**-23 * np.abs(table)).all(axis=1).any():
+        return table.astype(np.float32)
+    unit = max(largest / TOPS["a16"], SMALLEST_NORMAL)
+    return (np.rint(table / unit) * unit).astype(np.float32)
 
 
 def quantize_rows(x: np.ndarray, tensor: PackedTensor, top: int = 1 << 22) -> tuple[np.ndarray, np.ndarray]:

@@ -9,8 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from lowbit_k2.errors import UserError
+from lowbit_k2.runtime import build
 from lowbit_k2.runtime.native import MODES
 
+SOURCES = build.NATIVE.parent / "embedded"
 Pair = c_int64 * 2
 SIGNATURES = {
     "open": (c_void_p, [c_char_p, c_int32, c_int32]),
@@ -22,6 +24,17 @@ SIGNATURES = {
 }
 
 
+def recogniser_library() -> Path:
+    """The recogniser upon the kernels of Python's library, built once per change of either."""
+    kernels, sources = build.library_path(), sorted(SOURCES.iterdir())
+    name = build.library_name(build.compiler(), *(source.read_text() for source in sources))
+    path = kernels.with_name(f"recogniser-{name}")
+    if not path.is_file():
+        units = dict.fromkeys((source for source in sources if source.suffix == ".cpp"), ())
+        build.build(path, units, upon=[kernels])
+    return path
+
+
 class Embedded:
     """An lbk_recogniser; what fails raises UserError with the library's line."""
 
@@ -30,6 +43,7 @@ class Embedded:
         for name, (result, arguments) in SIGNATURES.items():
             function = getattr(library, f"lbk_recogniser_{name}")
             function.restype, function.argtypes = result, arguments
+        library.lbk_error.restype = c_char_p
         library.lbk_free.restype, library.lbk_free.argtypes = None, [c_void_p]
         self._handle = self._given(library.lbk_recogniser_open(str(path).encode(), MODES[mode], threads))
         self.sampling_rate = library.lbk_recogniser_sampling_rate(self._handle)

@@ -72,7 +72,9 @@ Sample make(const std::string &encoding, int64_t rows, int64_t cols, int granula
   s.steps.resize(granularity == LBK_TENSOR ? 1 : granularity == LBK_CHANNEL ? rows : rows * blocks);
   for (float &step : s.steps) step = 0.25f * (1 + below(8));
   if (index) s.table.resize(numbers);
-  for (float &entry : s.table) entry = 0.125f * (below(33) - 16);
+  const float odd = granularity == LBK_CHANNEL ? 1.f / 3 : 0;  // off every grid
+  for (float &entry : s.table) entry = 0.125f * (below(33) - 16) + odd * below(1000) / 1000;
+  if (index) s.table[1] = 0.03125f, s.table.back() = 4, s.table.front() = odd - 4;  // 128 steps: more than a signed byte
   s.weights.resize(rows * cols);
   for (int64_t r = 0; r < rows; ++r)
     for (int64_t k = 0; k < cols; ++k) {
@@ -142,15 +144,21 @@ void check(const Sample &s, const lbk_matrix *matrix, const std::vector<float> &
   std::vector<float> from(m ? (m - 1) * x_stride + s.cols : 0), y(m ? (m - 1) * y_stride + s.rows : 0, 7.f);
   for (int64_t i = 0; i < m; ++i) std::copy_n(&x[i * s.cols], s.cols, &from[i * x_stride]);
   if (lbk_matmul(matrix, from.data(), m, x_stride, bias.data(), y.data(), y_stride, 0, mode, threads)) die("lbk_matmul");
-  const bool floats = !s.table.empty() || s.encoding[0] == 'f', rounds = mode != LBK_EXACT && !floats;
+  const bool floats = s.encoding[0] == 'f', rounds = mode != LBK_EXACT && !floats;
+  double of_table = 0;  // half a step at 16 bits, and the largest step
+  for (float entry : s.table) of_table = std::max<double>(of_table, std::fabs(entry) / 32639 / 2);
+  of_table *= rounds && !s.table.empty() ? *std::max_element(s.steps.begin(), s.steps.end()) : 0;
   const double relative = !floats || mode == LBK_EXACT ? 2e-5 : mode == LBK_A16 ? 1e-4 : 1e-2;  // of bfloat16
   for (int64_t i = 0; i < m; ++i) {
-    double largest = 0;
-    for (int64_t k = 0; k < s.cols; ++k) largest = std::max<double>(largest, std::fabs(x[i * s.cols + k]));
+    double largest = 0, sum = 0;
+    for (int64_t k = 0; k < s.cols; ++k) {
+      largest = std::max<double>(largest, std::fabs(x[i * s.cols + k]));
+      sum += std::fabs(x[i * s.cols + k]);
+    }
     const double half_step = rounds ? largest / (mode == LBK_A8 ? 127 : 32639) / 2 : 0;
     for (int64_t r = 0; r < s.rows; ++r) {
       const int64_t n = i * s.rows + r;
-      const double allowed = 1.01 * e.weight[n] * half_step + relative * e.size[n];
+      const double allowed = 1.01 * (e.weight[n] * half_step + sum * of_table) + relative * e.size[n];
       if (far(y[i * y_stride + r], e.sum[n], allowed)) die("a product is wrong");
     }
     for (int64_t r = s.rows; r < y_stride && i + 1 < m; ++r)
@@ -271,6 +279,44 @@ void check_attention(int64_t frames, int64_t heads, int64_t size) {
     }
 }
 
+// Gates that saturate and ones that do not, with and without a projection.
+void check_lstm(int64_t frames, int64_t streams, int64_t cells, int64_t width) {
+  const auto matrix = [](int64_t rows, int64_t cols) {
+    Sample s = make("int4", rows, cols, LBK_TENSOR, 0);
+    for (double &weight : s.weights) weight *= 0.03125 / s.steps[0];
+    s.steps[0] = 0.03125f;
+    return s;
+  };
+  const Sample hidden = matrix(4 * cells, width), projection = matrix(width, cells);
+  lbk_matrix *packed[2] = {matrix_of(hidden), cells == width ? nullptr : matrix_of(projection)};
+  std::vector<float> gates = numbers(frames * streams * 4 * cells), h = numbers(streams * width, 1);
+  std::vector<float> c = numbers(streams * cells, 3), out(frames * streams * width);
+  const std::vector<float> of_inputs = gates;
+  std::vector<double> state(h.begin(), h.end()), cell(c.begin(), c.end());
+  if (lbk_lstm(packed[0], packed[1], gates.data(), frames, streams, h.data(), c.data(), out.data(), LBK_EXACT, 2))
+    die("lbk_lstm");
+  for (int64_t row = 0; row < frames * streams; ++row) {
+    double *from = &state[row % streams * width], *kept = &cell[row % streams * cells];
+    std::vector<double> sums(&of_inputs[row * 4 * cells], &of_inputs[row * 4 * cells] + 4 * cells), inner(cells);
+    for (int64_t i = 0; i < 4 * cells; ++i)
+      for (int64_t k = 0; k < width; ++k) sums[i] += hidden.weights[i * width + k] * from[k];
+    for (int64_t i = 0; i < cells; ++i) {
+      kept[i] = sigmoid(sums[cells + i]) * kept[i] + sigmoid(sums[i]) * std::tanh(sums[2 * cells + i]);
+      inner[i] = sigmoid(sums[3 * cells + i]) * std::tanh(kept[i]);
+    }
+    for (int64_t i = 0; i < width; ++i) {
+      from[i] = packed[1] ? 0 : inner[i];
+      for (int64_t k = 0; packed[1] && k < cells; ++k) from[i] += projection.weights[i * cells + k] * inner[k];
+      if (far(out[row * width + i], from[i], 1e-5)) die("lbk_lstm is wrong");
+    }
+  }
+  for (size_t i = 0; i < c.size(); ++i)
+    if (far(c[i], cell[i], 1e-5)) die("a state of lbk_lstm is wrong");
+  for (size_t i = 0; i < h.size(); ++i)
+    if (far(h[i], state[i], 1e-5)) die("a state of lbk_lstm is wrong");
+  for (lbk_matrix *matrix : packed) lbk_matrix_free(matrix);
+}
+
 void check_layers() {
   for (int64_t cols : {1, 3, 4, 7, 16, 33}) check_rows(3, cols);
   for (int64_t taps : {1, 5, 8}) check_depthwise(6, 7 + taps, taps);
@@ -278,6 +324,8 @@ void check_layers() {
   for (int64_t channels : {1, 5, 18}) check_convolve(3, 7 + channels, channels);
   for (int64_t frames : {1, 2, 16, 27})
     for (int64_t size : {1, 8, 19}) check_attention(frames, 2, size);
+  for (int64_t cells : {1, 3, 7, 16, 35})
+    for (int64_t width : {cells, cells + 2}) check_lstm(3, 2, cells, width);
 }
 
 void damage() {
@@ -303,7 +351,8 @@ void damage() {
 
 int main(int count, char **needed) {
   const char *const encodings[] = {"binary", "ternary", "int3",   "int4",   "int5",    "int8",
-                                   "index1", "index2",  "index4", "index8", "float16", "float32"};
+                                   "index1", "index2",  "index3", "index4", "index5",  "index6",
+                                   "index7", "index8",  "float16", "float32"};
   const int64_t shapes[][2] = {{1, 1}, {17, 65}, {33, 130}, {16, 64}, {5, 600}};
   int paths = 0;
   long products = 0;

@@ -1,6 +1,5 @@
 // Opens each file that is named, and transcribes with those that open: damaged files, under AddressSanitizer and UBSan.
 // The recogniser's units are a part of this program; what they call of the library is tested by kernels_test.cpp.
-#include <cstdarg>
 #include <cstdio>
 
 #include "fbank.cpp"
@@ -16,16 +15,6 @@
 #include "tensors.cpp"
 #include "units.cpp"
 
-static char line[512];
-
-int lbk::fail(const char *format, ...) {  // as the library has it for itself
-  va_list values;
-  va_start(values, format);
-  std::vsnprintf(line, sizeof line, format, values);
-  va_end(values);
-  return -1;
-}
-
 int main(int argc, char **argv) {
   int opened = 0, refused = 0;
   std::vector<float> samples(1600);
@@ -33,6 +22,7 @@ int main(int argc, char **argv) {
   for (int i = 1; i < argc; ++i) {
     lbk_recogniser *recogniser = lbk_recogniser_open(argv[i], i % 3, 1);
     if (!recogniser) {
+      const char *const line = lbk_error();
       ++refused;
       for (const char *c = line; *c; ++c)
         if (*c < ' ' || *c > '~') return std::printf("%s: an error that is no line of text\n", argv[i]), 1;

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import re
@@ -24,7 +25,7 @@ from lowbit_k2.packed import PackedTensor, read_packed, write_packed
 from lowbit_k2.runtime import PackedCtc, Recogniser, build
 from lowbit_k2.runtime.features import FeatureStream, normalize, num_frames
 from lowbit_k2.runtime.native import MODES
-from tests.runtime.embedded import Embedded
+from tests.runtime.embedded import SOURCES, Embedded, recogniser_library
 from tests.runtime.forged import forged, joined, parts
 from tests.runtime.models import export, random_model, schemes, with_rare_codes
 from tests.runtime.packages import needs_fbank
@@ -33,7 +34,8 @@ from tests.runtime.test_features import CONFIGS as FEATURES
 from tests.runtime.test_features import sound
 from tests.runtime.test_recogniser import TOKENIZERS, packed_file, write_sound
 
-EXAMPLE = build.NATIVE / "example.c"
+pytestmark = pytest.mark.one_lane
+EXAMPLE = SOURCES / "example.c"
 MODELS = {
     "ctc, pieces": (CtcConfig, "bpe", {}),
     "ctc, characters": (CtcConfig, "char", {"conv_norm": "layer"}),
@@ -44,19 +46,24 @@ MODELS = {
 }
 
 
+@pytest.fixture(scope="module")
+def library(native) -> ctypes.CDLL:
+    return ctypes.CDLL(str(recogniser_library()))
+
+
 def samples_of(path: Path) -> np.ndarray:
     return soundfile.read(path, dtype="float32")[0]
 
 
 @needs_fbank
 @pytest.mark.parametrize("name", MODELS)
-def test_words_are_those_of_python(native, name: str, tmp_path: Path) -> None:
+def test_words_are_those_of_python(library, name: str, tmp_path: Path) -> None:
     """In all modes, and of what is too short for a frame of the network."""
     kind, units, sizes = MODELS[name]
     packed = packed_file(tmp_path, units, kind, **sizes)
     audio = [samples_of(write_sound(tmp_path / "a.wav", seconds)) for seconds in (2.3, 0.05)]
     for mode in MODES:
-        embedded, recogniser = Embedded(native, packed, mode), Recogniser.load(packed, mode)
+        embedded, recogniser = Embedded(library, packed, mode), Recogniser.load(packed, mode)
         texts = [embedded.transcribe(samples) for samples in audio]
         assert texts == [recogniser.transcribe(samples).text for samples in audio]
         assert texts[0] and not texts[1]
@@ -64,27 +71,27 @@ def test_words_are_those_of_python(native, name: str, tmp_path: Path) -> None:
 
 @needs_fbank
 @pytest.mark.parametrize("name", ["ctc, pieces", "transducer", "transducer, CTC head"])
-def test_chunks_are_those_of_python(native, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chunks_are_those_of_python(library, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """From the very same features: in 900 frames of a random network some classes are as good as level."""
     kind, units, sizes = MODELS[name]
     packed = packed_file(tmp_path, units, kind, **sizes)
     samples = samples_of(write_sound(tmp_path / "a.wav", 36.0))
     raw = {**read_packed(packed).features, "normalize": "none"}
-    frames = Embedded(native, changed(packed, features=raw)).features(samples)
+    frames = Embedded(library, changed(packed, features=raw)).features(samples)
     stream = SimpleNamespace(take=lambda start, stop: frames[start:stop])
     monkeypatch.setattr("lowbit_k2.runtime.recogniser.FeatureStream", lambda *_: stream)
-    text = Embedded(native, packed).transcribe(samples)
+    text = Embedded(library, packed).transcribe(samples)
     assert len(text) > 50 and text == Recogniser.load(packed, "exact").transcribe(samples).text
 
 
 @pytest.mark.parametrize(
     "name", ["all-low", "float", "4 bits by channel", "8 bits by block", "3 bits, tables", "inputs"]
 )
-def test_posteriors_are_bitwise_those_of_python(native, name: str, tmp_path: Path) -> None:
+def test_posteriors_are_bitwise_those_of_python(library, name: str, tmp_path: Path) -> None:
     quant = CONFIGS.get(name) or schemes(bits=(2,), input_bits=8)
     packed = export(random_model(quant, vocab_size=TOKENIZERS["bpe"].vocab_size), tmp_path / "a", **known())
     for mode in MODES:
-        embedded, network = Embedded(native, packed, mode, threads=2), PackedCtc.load(packed, mode)
+        embedded, network = Embedded(library, packed, mode, threads=2), PackedCtc.load(packed, mode)
         for frames in (7, 300):
             assert (embedded.run(utterance(frames)) == network(utterance(frames))).all()
 
@@ -94,13 +101,13 @@ def known() -> dict:
 
 
 @pytest.mark.parametrize("bits", [3, 4])
-def test_coded_files(native, bits: int, tmp_path: Path) -> None:
+def test_coded_files(library, bits: int, tmp_path: Path) -> None:
     """Version 3, where the codes of a coded tensor take whole bytes (4 bits) and where they do not."""
     path = tmp_path / "a"
     model = random_model(schemes(bits=(bits,)), vocab_size=TOKENIZERS["bpe"].vocab_size)
     write_packed(path, with_rare_codes(read_packed(export(model, path, **known()))), compress=True)
     assert any(tensor.coded_bytes for tensor in read_packed(path).tensors)
-    found, expected = Embedded(native, path).run(utterance()), PackedCtc.load(path, "exact")(utterance())
+    found, expected = Embedded(library, path).run(utterance()), PackedCtc.load(path, "exact")(utterance())
     assert (found == expected).all()
 
 
@@ -134,12 +141,12 @@ def in_float64(samples: np.ndarray, config: FeatureConfig) -> np.ndarray:
 
 @needs_fbank
 @pytest.mark.parametrize("name", FEATURES)
-def test_features(native, name: str, tmp_path: Path) -> None:
+def test_features(library, name: str, tmp_path: Path) -> None:
     """Those of kaldi-native-fbank, up to its float32 transform where a quiet bin lies beside loud ones."""
     packed = packed_file(tmp_path, "bpe", num_features=FEATURES[name].num_mel_bins)
     for normalization in NORMALIZATIONS:
         config = replace(FEATURES[name], normalize=normalization)
-        embedded = Embedded(native, changed(packed, features=config.to_dict()))
+        embedded = Embedded(library, changed(packed, features=config.to_dict()))
         assert embedded.sampling_rate == config.sampling_rate
         for count in (900, 12345):
             samples = sound(count)
@@ -152,8 +159,7 @@ def test_features(native, name: str, tmp_path: Path) -> None:
             assert far.max() < 3e-4 and np.quantile(far, 0.999) < 1e-4
 
 
-@pytest.mark.one_lane
-def test_streams_that_explode(native, tmp_path: Path) -> None:
+def test_streams_that_explode(library, tmp_path: Path) -> None:
     """Of a few kB: 64 MiB of zeros, brackets and numbers."""
     sections = parts(packed_file(tmp_path, "bpe").read_bytes())
     path = tmp_path / "bomb"
@@ -165,12 +171,12 @@ def test_streams_that_explode(native, tmp_path: Path) -> None:
     ):
         path.write_bytes(joined({**sections, name: zlib.compress(data, 1)}))
         with pytest.raises(UserError, match="bomb: .*(more than 67108864 bytes|first token is not|damaged, at byte)"):
-            Embedded(native, path)
+            Embedded(library, path)
 
 
-def test_what_it_refuses(native, tmp_path: Path) -> None:
+def test_what_it_refuses(library, tmp_path: Path) -> None:
     packed = packed_file(tmp_path, "bpe")
-    embedded, content = Embedded(native, packed), read_packed(packed)
+    embedded, content = Embedded(library, packed), read_packed(packed)
     with pytest.raises(UserError, match="the audio is too short: 100 samples"):
         embedded.transcribe(np.zeros(100, np.float32))
     with pytest.raises(UserError, match="not finite"):
@@ -178,7 +184,7 @@ def test_what_it_refuses(native, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="6 frames: an utterance has at least 7"):
         embedded.run(utterance(6))
     with pytest.raises(UserError, match="0 threads"):
-        Embedded(native, packed, threads=0)
+        Embedded(library, packed, threads=0)
     model = dict(content.model_config)
     negative = [
         PackedTensor.from_values(t.name, t.role, t.encoding, -t.values) if t.name.endswith("running_var") else t
@@ -198,7 +204,7 @@ def test_what_it_refuses(native, tmp_path: Path) -> None:
         ({"tensors": content.tensors[1:]}, r"tensor encoder\S* is missing"),
     ):
         with pytest.raises(UserError, match=f"changed: .*({message})"):
-            Embedded(native, changed(packed, **others))
+            Embedded(library, changed(packed, **others))
     old = tmp_path / "old"
     shutil.copy(Path(__file__).parents[1] / "packed/version1.safetensors", old)
     for path, message in (
@@ -209,10 +215,10 @@ def test_what_it_refuses(native, tmp_path: Path) -> None:
         (EXAMPLE, "no packed model"),
     ):
         with pytest.raises(UserError, match=f"{path}: .*{message}"):
-            Embedded(native, path)
+            Embedded(library, path)
 
 
-def test_tokens_of_odd_spaces(native, tmp_path: Path) -> None:
+def test_tokens_of_odd_spaces(library, tmp_path: Path) -> None:
     """Python's split() decides where words end; phones are put out as they are."""
     pieces = ["<blk>", "a", "\u00a0b", "c\u2003", "\u3000", "\u2581d", "<e>", "\U0001f600"]
     packed = packed_file(tmp_path, "phones")
@@ -221,14 +227,14 @@ def test_tokens_of_odd_spaces(native, tmp_path: Path) -> None:
         {"tokens": (pieces * 9)[: content.model_config["vocab_size"]], "lexicon": []}, ensure_ascii=True
     )
     path, audio = changed(packed, tokens=lexicon.encode()), samples_of(write_sound(tmp_path / "a.wav", 5.0))
-    assert Embedded(native, path).transcribe(audio) == Recogniser.load(path, "exact").transcribe(audio).text
+    assert Embedded(library, path).transcribe(audio) == Recogniser.load(path, "exact").transcribe(audio).text
 
 
-@pytest.mark.one_lane
 def test_damaged_files_under_sanitizers(native, tmp_path: Path) -> None:
     """A line for each, no access out of bounds, and no more memory than what little the file holds warrants."""
     program, files, source = tmp_path / "recogniser_test", [], Path(__file__).with_name("recogniser_test.cpp")
-    command = [build.compiler(), *build.SANITIZE, f"-I{build.NATIVE}", source, build.library_path(), "-o", program]
+    folders = (f"-I{build.NATIVE}", f"-I{SOURCES}")
+    command = [build.compiler(), *build.SANITIZE, *folders, source, build.library_path(), "-o", program]
     subprocess.run(command, check=True)
     small = {"num_layers": 1, "ffn_dim": (24,)}
     ctc, transducer = (
@@ -254,12 +260,11 @@ def test_damaged_files_under_sanitizers(native, tmp_path: Path) -> None:
 
 
 @needs_fbank
-@pytest.mark.one_lane
-def test_a_program_in_c(native, tmp_path: Path) -> None:
+def test_a_program_in_c(library, tmp_path: Path) -> None:
     """As docs/embedding.md has it, without warnings."""
-    program, library = tmp_path / "transcribe", build.library_path()
+    program, libraries = tmp_path / "transcribe", (recogniser_library(), build.library_path())
     flags = ["-std=c11", "-Wall", "-Wextra", "-pedantic", "-Werror", f"-I{build.NATIVE}"]
-    subprocess.run(["cc", *flags, EXAMPLE, library, "-o", program], check=True)
+    subprocess.run(["cc", *flags, EXAMPLE, *libraries, "-o", program], check=True)
     packed = packed_file(tmp_path, "bpe", TransducerConfig)
     recogniser = Recogniser.load(packed)
     for seconds, channels in ((2.3, 1), (1.7, 2)):
@@ -278,16 +283,17 @@ def test_a_program_in_c(native, tmp_path: Path) -> None:
         assert (done.returncode, done.stdout, done.stderr) == (1, "", line + "\n")
 
 
-@pytest.mark.one_lane
-def test_the_makefile_builds_what_python_builds(tmp_path: Path) -> None:
+def test_the_makefile_builds_what_python_builds_and_the_recogniser(tmp_path: Path) -> None:
     """On each kind of machine, with a compiler that knows all flags and with one that knows none."""
     if shutil.which("make") is None:
         pytest.skip("make is not installed")
     for machine, compiler in product(("x86_64", "aarch64", "riscv64"), ("true", "false")):
         names = [f"BUILD={tmp_path}/build", f"MACHINE={machine}", f"CXX={compiler}"]
-        command = ["make", "-n", "-f", build.NATIVE / "Makefile", *names]
+        command = ["make", "-n", "-f", SOURCES / "Makefile", *names]
         lines = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout.splitlines()
         compiled = [line.split() for line in lines if line.startswith(compiler) and " -c " in line]
         found = {Path(words[-3]).stem: tuple(words[1:-4]) for words in compiled}
-        expected = build.units(machine).items()
-        assert found == {name: (*build.FLAGS, *(own if compiler == "true" else ())) for name, own in expected}
+        found = {name: tuple(flag for flag in flags if not flag.startswith("-I")) for name, flags in found.items()}
+        expected = {name: own if compiler == "true" else () for name, own in build.units(machine).items()}
+        expected |= {source.stem: () for source in SOURCES.glob("*.cpp")}
+        assert found == {name: (*build.FLAGS, *own) for name, own in expected.items()}

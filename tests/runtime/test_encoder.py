@@ -44,6 +44,7 @@ CONFIGS = {
     "4 bits by channel": schemes(bits=(4,), scale="lsq", granularity="channel"),
     "8 bits by block": schemes(bits=(8,), scale="lsq", granularity="block64"),
     "3 bits, tables": schemes(bits=(3,), quantizer="codebook"),
+    "5 bits, tables on a grid": schemes(bits=(5,), quantizer="gq", scale="absmax"),
 }
 
 
@@ -96,6 +97,18 @@ def test_without_the_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     for module in (layers, matrix):
         monkeypatch.setattr(module, "library", lambda: None)
     assert difference(PackedCtc.load(path, "exact")(utterance()), by_torch(model, utterance())) < 1e-5
+
+
+@pytest.mark.parametrize("name", ["3 bits, tables", "5 bits, tables on a grid"])
+def test_tables_without_the_library(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In every mode; numbers between two integers may fall to either side."""
+    path = export(random_model(CONFIGS[name]), tmp_path / "a")
+    errors = {"exact": 1e-5, "a16": 1e-4, "a8": 3e-2}
+    expected = {mode: PackedCtc.load(path, mode)(utterance()) for mode in errors}
+    for module in (layers, matrix):
+        monkeypatch.setattr(module, "library", lambda: None)
+    for mode, error in errors.items():
+        assert difference(PackedCtc.load(path, mode)(utterance()), expected[mode]) < error
 
 
 def test_threads_give_the_same_bits(tmp_path: Path) -> None:

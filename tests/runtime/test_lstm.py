@@ -57,6 +57,14 @@ def test_the_encoder_is_that_of_torch(shape: str, engine: str, tmp_path: Path, m
         assert found.shape == expected.shape and relative_error(found, expected) < error
 
 
+@pytest.mark.parametrize("quantizer", [{"quantizer": "gq", "scale": "absmax"}, {"quantizer": "codebook"}])
+def test_tables(quantizer: dict[str, str], tmp_path: Path) -> None:
+    path = exported(tmp_path / "a", QuantConfig.preset("mixed", (5,), **quantizer))
+    expected = by_torch(path, FEATURES)
+    for mode, error in (("exact", 1e-5), ("a16", 1e-3), ("a8", 0.1)):
+        assert relative_error(PackedCtc.load(path, mode).encode(FEATURES), expected) < error
+
+
 @pytest.mark.parametrize("shape", ["one direction", "projected", "half of the frames"])
 def test_chunks_are_the_whole(shape: str, tmp_path: Path) -> None:
     network = PackedCtc.load(exported(tmp_path / "a", QuantConfig.preset("all-low"), **SHAPES[shape]), "exact")
@@ -77,7 +85,7 @@ def test_both_directions_do_not_stream(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("streams", [1, 3])
-def test_a_layer_against_float64(streams: int, tmp_path: Path) -> None:
+def test_a_layer_against_float64(isa: str, streams: int, tmp_path: Path) -> None:
     """Gates that saturate, too."""
     path = exported(tmp_path / "a", QuantConfig.preset("float"), cell_dim=33)
     network = PackedCtc.load(path, "exact")

@@ -14,10 +14,11 @@ from lowbit_k2.core.grids import GRANULARITIES
 from lowbit_k2.errors import UserError
 from lowbit_k2.packed import PackedFileError, PackedTensor
 from lowbit_k2.quant.inputs import quantize_input
+from lowbit_k2.quant.soft_assignment import mu_law_table
 from lowbit_k2.runtime import PackedMatrix, matmul
 from lowbit_k2.runtime.matrix import feed_forward
 from lowbit_k2.runtime.native import MODES
-from lowbit_k2.runtime.reference import TOPS, reference_matmul
+from lowbit_k2.runtime.reference import TOPS, reference_matmul, rounded_table
 from tests.runtime.tensors import CODES, LINEAR, product, random_rows, random_tensor, relative_error
 
 # (M, N, K): one of each; nothing a multiple of anything; whole blocks; several chunks and slices of rows.
@@ -63,6 +64,36 @@ def test_integers_are_off_by_half_a_step(isa: str, encoding: str, mode: str) -> 
     error = np.abs(matmul(tensor, x, mode) - expected)
     assert (error <= bound + ROUNDING * np.abs(expected).max(axis=1, keepdims=True)).all()
     assert mode == "a8" or relative_error(expected + error, expected) < 1e-4
+
+
+@pytest.mark.parametrize("bits", [1, 2, 3, 5, 8])
+def test_tables_on_a_grid_lose_nothing(isa: str, bits: int) -> None:
+    """Of the General Quantizer, whose largest entry is 128 steps: only activations are rounded."""
+    rng = np.random.default_rng(bits)
+    table = mu_law_table(torch.tensor(8.0), bits).float().numpy() * np.float32(0.37)
+    codes = rng.integers(0, 2**bits, (37, 300)).astype(np.uint8)
+    codes[16:32] = np.minimum(codes[16:32], 2**bits - 2)  # outputs without the largest entry need no second pass
+    step = rng.uniform(0.5, 2, 37).astype(np.float32)
+    tensor, x = PackedTensor.from_codes("w", "", f"index{bits}", codes, step, "channel", table), random_rows(7, 300)
+    expected, weights = product(tensor, x), np.abs(tensor.dequantize())
+    assert relative_error(matmul(tensor, x, "exact"), expected) < 1e-6
+    for mode, top in TOPS.items():
+        bound = np.abs(x).max(axis=1, keepdims=True) / top / 2 * weights.sum(axis=1) * 1.001  # (M, N)
+        error = np.abs(matmul(tensor, x, mode) - expected)
+        assert (error <= bound + ROUNDING * np.abs(expected).max(axis=1, keepdims=True)).all()
+    assert (rounded_table(table) == table).all()
+
+
+def test_tables_off_every_grid_are_rounded_to_16_bits(isa: str) -> None:
+    """Where activations lie on their grid, that is all the error."""
+    tensor = random_tensor("index6", 20, 200, seed=3)
+    x = np.random.default_rng(1).integers(-127, 128, (5, 200)).astype(np.float32)
+    x[:, 0] = 127
+    expected, size = product(tensor, x), np.abs(tensor.table).max() / TOPS["a16"] / 2 * tensor.step
+    error = np.abs(matmul(tensor, x, "a8") - expected)
+    limit = size * np.abs(x).sum(axis=1, keepdims=True) + ROUNDING * np.abs(expected).max()
+    assert (error <= limit).all() and error.max() > 0.02 * limit.max()
+    assert np.abs(rounded_table(tensor.table) - tensor.table).max() * tensor.step <= 1.001 * size
 
 
 @pytest.mark.parametrize("encoding", LINEAR)
@@ -166,12 +197,16 @@ def test_calls_from_many_threads(isa: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("encoding", "of_panel"), [("binary", 128), ("ternary", 256), ("int3", 512), ("int4", 512), ("int8", 1024)]
+    ("encoding", "of_panel"),
+    [
+        *(("binary", 128), ("ternary", 256), ("int3", 512), ("int4", 512), ("int8", 1024)),
+        *((f"index{n}", 128 * n) for n in range(1, 9)),
+    ],
 )
 def test_weights_stay_packed(isa: str, encoding: str, of_panel: int) -> None:
-    """Bytes of 16 x 64 weights; the float matrix would take 4096."""
+    """Bytes of 16 x 64 weights; the float matrix would take 4096, a table takes up to 1.5 kB."""
     matrix = PackedMatrix(random_tensor(encoding, 320, 640))
-    assert 0 < matrix.nbytes - 20 * 10 * of_panel < 300
+    assert 0 < matrix.nbytes - 20 * 10 * of_panel < (2000 if encoding.startswith("index") else 400)
 
 
 def damaged(tensor: PackedTensor, row: int, byte: int, value: int) -> PackedTensor:

@@ -120,7 +120,7 @@ def kernels_test(flags: Sequence[str], machine: str = platform.machine()) -> Pat
     name = build.library_name(build.compiler(), *flags, repr(build.units(machine)), KERNELS_TEST.read_text())
     path = build.cache_folder() / f"kernels-test-{Path(name).stem}"
     if not path.is_file():
-        build.build(path, flags, [KERNELS_TEST], shared=False, machine=machine)
+        build.build(path, {**build.kernels(machine), KERNELS_TEST: ()}, flags, shared=False)
     return path
 
 

@@ -85,13 +85,8 @@ void split_panel(const float *weights, int64_t tiles, uint8_t *out) {
 const float *floats_of(const lbk_matrix &w, int64_t panel, int64_t block, int64_t blocks, float *tile) {
   const uint8_t *lines = w.lines + (panel * w.blocks + block) * 128 * w.bits;
   if (w.bits == 32) return reinterpret_cast<const float *>(lines);
-  switch (w.bits) {
-    case 16: unpack_halves(lines, blocks * kBlock * kLanes, tile); break;
-    case 1: unpack_table<1>(w, lines, blocks, tile); break;
-    case 2: unpack_table<2>(w, lines, blocks, tile); break;
-    case 4: unpack_table<4>(w, lines, blocks, tile); break;
-    default: unpack_table<8>(w, lines, blocks, tile);
-  }
+  if (w.bits == 16) unpack_halves(lines, blocks * kBlock * kLanes, tile);
+  else unpack_table(w, lines, blocks, tile);
   if (w.granularity == LBK_BLOCK64) scale_tile(w, panel, block, blocks, tile);
   return tile;
 }

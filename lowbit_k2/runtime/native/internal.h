@@ -22,9 +22,12 @@ constexpr int kMaxTop16 = 32639;  // 127 * 256 + 127, so that an activation is t
 }  // namespace lbk
 
 // Stored numbers are u = 0, 1, ..; a weight is (mult * u - base - zero_point) * step, or table[u] * step.
+// Tables have integers, too: table[u] is entries[u] - 128 + 256 * (entries[256 + u] - 128) units, but for half a unit. They are
+// multiplied in two passes, as weights of 8 bits, the second only where a panel needs it. Codes of 3 and of 5 to 8 bits are
+// stored as panels of their low 2 or 4 bits, and behind those of a block one panel of each other bit.
 struct lbk_matrix {
   int64_t rows, cols, panels, blocks;  // blocks: of a panel
-  int bits;                            // of a stored number: 1, 2, 4 or 8; 16 and 32: floats
+  int bits;                            // of a stored number: 1, 2, 4 or 8, with a table 1 to 8; 16 and 32: floats
   int mult, base, zero_point;
   int granularity;
   int input_bits;
@@ -33,6 +36,10 @@ struct lbk_matrix {
   uint8_t *lines;  // panels * blocks * 128 * bits, aligned to 64 bytes
   float *steps;    // (groups, 16): one group for all, for each panel, or for each block of each panel
   float *table;    // table_size
+  float unit;
+  bool on_grid;      // its integers are the table, but for float32's rounding
+  uint8_t *entries;  // (2, 256); null without a table
+  uint8_t *high;     // (panels,): whether there are integers beyond 8 bits
 };
 
 namespace lbk {
@@ -116,6 +123,7 @@ struct Kernels {
 // How it does what is not a matrix's.
 struct Layers {
   void (*rows)(const RowCall &call, int64_t begin, int64_t end);
+  void (*cell)(const float *gates, int64_t cells, float *c, float *out);  // of an LSTM, before a projection
   void (*depthwise)(const Depthwise &call, int64_t begin, int64_t end);   // frames
   void (*convolve)(const Convolution &call, int64_t begin, int64_t end);  // output frames
   void (*pack_head)(const Attention &call, int64_t head);
@@ -136,8 +144,6 @@ extern const Kernels kNeon, kNeonDot, kI8mm;
 const Kernels &kernels();
 const Layers &layers();
 
-// Whether a matrix has no integers to be multiplied by, whatever the mode.
-bool needs_floats(const lbk_matrix &w);
 
 // Run task(context, 0 .. tasks-1) on up to `threads` threads, of which the caller is one; returns when all are done.
 void parallel(int64_t tasks, int threads, void (*task)(void *context, int64_t index), void *context);

@@ -164,6 +164,8 @@ int lbk_abi(void) { return LBK_ABI; }
 
 const char *lbk_error(void) { return last_error; }
 
+int lbk_fail(const char *line) { return fail("%s", line); }
+
 const char *lbk_isa_missing(const char *name) {
   const Choice *choice = find(name);
   if (!choice) return "unknown";

@@ -114,15 +114,17 @@ struct Amx : Planes512 {
     alignas(64) uint8_t tiles[2][kTileBlocks * kTileBytes];
     alignas(64) int32_t acc[kMostGroups][2][kTileRows][kLanes];
     alignas(64) float out[kMostGroups][2][kTileRows][kLanes];
-    for (int64_t chunk = 0; chunk < w.blocks; chunk += kIntegerBlocks) {
-      const int64_t last = least(chunk + kIntegerBlocks, w.blocks);
+    const int64_t at_once = blocks_at_once(w);
+    for (int64_t chunk = 0; chunk < w.blocks; chunk += at_once) each_pass(w, panel, panels, [&](const Pass &pass) {
+      const int64_t last = least(chunk + at_once, w.blocks);
       for (int64_t block = chunk, end; block < last; block = end) {
         const int64_t span_begin = block / span * span, span_end = least(span_begin + span, last);
         end = least(block + kTileBlocks, span_end);
         const uint8_t *lines[2];
         for (int n = 0; n < panels; ++n) {
           lines[n] = w.lines + ((panel + n) * w.blocks + block) * 128 * w.bits;
-          if (unpack) unpack(lines[n], end - block, tiles[n]), lines[n] = tiles[n];
+          if (pass.entries) look_up(w.bits, lines[n], end - block, pass.entries, tiles[n]), lines[n] = tiles[n];
+          else if (unpack) unpack(lines[n], end - block, tiles[n]), lines[n] = tiles[n];
         }
         for (int64_t first = 0, g = 0; first < rows; first += 2 * size, g += 2) {
           const int groups = first + size < rows ? 2 : 1;
@@ -133,13 +135,14 @@ struct Amx : Planes512 {
           for (int i = 0; i < groups; ++i) {
             const int64_t row = first + i * size, count = least(size, rows - row) / P;
             for (int n = 0; n < panels; ++n) {
-              scale_planes<P>(c, row, count, panel + n, span_begin, span_begin > chunk, acc[g + i][n], out[g + i][n]);
-              if (end == last) store_planes(c, row / P, count, panel + n, chunk == 0, out[g + i][n]);
+              float(*to)[kLanes] = out[g + i][n];
+              scale_planes<P>(c, row, count, panel + n, span_begin, pass.factor, span_begin > chunk, acc[g + i][n], to);
+              if (end == last) store_planes(c, row / P, count, panel + n, chunk == 0 && pass.first, to);
             }
           }
         }
       }
-    }
+    });
   }
 
   static void multiply_some(int groups, int panels, const uint8_t *const (&x)[2], int64_t x_step,

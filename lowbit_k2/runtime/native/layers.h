@@ -120,6 +120,8 @@ LBK_INLINE inline Vector reciprocal(const Vector &x) {
 
 LBK_INLINE inline Vector sigmoid(const Vector &x) { return reciprocal(1.f + exponential(-x)); }
 
+LBK_INLINE inline Vector hyperbolic_tangent(const Vector &x) { return 2.f * sigmoid(2.f * x) - 1.f; }
+
 // Of RowCall: kAddNorm has a sum, to which factor x is added first.
 inline void layer_norm(const RowCall &c, const float *x, float *sum, float *y) {
   Vector sums = {};
@@ -207,6 +209,19 @@ inline void each_row(const RowCall &c, int64_t begin, int64_t end) {
       case kLogSoftmax: log_softmax(x, c.cols, y); break;
     }
   }
+}
+
+// ---- LSTMs
+
+// gates (4, cells): i, f, g, o. c (cells,) becomes f c + i tanh(g); out (cells,): o tanh(c).
+inline void cell(const float *gates, int64_t cells, float *c, float *out) {
+  each_vector(cells, [&](int64_t i, int count) LBK_INLINE {
+    const auto gate = [&](int which) LBK_INLINE { return read(gates + which * cells + i, count); };
+    const Vector kept = sigmoid(gate(1)) * read(c + i, count);
+    const Vector now = kept + sigmoid(gate(0)) * hyperbolic_tangent(gate(2));
+    write(now, c + i, count);
+    write(sigmoid(gate(3)) * hyperbolic_tangent(now), out + i, count);
+  });
 }
 
 // ---- convolutions

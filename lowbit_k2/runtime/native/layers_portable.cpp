@@ -3,6 +3,6 @@
 
 namespace lbk {
 
-const Layers kLayersPortable = {each_row, depthwise, convolve, pack_head, attend};
+const Layers kLayersPortable = {each_row, cell, depthwise, convolve, pack_head, attend};
 
 }  // namespace lbk

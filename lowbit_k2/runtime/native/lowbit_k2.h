@@ -1,7 +1,7 @@
 /* The packed runtime: matrices of 1 to 8 bits a weight times float32 activations, on CPUs. C ABI, usable from C.
 
    Weights are read from the bytes of a packed file (docs/packed-format.md), laid out anew once, and stay packed: a
-   matrix takes 1, 2, 4 or 8 bits a weight and its steps, never floats. Functions that return int return 0, or -1 with
+   matrix takes 1, 2, 4 or 8 bits a weight, with a table 1 to 8, and its steps, never floats. Functions that return int return 0, or -1 with
    a line in lbk_error(). Every function may be called from several threads at once; what a function only reads may be
    shared between them. Activations and results are row-major float32. */
 #ifndef LOWBIT_K2_H
@@ -50,6 +50,9 @@ int lbk_abi(void);
 /* What went wrong in this thread's last call that failed. */
 const char *lbk_error(void);
 
+/* Sets lbk_error(), for what is built upon this library; returns -1. */
+int lbk_fail(const char *line);
+
 /* Choose the instructions: "portable", "avx2", "avxvnni", "avx512vnni", "amx", on 64-bit ARM "neon", "neondot", "i8mm";
    NULL: what the environment variable LOWBIT_K2_ISA names, or the best that this CPU has. Fails, and changes nothing, if
    the name is unknown or the CPU lacks it. Without this call the first multiplication chooses as for NULL, and the best
@@ -73,8 +76,9 @@ size_t lbk_matrix_bytes(const lbk_matrix *matrix);
 /* y (m, rows) = x (m, cols) times the matrix's transpose, plus bias (rows,) unless that is NULL.
    x_stride, y_stride: floats from one row to the next. x and y must not overlap.
    threads: how many work at most, the caller included; little work is done by fewer.
-   Matrices of floats or with tables are multiplied as LBK_EXACT in every mode; but with AMX, floats on both sides are
-   rounded to 16 bits of mantissa in LBK_A16, to 8 in LBK_A8. In the integer modes a row of x that holds NaN or infinity
+   In LBK_A16 and LBK_A8 tables are rounded to 16 bits, unless they lie on a grid of at most 128 steps to the largest
+   entry. Matrices of floats are multiplied as LBK_EXACT in every mode; but with AMX, floats on both sides are rounded to
+   16 bits of mantissa in LBK_A16, to 8 in LBK_A8. In the integer modes a row of x that holds NaN or infinity
    gives a row of NaN. */
 int lbk_matmul(const lbk_matrix *matrix, const float *x, int64_t m, int64_t x_stride, const float *bias, float *y,
                int64_t y_stride, int32_t add, int32_t mode, int32_t threads);
@@ -128,7 +132,8 @@ int lbk_attention(const float *query, const float *key, const float *value, cons
 int lbk_lstm(const lbk_matrix *hidden, const lbk_matrix *projection, float *gates, int64_t frames,
              int64_t streams, float *h, float *c, float *out, int32_t mode, int32_t threads);
 
-/* A whole recogniser: samples in, text out (docs/embedding.md). It is made of the functions above, and of nothing else.
+/* A whole recogniser: samples in, text out (docs/embedding.md). It is made of the functions above, and of nothing else,
+   and lies in a library of its own, upon this one; the library that Python loads has none of it.
    Conformers with a CTC head, and transducers with a stateless decoder; greedy search; audio of more than 30 seconds in
    overlapping chunks. One may be used by several threads at once. Functions that return a pointer return NULL with a
    line in lbk_error(), or memory that lbk_free has to free. */

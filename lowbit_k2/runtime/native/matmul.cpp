@@ -45,7 +45,7 @@ struct Product {
   size_t row_bytes = 0, rows_bytes = 0, sums_bytes = 0, steps_bytes = 0;
 
   Product(const lbk_matrix &matrix, int64_t m, int asked_mode, int most_threads)
-      : k(kernels()), w(matrix), mode(needs_floats(w) && !k.rounds_floats ? LBK_EXACT : asked_mode) {
+      : k(kernels()), w(matrix), mode(w.bits > 8 && !k.rounds_floats ? LBK_EXACT : asked_mode) {
     const double work = static_cast<double>(m) * w.rows * w.cols;
     threads = static_cast<int>(std::min<double>(most_threads, 1 + work / kThreadWork));
     const size_t bytes = k.row_bytes(w, mode, m);

@@ -48,6 +48,14 @@ LBK_INLINE inline void times(const F &f) {
   }
 }
 
+}  // namespace
+}  // namespace lbk
+
+#include "lookup.h"
+
+namespace lbk {
+namespace {
+
 // f(Number<R>, row) over groups of R rows, and of fewer at the end.
 template <int R, class F>
 inline void each_group(int64_t row, int64_t rows, const F &f) {
@@ -60,6 +68,25 @@ inline void each_group(int64_t row, int64_t rows, const F &f) {
 inline const float *steps_of(const lbk_matrix &w, int64_t panel, int64_t block) {
   if (w.granularity == LBK_TENSOR) return w.steps;
   return w.steps + kLanes * (w.granularity == LBK_CHANNEL ? panel : panel * w.blocks + block);
+}
+
+// Of weights as they are multiplied by integers.
+inline int product_bits(const lbk_matrix &w) { return w.entries ? 8 : w.bits; }
+
+// A product with the bytes of a table's integers; without entries, with the weights themselves.
+struct Pass {
+  const uint8_t *entries;
+  float factor;  // of the results
+  bool first;
+};
+
+// f(pass) over those that so many panels need.
+template <class F>
+inline void each_pass(const lbk_matrix &w, int64_t panel, int64_t panels, const F &f) {
+  int passes = 1;
+  for (int64_t i = panel; w.entries && i < panel + panels; ++i) passes += passes == 1 && w.high[i];
+  for (int i = 0; i < passes; ++i)
+    f(Pass{w.entries ? w.entries + 256 * i : nullptr, i ? 256 * w.unit : w.unit, i == 0});
 }
 
 // ---- activations
@@ -171,7 +198,7 @@ __attribute__((noinline)) void store(const Call &c, int64_t row, int64_t panel, 
 // out = or += (mult u - base - zero_point) . x of `blocks` blocks, times their steps. Sums may have left int32 on the way,
 // where only their difference fits: hence uint32.
 __attribute__((noinline)) void add_scaled(const Call &c, int64_t row, int64_t panel, int64_t block, int64_t blocks, const int32_t *acc,
-                       bool add, float *out) {
+                       float factor, bool add, float *out) {
   const lbk_matrix &w = *c.w;
   const float *steps = steps_of(w, panel, block);
   const int32_t *sums = c.sums + row * w.blocks + block;
@@ -181,7 +208,7 @@ __attribute__((noinline)) void add_scaled(const Call &c, int64_t row, int64_t pa
   const float zero = static_cast<float>(w.zero_point) * static_cast<float>(sum);
   for (int i = 0; i < kLanes; ++i) {
     const int32_t product = static_cast<int32_t>(static_cast<uint32_t>(acc[i]) * mult - correction);
-    out[i] = (static_cast<float>(product) - zero) * steps[i] + (add ? out[i] : 0.f);
+    out[i] = (static_cast<float>(product) - zero) * steps[i] * factor + (add ? out[i] : 0.f);
   }
 }
 
@@ -191,12 +218,16 @@ void multiply_integers(const Call &c, int64_t begin, int64_t end) {
   constexpr int kLineBytes = 128 * BITS;  // of a block
   constexpr int kTileBytes = WIDE ? Isa::kWideTile : Isa::kNarrowTile;
   constexpr int kXBytes = kBlock * (WIDE ? 2 : Isa::kNarrowBytes);
-  alignas(64) uint8_t tile[kChunk * kTileBytes];
+  alignas(64) uint8_t tile[kChunk * kTileBytes], found[BITS == 8 ? kChunk * kLineBytes : 1];
   const bool tiled = c.full_rows > Isa::kDirectRows;
   for (int64_t panel = begin; panel < end; ++panel)
-    for (int64_t block = 0; block < w.blocks; block += kChunk) {
+    for (int64_t block = 0; block < w.blocks; block += kChunk) each_pass(w, panel, 1, [&](const Pass &pass) {
       const int64_t blocks = least(kChunk, w.blocks - block), span = w.granularity == LBK_BLOCK64 ? 1 : blocks;
-      const uint8_t *lines = w.lines + (panel * w.blocks + block) * kLineBytes;
+      const uint8_t *lines = w.lines + (panel * w.blocks + block) * 128 * w.bits;
+      if (BITS == 8 && pass.entries) {
+        look_up(w.bits, lines, blocks, pass.entries, found);
+        lines = found;
+      }
       if (tiled) Isa::template unpack<BITS, WIDE>(lines, blocks, tile);
       each_group<Isa::kRows>(0, c.rows, [&](auto group, int64_t row) {
         constexpr int R = decltype(group)::value;
@@ -208,17 +239,26 @@ void multiply_integers(const Call &c, int64_t begin, int64_t end) {
             Isa::template dot<BITS, WIDE, true, R>(tile + b * kTileBytes, span, x, c.row_bytes, acc);
           else if constexpr (Isa::kDirectRows > 0)
             Isa::template dot<BITS, WIDE, false, R>(lines + b * kLineBytes, span, x, c.row_bytes, acc);
-          for (int r = 0; r < R; ++r) add_scaled(c, row + r, panel, block + b, span, acc[r], b > 0, out[r]);
+          for (int r = 0; r < R; ++r)
+            add_scaled(c, row + r, panel, block + b, span, acc[r], pass.factor, b > 0, out[r]);
         }
         for (int r = 0; r < R; ++r) {
           for (int i = 0; i < kLanes; ++i) out[r][i] *= c.x_steps[row + r];
-          store(c, row + r, panel, block == 0, out[r]);
+          store(c, row + r, panel, block == 0 && pass.first, out[r]);
         }
       });
-    }
+    });
 }
 
 // ---- floats
+
+struct Codes {
+  uint8_t themselves[256] = {};
+
+  constexpr Codes() {
+    for (int i = 0; i < 256; ++i) themselves[i] = static_cast<uint8_t>(i);
+  }
+};
 
 // Inputs of `blocks` blocks as rows of 16 floats; without a table and steps of blocks.
 template <int BITS>
@@ -239,12 +279,13 @@ void unpack_floats(const lbk_matrix &w, const uint8_t *lines, int64_t blocks, fl
 }
 
 // The same by a table.
-template <int BITS>
-void unpack_table(const lbk_matrix &w, const uint8_t *lines, int64_t blocks, float *tile) {
-  for (int64_t line = 0; line < blocks * 2 * BITS; ++line, lines += 64)
-    for (int j = 0; j < 8 / BITS; ++j)
-      for (int c = 0; c < 4; ++c, tile += kLanes)
-        for (int lane = 0; lane < kLanes; ++lane) tile[lane] = w.table[lines[4 * lane + c] >> j * BITS & ((1 << BITS) - 1)];
+inline void unpack_table(const lbk_matrix &w, const uint8_t *lines, int64_t blocks, float *tile) {
+  static constexpr Codes codes;
+  alignas(64) uint8_t numbers[kFloatChunk * kBlock * kLanes];
+  look_up(w.bits, lines, blocks, codes.themselves, numbers);
+  for (const uint8_t *line = numbers; line < numbers + blocks * kBlock * kLanes; line += 64)
+    for (int c = 0; c < 4; ++c, tile += kLanes)
+      for (int lane = 0; lane < kLanes; ++lane) tile[lane] = w.table[line[4 * lane + c]];
 }
 
 // Halves to floats: exponent and mantissa moved up, and 2^112 for the exponents' other zero. Right for what is finite.
@@ -305,6 +346,7 @@ __attribute__((noinline)) void scale_and_store(const Call &c, int64_t row, int64
   store(c, row, panel, block == 0, out);
 }
 
+// BITS: 0 with a table.
 template <class Isa, int BITS>
 void multiply_floats(const Call &c, int64_t begin, int64_t end) {
   const lbk_matrix &w = *c.w;
@@ -315,11 +357,11 @@ void multiply_floats(const Call &c, int64_t begin, int64_t end) {
     for (int64_t block = 0; block < w.blocks; block += kFloatChunk) {
       const int64_t blocks = least(kFloatChunk, w.blocks - block);
       const int64_t first = block * kBlock, count = least(blocks * kBlock, w.cols - first);
-      const uint8_t *lines = w.lines + (panel * w.blocks + block) * 128 * BITS;
+      const uint8_t *lines = w.lines + (panel * w.blocks + block) * 128 * w.bits;
       const float *weights = tile;
       if constexpr (BITS == 32) weights = reinterpret_cast<const float *>(lines);
       else if constexpr (BITS == 16) unpack_halves(lines, blocks * kBlock * kLanes, tile);
-      else if (w.table_size) unpack_table<BITS>(w, lines, blocks, tile);
+      else if constexpr (BITS == 0) unpack_table(w, lines, blocks, tile);
       else unpack_floats<BITS>(w, lines, blocks, tile);
       if (w.granularity == LBK_BLOCK64) scale_tile(w, panel, block, blocks, tile);
       each_group<Isa::kFloatRows>(0, c.rows, [&](auto group, int64_t row) {
@@ -363,7 +405,7 @@ bool takes_tables(const lbk_matrix &w, int64_t rows) {
 
 template <class Isa>
 bool is_wide(const lbk_matrix &w, int mode) {
-  return mode == LBK_A16 || (w.bits == 8 && Isa::kWideAt8);
+  return mode == LBK_A16 || (product_bits(w) == 8 && Isa::kWideAt8);
 }
 
 inline int no_sums(const lbk_matrix &, int) { return 0; }
@@ -398,7 +440,8 @@ void multiply_float_bits(const Call &c, int64_t begin, int64_t end) {
   if constexpr (BITS <= 2 && Isa::kTableRows > 0) {
     if (takes_tables<Isa>(*c.w, c.full_rows)) return multiply_tables<Isa>(c, begin, end);
   }
-  multiply_floats<Isa, BITS>(c, begin, end);
+  if (c.w->table_size) multiply_floats<Isa, 0>(c, begin, end);
+  else multiply_floats<Isa, BITS>(c, begin, end);
 }
 
 template <class Isa>
@@ -421,7 +464,7 @@ void multiply_bits(const Call &c, int64_t begin, int64_t end) {
 
 template <class Isa>
 void multiply_rounded(const Call &c, int64_t begin, int64_t end) {
-  switch (c.w->bits) {
+  switch (product_bits(*c.w)) {
     case 1: return multiply_bits<Isa, 1>(c, begin, end);
     case 2: return multiply_bits<Isa, 2>(c, begin, end);
     case 4: return multiply_bits<Isa, 4>(c, begin, end);

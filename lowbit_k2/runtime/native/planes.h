@@ -16,8 +16,12 @@ typedef uint32_t WordLanes __attribute__((vector_size(kVectorBytes)));
 // from a zero point.
 constexpr int64_t kIntegerBlocks = 512;
 
+constexpr int64_t kFoundBlocks = 32;  // of codes that are looked up at a time: 32 KiB
+
+inline int64_t blocks_at_once(const lbk_matrix &w) { return w.entries ? kFoundBlocks : kIntegerBlocks; }
+
 // Blocks that share a sum of activations, because they share steps.
-inline int64_t span_of(const lbk_matrix &w) { return w.granularity == LBK_BLOCK64 ? 1 : kIntegerBlocks; }
+inline int64_t span_of(const lbk_matrix &w) { return w.granularity == LBK_BLOCK64 ? 1 : blocks_at_once(w); }
 
 // Plane rows lie in groups that are multiplied together: 64 bytes of each row of a group, then the next 64 of each. A group
 // of `size` begins at plane row `first`.
@@ -91,7 +95,8 @@ void prepare_planes(const Call &c, int64_t begin, int64_t end) {
 // out = or += (weights . x) * steps of the weights, in units of the highest plane, from sums of stored numbers times bytes.
 template <int P>
 __attribute__((noinline)) void scale_planes(const Call &c, int64_t first, int64_t rows, int64_t panel, int64_t block,
-                                            bool add, const int32_t (*acc)[kLanes], float (*out)[kLanes]) {
+                                            float factor, bool add, const int32_t (*acc)[kLanes],
+                                            float (*out)[kLanes]) {
   const lbk_matrix &w = *c.w;
   const uint32_t offset = w.base + w.zero_point, mult = w.mult;
   const float *steps = steps_of(w, panel, block);
@@ -107,7 +112,7 @@ __attribute__((noinline)) void scale_planes(const Call &c, int64_t first, int64_
         total = total * (1 / 256.f) + value;
       }
       memcpy(&step, steps + v * kVectorLanes, sizeof step);
-      total *= step;
+      total *= step * factor;
       float *to = out[r] + v * kVectorLanes;
       if (add) {
         FloatLanes before;
@@ -223,32 +228,37 @@ inline Group greedy_group(int64_t rows, int64_t row) {
 template <class Isa, int P>
 void multiply_planes(const Call &c, const Dot *dots, int64_t begin, int64_t end) {
   const lbk_matrix &w = *c.w;
-  const int64_t span = span_of(w), rows = c.rows * P;
+  const int64_t span = span_of(w), rows = c.rows * P, at_once = blocks_at_once(w), block_bytes = 128 * product_bits(w);
   alignas(64) int32_t acc[kMaxGroup][kLanes];
   alignas(64) float out[kMaxGroup][kLanes];
+  alignas(64) uint8_t found[kFoundBlocks * kBlock * kLanes];
   for (int64_t panel = begin; panel < end; ++panel)
-    for (int64_t chunk = 0; chunk < w.blocks; chunk += kIntegerBlocks) {
-      const int64_t last = least(chunk + kIntegerBlocks, w.blocks);
+    for (int64_t chunk = 0; chunk < w.blocks; chunk += at_once) each_pass(w, panel, 1, [&](const Pass &pass) {
+      const int64_t last = least(chunk + at_once, w.blocks);
+      const uint8_t *weights = w.lines + (panel * w.blocks + chunk) * 128 * w.bits;
+      if (pass.entries) {
+        look_up(w.bits, weights, last - chunk, pass.entries, found);
+        weights = found;
+      }
       for (Group group{0, 0}; (group.first += group.size) < rows;) {
         group = Isa::group_of(rows, group.first, P);
         const Dot dot = dots[number_of<Isa>(group.size)];
         const int64_t count = least(group.size, rows - group.first) / P;
         for (int64_t block = chunk; block < last; block += span) {
-          dot(w.lines + (panel * w.blocks + block) * 128 * w.bits, least(span, last - block),
-              place(c, group, group.first, block), acc);
-          scale_planes<P>(c, group.first, count, panel, block, block > chunk, acc, out);
+          dot(weights + (block - chunk) * block_bytes, least(span, last - block), place(c, group, group.first, block), acc);
+          scale_planes<P>(c, group.first, count, panel, block, pass.factor, block > chunk, acc, out);
         }
-        store_planes(c, group.first / P, count, panel, chunk == 0, out);
+        store_planes(c, group.first / P, count, panel, chunk == 0 && pass.first, out);
       }
-    }
+    });
 }
 
 // ---- entries
 
 template <class Isa>
 int planes(const lbk_matrix &w, int mode) {
-  if (needs_floats(w)) return 0;
-  if (mode == LBK_EXACT) return Isa::kExact ? 4 : 0;
+  if (w.bits > 8) return 0;
+  if (mode == LBK_EXACT) return Isa::kExact && w.on_grid ? 4 : 0;
   return mode == LBK_A16 ? 2 : 1;
 }
 
@@ -270,7 +280,7 @@ void prepare_by_planes(const Call &c, int64_t begin, int64_t end) {
 
 template <class Isa, int P>
 void multiply_with(const Call &c, int64_t begin, int64_t end) {
-  switch (c.w->bits) {
+  switch (product_bits(*c.w)) {
     case 1: return Isa::template multiply<1, P>(c, begin, end);
     case 2: return Isa::template multiply<2, P>(c, begin, end);
     case 4: return Isa::template multiply<4, P>(c, begin, end);

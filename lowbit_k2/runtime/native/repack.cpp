@@ -1,4 +1,6 @@
 // From the bytes of a packed file to panels, with every byte checked.
+#include <algorithm>
+#include <cfloat>
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
@@ -32,7 +34,7 @@ bool parse(const char *name, Encoding *found) {
   const char *digits = is_index ? name + 5 : !std::strncmp(name, "int", 3) ? name + 3 : "";
   if (digits[0] < (is_index ? '1' : '3') || digits[0] > '8' || digits[1]) return false;
   const int n = digits[0] - '0';
-  *found = {name, n, n <= 2 ? n : n <= 4 ? 4 : 8, 1, is_index ? 0 : 1 << (n - 1), is_index};
+  *found = {name, n, is_index || n <= 2 ? n : n <= 4 ? 4 : 8, 1, is_index ? 0 : 1 << (n - 1), is_index};
   return true;
 }
 
@@ -80,14 +82,23 @@ int fill_floats(const Encoding &e, const uint8_t *row, int64_t cols, uint8_t *pa
   return 0;
 }
 
-// The numbers of one output into its lane of a panel, which is zero so far.
-void fill_lane(const uint8_t *numbers, int64_t cols, int bits, uint8_t *panel, int lane) {
-  const int per_line = 32 / bits;
+// One number of one output into its lane of a block, which is zero so far.
+void put(int number, int bits, int place, uint8_t *block, int lane) {
+  const int per_line = 32 / bits, line = place / per_line, in_line = place % per_line;
+  block[line * 64 + lane * 4 + in_line % 4] |= number << in_line / 4 * bits;
+}
+
+// The numbers of one output; `low` bits of each as one panel, every other bit as one behind it.
+void fill_lane(const uint8_t *numbers, int64_t cols, int bits, int low, uint8_t *panel, int lane) {
   for (int64_t k = 0; k < cols; ++k) {
-    const int64_t line = k / per_line, place = k % per_line;
-    panel[line * 64 + lane * 4 + place % 4] |= numbers[k] << place / 4 * bits;
+    const int place = k % kBlock;
+    uint8_t *block = panel + k / kBlock * 128 * bits;
+    put(numbers[k] & ((1 << low) - 1), low, place, block, lane);
+    for (int bit = low; bit < bits; ++bit) put(numbers[k] >> bit & 1, 1, place, block + 128 * bit, lane);
   }
 }
+
+int low_bits(int bits) { return bits >= 4 ? 4 : bits >= 2 ? 2 : 1; }
 
 int check(const lbk_tensor &t, const Encoding &e) {
   if (t.rows < 1 || t.cols < 1 || t.rows > kMaxSide || t.cols > kMaxSide)
@@ -108,7 +119,44 @@ int check(const lbk_tensor &t, const Encoding &e) {
 
 size_t aligned(size_t bytes) { return (bytes + 63) / 64 * 64; }
 
-int fill_steps(const lbk_tensor &t, const Encoding &e, lbk_matrix *w) {
+// What a table is as integers: unit and multiples of it.
+struct Integers {
+  double unit = 1;
+  int of[256] = {};
+  bool on_grid = true;  // with no loss but float32's rounding
+};
+
+// On the coarsest grid of at most 128 steps to the largest entry, if there is one: that of the General Quantizer is 1/128 of
+// it. A product of two numbers of float32 is off by 2^-24 of itself, so is the largest entry. Else 16 bits.
+Integers integers_of(const float *table, int count) {
+  Integers found;
+  double largest = 0;
+  for (int i = 0; i < count; ++i) largest = std::max(largest, std::fabs(double{table[i]}));
+  if (largest == 0) return found;
+  const auto lies_on = [&](double unit) {
+    for (int i = 0; i < count; ++i)
+      if (std::fabs(table[i] - std::nearbyint(table[i] / unit) * unit) > 1.5 * 0x1p-23 * std::fabs(table[i])) return false;
+    return true;
+  };
+  int steps = 1;
+  while (steps <= 128 && !lies_on(largest / steps)) ++steps;
+  found.on_grid = steps <= 128;
+  found.unit = largest / (found.on_grid ? steps : kMaxTop16);
+  if (found.unit < FLT_MIN) found.unit = FLT_MIN, found.on_grid = false;
+  for (int i = 0; i < count; ++i) found.of[i] = static_cast<int>(std::nearbyint(table[i] / found.unit));
+  return found;
+}
+
+// Of integers the low bytes, and what is left of them: high ones.
+void fill_entries(const Integers &integers, int count, uint8_t *entries) {
+  for (int i = 0; i < count; ++i) {
+    const int high = (integers.of[i] + 128 + 65536) / 256 - 256;
+    entries[i] = static_cast<uint8_t>(integers.of[i] - 256 * high + 128);
+    entries[256 + i] = static_cast<uint8_t>(high + 128);
+  }
+}
+
+int fill_steps(const lbk_tensor &t, const Encoding &e, float unit, lbk_matrix *w) {
   if (e.is_float()) {
     for (int i = 0; i < kLanes; ++i) w->steps[i] = 1;
     return 0;
@@ -118,7 +166,7 @@ int fill_steps(const lbk_tensor &t, const Encoding &e, lbk_matrix *w) {
   for (int64_t i = 0; i < count; ++i) {
     if (!std::isfinite(t.steps[i]) || !(t.steps[i] > 0)) return fail("every step must be a positive number");
     const int64_t row = i / of_row, block = i % of_row;
-    w->steps[(row / kLanes * of_row + block) * kLanes + row % kLanes] = t.steps[i];
+    w->steps[(row / kLanes * of_row + block) * kLanes + row % kLanes] = t.steps[i] * unit;
   }
   for (int i = 1; i < kLanes && t.granularity == LBK_TENSOR; ++i) w->steps[i] = w->steps[0];
   return 0;
@@ -136,15 +184,15 @@ int fill(const lbk_tensor &t, const Encoding &e, lbk_matrix *w) {
       continue;
     }
     status = unpack_row(e, t.data + row * stride, t.cols, t.table_size, numbers);
-    if (!status) fill_lane(numbers, t.cols, w->bits, panel, row % kLanes);
+    if (status) continue;
+    fill_lane(numbers, t.cols, w->bits, w->entries ? low_bits(w->bits) : w->bits, panel, row % kLanes);
+    for (int64_t k = 0; w->entries && k < t.cols; ++k) w->high[row / kLanes] |= w->entries[256 + numbers[k]] != 128;
   }
   std::free(numbers);
   return status;
 }
 
 }  // namespace
-
-bool needs_floats(const lbk_matrix &w) { return w.table_size > 0 || w.bits > 8; }
 
 }  // namespace lbk
 
@@ -159,20 +207,35 @@ lbk_matrix *lbk_matrix_new(const lbk_tensor *tensor) {
   if (check(t, e)) return nullptr;
   lbk_matrix *w = new (std::nothrow) lbk_matrix{};
   if (!w) return fail("out of memory"), nullptr;
-  *w = {t.rows, t.cols, (t.rows + kLanes - 1) / kLanes, (t.cols + kBlock - 1) / kBlock, e.bits, e.mult, e.base,
-        t.zero_point, t.granularity, t.input_bits, e.is_index ? t.table_size : 0, 0, nullptr, nullptr, nullptr};
+  const Integers integers = e.is_index ? integers_of(t.table, t.table_size) : Integers();
+  const bool linear = e.is_index && e.bits == 1 && t.table_size == 2 && integers.on_grid;  // two integers always lie evenly
+  const bool is_table = e.is_index && !linear;
+  w->rows = t.rows, w->cols = t.cols;
+  w->panels = (t.rows + kLanes - 1) / kLanes, w->blocks = (t.cols + kBlock - 1) / kBlock;
+  w->bits = e.bits, w->zero_point = t.zero_point, w->granularity = t.granularity, w->input_bits = t.input_bits;
+  w->mult = e.mult, w->base = e.base;
+  if (linear) w->mult = integers.of[1] - integers.of[0], w->base = -integers.of[0];
+  if (is_table) w->base = 128, w->table_size = t.table_size;
+  const float unit = static_cast<float>(integers.unit);
+  w->unit = is_table ? unit : 1, w->on_grid = integers.on_grid;
   const size_t lines = static_cast<size_t>(w->panels) * w->blocks * 128 * e.bits;
   const size_t groups = t.granularity == LBK_TENSOR ? 1 : t.granularity == LBK_CHANNEL ? w->panels
                                                                                        : w->panels * w->blocks;
   const size_t steps = aligned(groups * kLanes * sizeof(float)), table = aligned(w->table_size * sizeof(float));
-  w->bytes = lines + steps + table;
+  const size_t entries = is_table ? 512 : 0;
+  w->bytes = lines + steps + table + entries + (is_table ? aligned(w->panels) : 0);
   w->lines = static_cast<uint8_t *>(std::aligned_alloc(64, w->bytes));
   if (!w->lines) return lbk_matrix_free(w), fail("out of memory"), nullptr;
   std::memset(w->lines, 0, w->bytes);
   w->steps = reinterpret_cast<float *>(w->lines + lines);
-  w->table = reinterpret_cast<float *>(w->lines + lines + steps);
-  if (w->table_size) std::memcpy(w->table, t.table, w->table_size * sizeof(float));
-  if (fill_steps(t, e, w) || fill(t, e, w)) return lbk_matrix_free(w), nullptr;
+  if (is_table) {
+    w->table = reinterpret_cast<float *>(w->lines + lines + steps);
+    w->entries = w->lines + lines + steps + table;
+    w->high = w->entries + entries;
+    std::memcpy(w->table, t.table, w->table_size * sizeof(float));
+    fill_entries(integers, t.table_size, w->entries);
+  }
+  if (fill_steps(t, e, linear ? unit : 1, w) || fill(t, e, w)) return lbk_matrix_free(w), nullptr;
   return w;
 }
 

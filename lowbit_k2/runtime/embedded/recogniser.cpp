@@ -6,7 +6,7 @@
 #include <new>
 
 #include "fbank.h"
-#include "internal.h"
+#include "lowbit_k2.h"
 #include "network.h"
 #include "refusal.h"
 #include "search.h"
@@ -36,9 +36,9 @@ auto guarded(Body body) -> decltype(body()) {
   try {
     return body();
   } catch (const std::bad_alloc &) {
-    fail("out of memory");
+    lbk_fail("out of memory");
   } catch (const std::exception &error) {
-    fail("%s", error.what());
+    lbk_fail(error.what());
   }
   return nullptr;
 }
