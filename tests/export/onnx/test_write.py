@@ -135,6 +135,6 @@ def test_a_broken_package_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     toy = toy_model()
     with (
         use_precision(toy.model, 1),
-        pytest.raises(UserError, match=r"onnx cannot be imported \(libprotobuf is too old"),
+        pytest.raises(UserError, match=r"onnx, which cannot be imported \(libprotobuf is too old"),
     ):
         export_onnx(SimpleNamespace(**vars(toy)), tmp_path / "out")
