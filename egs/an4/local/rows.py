@@ -22,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -43,7 +44,7 @@ from systems import (
     SYSTEMS,
     Row,
 )
-from tables import TIMING, recogs_path, result_path, write_results
+from tables import NOISE, TIMING, in_noise, recogs_path, result_path, write_results
 from train import make_parser as make_training_parser
 from train import make_trainer
 
@@ -121,7 +122,7 @@ def evaluate_rows(rows: list[Row], exp_root: Path) -> None:
     """Every finished row that has no results yet, on the test set."""
     for r in rows:
         if r.system.epochs in numbered(exp_root / r.key, "epoch"):
-            evaluate_row(r, exp_root, "test", result_path(r))
+            evaluate_row(r, exp_root, result_path(r))
 
 
 def evaluate_in_noise(rows: list[Row], exp_root: Path, noise_dir: Path) -> None:
@@ -137,12 +138,10 @@ def evaluate_in_noise(rows: list[Row], exp_root: Path, noise_dir: Path) -> None:
     for split in NOISY_SETS:
         add_noise(fbank, "an4", split, [Condition.parse(name) for name in CONDITIONS], noise_dir)
     for r in rows:
-        for split in NOISY_SETS:
-            for test_set in (split, *(f"{split}-{name}" for name in CONDITIONS)):
-                evaluate_row(r, exp_root, test_set, result_path(r, test_set))
+        evaluate_row(r, exp_root, result_path(r, NOISE), [name for split in NOISY_SETS for name in in_noise(split)])
 
 
-def evaluate_row(r: Row, exp_root: Path, test_set: str, target: Path) -> None:
+def evaluate_row(r: Row, exp_root: Path, target: Path, test_sets: Sequence[str] = ("test",)) -> None:
     """Decode and pack a row, unless there are results; keep what was recognised beside them."""
     if target.is_file():
         return
@@ -155,11 +154,18 @@ def evaluate_row(r: Row, exp_root: Path, test_set: str, target: Path) -> None:
         manifest_dir=r.data / "fbank",
         quiet=True,
     )
-    evaluations = evaluate(decode, system.precisions, test_set, lambda: load_cuts(r.data / "fbank", "an4", test_set))
+    evaluations = [
+        evaluation
+        for name in test_sets
+        for evaluation in evaluate(
+            decode, system.precisions, name, lambda name=name: load_cuts(r.data / "fbank", "an4", name)
+        )
+    ]
     for e in evaluations:
         for method, path in e.recogs.items():
             text = (exp_root / r.key / path).read_bytes()
-            with atomic_write(recogs_path(target, e.precision, method)) as temporary:
+            kept = recogs_path(target, e.precision, method, e.test_set if len(test_sets) > 1 else "")
+            with atomic_write(kept) as temporary:
                 temporary.write_bytes(gzip.compress(text, mtime=0))
     progress = load_checkpoint(exp_root / r.key / f"epoch-{system.epochs}.pt").meta["progress"]
     write_json(

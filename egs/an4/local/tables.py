@@ -32,18 +32,25 @@ from lowbit_k2.scoring.significance import compare, matched, matched_pairs
 from lowbit_k2.scoring.wer import Result
 from lowbit_k2.tables import fill_sections, markdown_table
 
-RESULTS, TIMING = RECIPE / "results", RECIPE / "timing.json"
+RESULTS, NOISE, TIMING = RECIPE / "results", "noise", RECIPE / "timing.json"
 SECTIONS = {CTC: "ctc", RNNT: "transducer", LATTICE: "tdnnf", STREAMED: "lstm"}  # of RESULTS.md
 MARGIN = 0.05  # relative; below it two systems count as equivalent
 
 
-def result_path(r: Row, in_noise: str = "") -> Path:
-    """Of a row on the test set, or on a test set of the table of noise."""
-    return RESULTS / (f"noise/{r.key}-{in_noise}.json" if in_noise else f"{r.key}.json")
+def result_path(r: Row, folder: str = "") -> Path:
+    """Of a row on the test set, or, in the folder `NOISE`, on the sets of the table of noise."""
+    return RESULTS / folder / f"{r.key}.json"
 
 
-def recogs_path(result: Path, precision: str, method: str) -> Path:
-    return result.parent / f"recogs/{result.stem}-{precision}-{method}.txt.gz"
+def recogs_path(result: Path, precision: str, method: str, test_set: str = "") -> Path:
+    """What was recognised; `test_set` where the result is of several."""
+    parts = (result.stem, test_set, precision, method)
+    return result.parent / f"recogs/{'-'.join(filter(None, parts))}.txt.gz"
+
+
+def in_noise(split: str) -> list[str]:
+    """Test sets of the table of noise: the clean one, and its copies."""
+    return [split, *(f"{split}-{condition}" for condition in CONDITIONS)]
 
 
 def verdicts() -> str:
@@ -88,12 +95,15 @@ def noise_table() -> str:
     reference, *others = (Row(SYSTEMS[name], 1) for name in NOISY_SYSTEMS)
     lines = []
     for split in NOISY_SETS:
-        noisy = [f"{split}-{name}" for name in CONDITIONS]
-        conditions = {"clean": [split], **{name: [test_set] for name, test_set in zip(CONDITIONS, noisy, strict=True)}}
+        sets = in_noise(split)
+        conditions = {name: [test_set] for name, test_set in zip(("clean", *CONDITIONS), sets, strict=True)}
         for r, method in product(others, CTC):
-            for name, test_sets in (conditions | {"all noisy": noisy}).items():
+            for name, test_sets in (conditions | {"all noisy": sets[1:]}).items():
                 first, second = (
-                    [read_recogs(recogs_path(result_path(own, t), own.system.precisions[0], method)) for t in test_sets]
+                    [
+                        read_recogs(recogs_path(result_path(own, NOISE), own.system.precisions[0], method, t))
+                        for t in test_sets
+                    ]
                     for own in (reference, r)
                 )
                 found = compare(first, second, speaker_of)
