@@ -44,7 +44,7 @@ from systems import (
     SYSTEMS,
     Row,
 )
-from tables import NOISE, TIMING, in_noise, recogs_path, result_path, write_results
+from tables import NOISE, RESULTS, TIMING, in_noise, recogs_path, result_path, write_headlines, write_results
 from train import make_parser as make_training_parser
 from train import make_trainer
 
@@ -256,6 +256,7 @@ def main() -> None:
         print(TIMING.read_text())
     else:
         write_results(RECIPE / "RESULTS.md", args.check)
+        write_headlines(RECIPE.parents[1] / "README.md", RESULTS / "sizes.png", args.check)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from itertools import chain, product
 from pathlib import Path
 
+from headlines import SECTION as HEADLINES
+from headlines import draw, headline_table, headlines
 from systems import (
     COLUMNS,
     CONDITIONS,
@@ -131,6 +133,33 @@ def speaker_of(utterance: str) -> str:
     return utterance.split("-")[1]
 
 
+def write_headlines(page: Path, picture: Path, check: bool) -> None:
+    """The README's table, and the picture beside it where the table was another.
+
+    Raises:
+      UserError: `check`, and the page has another table.
+    """
+    found = headlines()
+    if fill(page, {HEADLINES: headline_table(found)}, check):
+        draw(found, picture)
+
+
+def fill(page: Path, sections: dict[str, str], check: bool) -> bool:
+    """Put the sections into a page, if it has others; whether it had.
+
+    Raises:
+      UserError: `check`, and it has.
+    """
+    text = page.read_text()
+    filled = fill_sections(text, sections)
+    if filled == text:
+        return False
+    if check:
+        raise UserError(f"{page} has other tables than {RESULTS}: run ./local/rows.py results")
+    page.write_text(filled)
+    return True
+
+
 def write_results(page: Path, check: bool) -> None:
     """Put the results into the tables of a page, in the order of ROWS, by the searches that decode them.
 
@@ -146,13 +175,7 @@ def write_results(page: Path, check: bool) -> None:
         found = [r for r in ROWS if r.system.methods == methods and result_path(r).is_file()]
         if found:
             sections[name] = format_results(found, methods, ratios)
-    text = page.read_text()
-    filled = fill_sections(text, sections)
-    if filled == text:
-        return
-    if check:
-        raise UserError(f"{page} has other tables than {RESULTS}: run ./local/rows.py results")
-    page.write_text(filled)
+    fill(page, sections, check)
 
 
 def format_results(rows: list[Row], methods: tuple[str, ...], ratios: dict[str, float]) -> str:
