@@ -1,6 +1,6 @@
 # make demo    speech in, a packed 1-bit recogniser and its word error rate out, on a corpus made on the spot
 # make test    format, lint and tests
-# make transcribe-demo   words of three recordings by a trained 1-bit model, without PyTorch
+# make transcribe-demo   words of three utterances of AN4 by a trained 1-bit model, without PyTorch
 # make wheel   a wheel of the packed runtime with its library, for any Python from 3.10
 # The first two set up .venv. The other targets: venv, kaldifeat, lint, modern-venv, modern-test, clean.
 
@@ -48,8 +48,13 @@ modern-test: modern-venv
 
 # An environment with the packed runtime's packages alone, and the one that counts word errors.
 DEMO_VENV := .venv-demo
-transcribe-demo: $(DEMO_VENV)/.installed
-	$(DEMO_VENV)/bin/python egs/an4/local/demo.py
+# An AN4 that is there, instead of a download.
+AN4 ?= egs/an4/download/an4
+transcribe-demo: $(DEMO_VENV)/.installed $(AN4)
+	$(DEMO_VENV)/bin/python egs/an4/local/demo.py --corpus-dir $(AN4)
+
+egs/an4/download/an4:
+	egs/an4/prepare.sh --stage 0 --stop-stage 0
 
 $(DEMO_VENV)/.installed: requirements.txt pyproject.toml setup.py
 	python=$$(.ci/find-python $(PYTHON_VERSION)) && $$python -m venv $(DEMO_VENV)

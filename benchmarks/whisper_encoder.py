@@ -9,9 +9,11 @@ precision is packed and unpacked, and must give the same output.
 
 pip install openai-whisper                                # the model's code; no weights are downloaded
 python benchmarks/whisper_encoder.py --weights FOLDER --librispeech LibriSpeech --bits 8 4 2 1 --train 1 2 8,4,2,1
+python benchmarks/whisper_encoder.py ... --bits 8 4 --scale running-absmax --results whisper    # call again to go on
 
 FOLDER holds model.bin, Whisper in CTranslate2's format (faster-whisper's), which some packages on PyPI bring.
-Greedy decoding without timestamps; words are normalised by Whisper's own normaliser, on both sides.
+Greedy decoding without timestamps; words are normalised by Whisper's own normaliser, on both sides. --results keeps
+what was recognised, for `lowbit-k2 compare` and for further calls, which take it from there.
 """
 
 from __future__ import annotations
@@ -40,6 +42,7 @@ from lowbit_k2.export import load_packed, save_packed
 from lowbit_k2.progress import progress_bar
 from lowbit_k2.quant import QuantConfig, clamp_alphas, parameter_groups, quantize_model, use_precision
 from lowbit_k2.recipe.flags import make_parser
+from lowbit_k2.scoring.recogs import read_recogs, write_recogs
 from lowbit_k2.scoring.significance import matched_pairs
 from lowbit_k2.scoring.wer import Result, score
 from lowbit_k2.tables import text_table
@@ -239,11 +242,13 @@ def main() -> None:
     parser.add_argument("--librispeech", type=Path, required=True)
     parser.add_argument("--test-split", default="test-other")
     parser.add_argument("--train-split", default="train-clean-100")
-    parser.add_argument("--bits", type=int, nargs="+", default=[8, 4, 2, 1])
+    parser.add_argument("--bits", type=int, nargs="*", default=[8, 4, 2, 1], help="decoded without training")
+    parser.add_argument("--scale", default="", help="statistic of the steps, e.g. running-absmax (the preset's)")
     parser.add_argument("--granularity", choices=("tensor", "channel"), default="channel", help="of scales")
     parser.add_argument("--train", nargs="*", default=[], help="trainings, each by its precisions: 1 2 8,4,2,1")
     parser.add_argument("--updates", type=int, default=600, help="of each training")
     parser.add_argument("--learning-rate", type=float, default=2e-4)
+    parser.add_argument("--results", type=Path, help="folder to keep what was recognised in")
     parser.add_argument("--max-utterances", type=int, help="of the test split")
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--num-threads", type=int, default=1)
@@ -259,7 +264,16 @@ def main() -> None:
     plain = model.encoder
     float_bytes = sum(4 * p.numel() for p in plain.parameters())
     example = spectrum(test[0][1], model.dims.n_mels, 2 * model.dims.n_audio_ctx)
-    reference = recognise(model, test, args.batch, "float")
+
+    def hear(what: str) -> list[Result]:
+        if args.results is None:
+            return recognise(model, test, args.batch, what)
+        kept = args.results / f"recogs-{args.test_split}-{len(test)}-{what.replace(' ', '-')}.txt"
+        if not kept.is_file():
+            write_recogs(kept, recognise(model, test, args.batch, what))
+        return read_recogs(kept)
+
+    reference = hear("float")
     head = ["encoder", "training", "MB", "ratio", "words", "p against float"]
     rows = [["float", "", f"{float_bytes / 1e6:.2f}", "1.0", str(score(reference)), ""]]
     print(text_table(head, rows, left=(0, 1, 4)), flush=True)
@@ -268,18 +282,20 @@ def main() -> None:
         model.encoder = encoder
         with use_precision(encoder, bits):
             size = packed_size(encoder, plain, example)
-            results = recognise(model, test, args.batch, f"{bits} bits {how}")
+            results = hear(" ".join([str(bits), "bits", how, args.granularity, args.scale]).strip())
         p = matched_pairs(reference, results).p
         rows.append(
             [f"{bits} bits", how, f"{size / 1e6:.2f}", f"{float_bytes / size:.1f}", str(score(results)), f"{p:.3f}"]
         )
         print(text_table(head, rows[-1:], left=(0, 1, 4)), flush=True)
 
+    trainings = [[int(part) for part in text.split(",")] for text in args.train]
+    every = tuple(sorted({*args.bits, *(bits for training in trainings for bits in training)}, reverse=True))
+    options = {"granularity": args.granularity, **({"scale": args.scale} if args.scale else {})}
+
     def quantized() -> nn.Module:
         encoder = copy.deepcopy(plain)
-        report = quantize_model(
-            encoder, QuantConfig.preset("mixed", tuple(args.bits), granularity=args.granularity), strict=True
-        )
+        report = quantize_model(encoder, QuantConfig.preset("mixed", every, **options), strict=True)
         if not rows[1:]:
             print(report, flush=True)
         return encoder.eval()
@@ -290,12 +306,11 @@ def main() -> None:
     if args.train:
         paths = [path for _, path, _ in read_librispeech(args.librispeech, args.train_split)]
         mels = [spectrum(path, model.dims.n_mels) for path in progress_bar(paths, "training speech", leave=False)]
-    for text in args.train:
-        precisions = [int(part) for part in text.split(",")]
+    for text, precisions in zip(args.train, trainings, strict=True):
         encoder = quantized()
         train(encoder, plain, precisions, mels, args.updates, args.learning_rate)
         for bits in precisions:
-            add(encoder, bits, f"at {text}")
+            add(encoder, bits, f"{args.updates} updates at {text}")
     print(text_table(head, rows, left=(0, 1, 4)))
 
 

@@ -27,6 +27,7 @@ BASE = {
     "fileio",
     "k2_compat",
     "locks",
+    "onnx_packages",
     "origins",
     "plugins",
     "processes",

@@ -1,7 +1,8 @@
 """What experiment folders hold: error rates, packed files, training curves; and what they lack.
 
 A folder is one of train.py (`log/`, `<method>/recogs-*.txt`, `*.safetensors`), or one of result files, JSON with
-"evaluations" as rows of a RESULTS.md have them, with what was recognised in `recogs/NAME-PRECISION-METHOD.txt.gz`.
+"evaluations" as rows of a RESULTS.md have them, with what was recognised in `recogs/NAME-PRECISION-METHOD.txt.gz`, or
+`recogs/NAME-TEST_SET-PRECISION-METHOD.txt.gz` where a result is of several test sets.
 """
 
 from __future__ import annotations
@@ -192,7 +193,9 @@ def _of_results(path: Path, value: dict[str, Any]) -> Experiment:
     try:
         for e in value["evaluations"]:
             for method, errors in e["errors"].items():
-                recogs = path.parent / f"recogs/{path.stem}-{e['precision']}-{method}.txt.gz"
+                end = f"{e['precision']}-{method}.txt.gz"
+                names = f"{path.stem}-{e['test_set']}-{end}", f"{path.stem}-{end}"
+                kept = [file for name in names if (file := path.parent / "recogs" / name).is_file()]
                 interval = e["intervals"].get(method)
                 found.scores.append(
                     Score(
@@ -203,7 +206,7 @@ def _of_results(path: Path, value: dict[str, Any]) -> Experiment:
                         "",
                         WerStats(**errors),
                         None if interval is None else tuple(interval),
-                        read_recogs(recogs) if recogs.is_file() else None,
+                        read_recogs(kept[0]) if kept else None,
                         int(e["file_bytes"]),
                         int(e["float_bytes"]),
                     )

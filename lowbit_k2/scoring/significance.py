@@ -153,15 +153,16 @@ def paired_bootstrap(counts: np.ndarray, num_samples: int = NUM_SAMPLES, seed: i
     sums = resampled_sums(counts, num_samples, seed)
     absolute = (sums[:, 1] - sums[:, 0]) / sums[:, 2]
     tails = (absolute <= 0).mean(), (absolute >= 0).mean()
+    relative = _ratio(sums[:, 1], sums[:, 0])
     reference, other, words = counts.sum(axis=0).tolist()
     return Difference(
         reference=reference / words,
         other=other / words,
         absolute=(other - reference) / words,
         absolute_interval=_interval(absolute, LEVEL),
-        relative=_ratio(other, reference),
-        relative_interval=_interval(np.array([_ratio(b, a) for a, b, _ in sums]), LEVEL),
-        equivalence_interval=_interval(np.array([_ratio(b, a) for a, b, _ in sums]), ONE_SIDED_LEVEL),
+        relative=_ratio(np.array([other]), np.array([reference])).item(),
+        relative_interval=_interval(relative, LEVEL),
+        equivalence_interval=_interval(relative, ONE_SIDED_LEVEL),
         p=float(min(1.0, max(2 * min(tails), 1 / len(sums)))),
         units=len(counts),
     )
@@ -172,10 +173,10 @@ def _interval(values: np.ndarray, level: float) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def _ratio(other: float, reference: float) -> float:
-    if not reference:
-        return math.inf if other else 0.0
-    return other / reference - 1.0
+def _ratio(other: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    """other / reference - 1; where the reference has no errors infinity, or 0 if neither has. (n,)"""
+    free = np.where(other > 0, math.inf, 0.0)
+    return np.divide(other - reference, reference, out=free, where=reference > 0)
 
 
 def sign_test(worse: int, better: int) -> float:

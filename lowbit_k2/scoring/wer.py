@@ -24,6 +24,7 @@ from lowbit_k2.fileio import atomic_write
 from lowbit_k2.tables import text_table
 
 GAP = "*"  # icefall's sign of nothing on one side of an alignment, where one is shown; it may be a word as well
+MOST_DRAWN = 1 << 20  # units of the bootstrap at a time
 Pair = tuple[str | None, str | None]  # reference and hypothesis; None: nothing
 Result = tuple[str, Sequence[str], Sequence[str]]  # utterance, reference words, hypothesis words
 Group = TypeVar("Group")
@@ -117,8 +118,10 @@ def resampled_sums(counts: np.ndarray, num_samples: int, seed: int) -> np.ndarra
       (num_samples, C) float64, without the samples that have no reference words.
     """
     random, size = np.random.default_rng(seed), len(counts)
-    drawn = (random.integers(size, size=size) for _ in range(num_samples))  # one sample at a time: sets may be large
-    sums = np.array([counts[draw].sum(axis=0) for draw in drawn], dtype=float)
+    at_once = max(1, MOST_DRAWN // max(1, size))  # sets may be large
+    parts = [min(at_once, num_samples - start) for start in range(0, num_samples, at_once)]
+    drawn = (random.integers(size, size=(part, size)) for part in parts)  # the same numbers, however many at a time
+    sums = np.concatenate([counts[draw].sum(axis=1, dtype=float) for draw in drawn])  # (num_samples, C)
     return sums[sums[:, -1] > 0]
 
 

@@ -223,7 +223,7 @@ def test_what_is_read_is_not_overwritten(exp_dir: Path, tmp_path: Path, more: st
 
 def test_without_onnx_the_line_says_how_to_install_it(exp_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnx", None)
-    with pytest.raises(UserError, match="^--format onnx: the package onnx .*: pip install -r requirements-onnx.txt$"):
+    with pytest.raises(UserError, match="^ONNX files need the package onnx, .*: pip install -r requirements-onnx.txt$"):
         run_export(exp_dir, no_cuts, "--precision", "1", "--format", "onnx")
     assert sorted(path.name for path in exp_dir.iterdir()) == ["epoch-1.pt", "epoch-2.pt"]
 

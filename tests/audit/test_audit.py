@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import zipfile
 from pathlib import Path
 
@@ -176,6 +177,35 @@ def test_codes_of_an_onnx_file(toy: Toy, onnx_files: dict[str, Path]) -> None:
         own = packed[tensor.name]
         assert tensor.shape == own.shape and np.array_equal(tensor.codes.astype(np.int8) - 8, own.codes)
         assert tensor.role in (own.role, "encoder_linear")
+
+
+def test_numbers_outside_of_raw_data(tmp_path: Path) -> None:
+    """Of every field, against the encoder of protocol buffers, whose bytes are a tag, a length and the numbers."""
+    onnx = pytest.importorskip("onnx", reason="onnx is not installed")
+    kinds = {"FLOAT": [1.5] * 40, "DOUBLE": [0.5] * 3, "INT32": [0, 127, 128, -1], "UINT64": [2**63, 1]}
+    kinds |= {"INT64": [-(2**62), 2**35, 300], "INT8": [-128, 127, 3] * 70, "STRING": [b"ab", b""]}
+    tensors, expected = [], {}
+    for kind, values in kinds.items():
+        tensors.append(onnx.helper.make_tensor(kind, getattr(onnx.TensorProto, kind), [len(values)], values))
+        held = "int32_data" if kind == "INT8" else f"{kind.lower()}_data"
+        alone = onnx.TensorProto(**{held: getattr(tensors[-1], held)}).SerializeToString()
+        frames = 2 * len(values) if kind == "STRING" else 2 + (len(alone) > 2 + 127)
+        expected[kind] = len(alone) - frames
+    path = tmp_path / "m.onnx"
+    path.write_bytes(onnx.helper.make_model(onnx.helper.make_graph([], "g", [], [], tensors)).SerializeToString())
+    found = audit_onnx(path)
+    weights = ("FLOAT", "DOUBLE", "INT8")
+    assert {t.name: t.nbytes for t in found.tensors} == {kind: expected[kind] for kind in weights}
+    assert found.parts["other tensors"] == sum(size for kind, size in expected.items() if kind not in weights)
+    assert found.tensors[2].codes.view(np.int8).tolist() == kinds["INT8"]
+
+
+def test_without_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    path = tmp_path / "m.onnx"
+    path.write_bytes(b"1")
+    refused = "ONNX files need the package onnx, which is not installed: pip install -r requirements-onnx.txt"
+    assert call(MAIN, "inspect", path).error().endswith(refused)
 
 
 def test_damaged_onnx(onnx_files: dict[str, Path], tmp_path: Path) -> None:

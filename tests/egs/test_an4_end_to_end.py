@@ -23,6 +23,7 @@ from lowbit_k2.k2_compat import has_k2
 from lowbit_k2.quant import Allocation, use_precision
 from lowbit_k2.recipe.training_flags import read_training_flags
 from lowbit_k2.scoring.recogs import write_recogs
+from lowbit_k2.tables import fill_sections
 from lowbit_k2.train.checkpoint import load_checkpoint
 from tests.egs.scripts import AN4, Flag, call, files_of, spawn
 
@@ -376,20 +377,20 @@ def test_a_table_that_has_drifted_is_seen(monkeypatch: pytest.MonkeyPatch, tmp_p
     """A figure that was changed by hand: refused by the check, and put right by the command."""
     monkeypatch.syspath_prepend(str(AN4 / "local"))
     monkeypatch.delitem(sys.modules, "train", raising=False)
-    import rows
+    import tables
 
     # one table is enough, and quick
-    monkeypatch.setattr(rows, "ROWS", [row for row in rows.ROWS if row.system.methods == rows.RNNT])
-    monkeypatch.setattr(rows, "FOLD_ROWS", [])
+    monkeypatch.setattr(tables, "ROWS", [row for row in tables.ROWS if row.system.methods == tables.RNNT])
+    monkeypatch.setattr(tables, "FOLD_ROWS", [])
+    monkeypatch.setattr(tables, "noise_table", lambda: "none")
     text, page = (AN4 / "RESULTS.md").read_text(), tmp_path / "RESULTS.md"
-    start, end = "<!-- verdicts -->\n", "<!-- end of verdicts -->"
-    text = text[: text.index(start) + len(start)] + rows.verdicts() + "\n" + text[text.index(end) :]
+    text = fill_sections(text, {"verdicts": tables.verdicts(), "noise": "none"})
     page.write_text(text)
-    rows.write_results(page, check=True)
+    tables.write_results(page, check=True)
     page.write_text(text.replace("| 4/6/42 |", "| 4/6/41 |"))
     with pytest.raises(UserError, match="other tables than"):
-        rows.write_results(page, check=True)
-    rows.write_results(page, check=False)
+        tables.write_results(page, check=True)
+    tables.write_results(page, check=False)
     assert page.read_text() == text
 
 
@@ -415,13 +416,13 @@ def test_no_generated_table_goes_unchecked(monkeypatch: pytest.MonkeyPatch) -> N
     """A recipe whose RESULTS.md has sections for generated tables needs a test like the ones above."""
     monkeypatch.syspath_prepend(str(AN4 / "local"))
     monkeypatch.delitem(sys.modules, "train", raising=False)
-    import rows
+    import tables
 
     generated = {
         page.parent.name: set(re.findall(r"^<!-- (?!end of)(\S+) -->$", page.read_text(), flags=re.MULTILINE))
         for page in AN4.parent.glob("*/RESULTS.md")
     }
-    assert {"ctc", "transducer", "verdicts"} <= generated["an4"] <= {*rows.SECTIONS.values(), "verdicts"}
+    assert {"ctc", "transducer", "verdicts"} <= generated["an4"] <= {*tables.SECTIONS.values(), "verdicts", "noise"}
     del generated["an4"]
     assert {recipe: names for recipe, names in generated.items() if names} == {}
 
@@ -429,16 +430,17 @@ def test_no_generated_table_goes_unchecked(monkeypatch: pytest.MonkeyPatch) -> N
 def test_verdicts_of_the_folds_that_are_done(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.syspath_prepend(str(AN4 / "local"))
     monkeypatch.delitem(sys.modules, "train", raising=False)
-    import rows
+    import tables
 
-    monkeypatch.setattr(rows, "RECOGS", tmp_path)
-    for row in rows.FOLD_ROWS:
-        if row.seed == 1 and row.fold <= 2 and row.system.name in (rows.REFERENCE, "naive1-l2"):
+    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    for row in tables.FOLD_ROWS:
+        if row.seed == 1 and row.fold <= 2 and row.system.name in (tables.REFERENCE, "naive1-l2"):
             right, wrong = ["GO", "HOME", "NOW"], ["GO", "HOME", "ON"]
             names = [f"an1-s{row.fold}{n % 12}-{n}" for n in range(48)]
-            bad = 6 if row.system.name == rows.REFERENCE else 1
+            bad = 6 if row.system.name == tables.REFERENCE else 1
             found = [(name, right, wrong if n % bad == 0 else right) for n, name in enumerate(names)]
-            write_recogs(rows.recogs_path(row, row.system.compared, "ctc-greedy-search"), found)
-    lines = rows.verdicts().splitlines()
+            path = tables.recogs_path(tables.result_path(row), row.system.compared, "ctc-greedy-search")
+            write_recogs(path, found)
+    lines = tables.verdicts().splitlines()
     assert len(lines) == 3 and lines[2].startswith("| naive 1-bit | greedy | 2 | 5.56 | 33.33 | +500.0% |")
     assert lines[2].endswith("| worse |")

@@ -127,6 +127,13 @@ def test_result_files(tmp_path: Path) -> None:
     text = (tmp_path / "recogs/recogs-x.txt").read_bytes()
     (tmp_path / "recogs/naive-s3-1-1best.txt.gz").write_bytes(gzip.compress(text))
     assert read_experiment(tmp_path)[0].scores[0].runs() == {3: 10, 5: 10, 11: 0}
+    value["evaluations"].append(evaluation | {"test_set": "test-snr5"})
+    (tmp_path / "naive-s3.json").write_text(json.dumps(value))
+    recogs(tmp_path / "recogs", "y", REF[:4])
+    text = (tmp_path / "recogs/recogs-y.txt").read_bytes()
+    (tmp_path / "recogs/naive-s3-test-snr5-1-1best.txt.gz").write_bytes(gzip.compress(text))
+    runs = {s.test_set: s.runs() for s in read_experiment(tmp_path)[0].scores}
+    assert runs == {"test": {3: 10, 5: 10, 11: 0}, "test-snr5": {3: 10, 5: 0, 11: 0}}
     (tmp_path / "naive-s3.json").write_text(json.dumps({"evaluations": [{"errors": {"a": {}}}]}))
     assert "is no result file" in call(MAIN, "report", tmp_path, "--output", tmp_path / "r.html").error()
 

@@ -4,6 +4,7 @@
 ./local/rows.py train --exp-root exp/rows --use-bf16 true      # all rows, one after the other; call again to go on
 ./local/rows.py train --exp-root exp/rows --only float-s1
 ./local/rows.py evaluate --exp-root exp/rows                   # trained rows: test set, sizes -> results/*.json
+./local/rows.py noise --noise-dir NOISES                       # float and 1 bit in noise, dev and test -> results/noise
 ./local/rows.py time --rounds 20                               # seconds per update, interleaved -> timing.json
 ./local/rows.py results                                        # results/*.json and recogs -> the tables of RESULTS.md
 ./local/rows.py results --check true                           # are they those?
@@ -21,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -31,55 +33,45 @@ from lowbit_k2.launch import use_project_interpreter
 use_project_interpreter()
 
 import torch
-from headlines import SECTION as HEADLINES
-from headlines import draw, headline_table, headlines
 from systems import (
-    COLUMNS,
-    CTC,
+    CONDITIONS,
     FOLD_ROWS,
-    LATTICE,
+    NOISY_SETS,
+    NOISY_SYSTEMS,
     NUM_FOLDS,
-    REFERENCE,
-    RNNT,
     ROWS,
     SEARCH_FLAGS,
-    STREAMED,
     SYSTEMS,
     Row,
 )
+from tables import NOISE, RESULTS, TIMING, in_noise, recogs_path, result_path, write_headlines, write_results
 from train import make_parser as make_training_parser
 from train import make_trainer
 
-from lowbit_k2.asr.evaluation import Evaluation, evaluate
+from lowbit_k2.asr.evaluation import evaluate
 from lowbit_k2.asr.exporting import ExportConfig, run_export
 from lowbit_k2.asr.model_io import PRETRAINED
 from lowbit_k2.asr.recognizer import DecodeConfig
 from lowbit_k2.asr.training import Run, set_up_device
 from lowbit_k2.data.datamodule import AsrDataModule
 from lowbit_k2.data.manifests import load_cuts
+from lowbit_k2.data.noisy import Condition
 from lowbit_k2.data.tokenizer import load_tokenizer
 from lowbit_k2.errors import UserError, run_main
-from lowbit_k2.fileio import atomic_write, read_json, write_json
+from lowbit_k2.fileio import atomic_write, write_json
 from lowbit_k2.progress import progress_bar
+from lowbit_k2.recipe.add_noise import add_noise
 from lowbit_k2.recipe.flags import make_parser, str2bool
 from lowbit_k2.recipe.training_flags import read_training_flags
-from lowbit_k2.scoring.detail import RUNS, count_runs, deletion_runs, format_runs
-from lowbit_k2.scoring.recogs import read_recogs
-from lowbit_k2.scoring.significance import compare, matched, matched_pairs
-from lowbit_k2.tables import fill_sections, markdown_table
 from lowbit_k2.train.checkpoint import load_checkpoint, numbered
 from lowbit_k2.train.distributed import DistributedContext
 from lowbit_k2.train.update import update
-
-RESULTS, RECOGS, TIMING = RECIPE / "results", RECIPE / "results/recogs", RECIPE / "timing.json"
-SECTIONS = {CTC: "ctc", RNNT: "transducer", LATTICE: "tdnnf", STREAMED: "lstm"}  # of RESULTS.md
-MARGIN = 0.05  # relative; below it two systems count as equivalent
 
 
 def train(rows: list[Row], exp_root: Path, further: list[str]) -> None:
     """Every row that has no results yet, and first the float row that it begins with."""
     for r in rows:
-        if (RESULTS / f"{r.key}.json").is_file():
+        if result_path(r).is_file():
             continue
         first = r.started_from()
         if first is not None and not (exp_root / first.key / PRETRAINED).is_file():
@@ -127,89 +119,70 @@ def train_one(r: Row, exp_root: Path, further: list[str]) -> None:
 
 
 def evaluate_rows(rows: list[Row], exp_root: Path) -> None:
-    """Decode and pack every finished row that has no results yet; keep what was recognised."""
+    """Every finished row that has no results yet, on the test set."""
     for r in rows:
-        system, target = r.system, RESULTS / f"{r.key}.json"
-        if target.is_file() or system.epochs not in numbered(exp_root / r.key, "epoch"):
-            continue
-        decode = DecodeConfig(
-            r.choice(exp_root),
-            decoding_method=",".join(system.methods),
-            lang_dir=r.lang_dir,
-            lm_scale=(system.lm_scale,),
-            manifest_dir=r.data / "fbank",
-            quiet=True,
+        if r.system.epochs in numbered(exp_root / r.key, "epoch"):
+            evaluate_row(r, exp_root, result_path(r))
+
+
+def evaluate_in_noise(rows: list[Row], exp_root: Path, noise_dir: Path) -> None:
+    """Make the noisy copies of dev and test that are not there yet, and evaluate rows on them, and without noise.
+
+    Raises:
+      UserError: a row is not trained.
+    """
+    for r in rows:
+        if r.system.epochs not in numbered(exp_root / r.key, "epoch"):
+            raise UserError(f"{exp_root / r.key} is not trained: ./local/rows.py train --only {r.key}")
+    fbank = rows[0].data / "fbank"
+    for split in NOISY_SETS:
+        add_noise(fbank, "an4", split, [Condition.parse(name) for name in CONDITIONS], noise_dir)
+    for r in rows:
+        evaluate_row(r, exp_root, result_path(r, NOISE), [name for split in NOISY_SETS for name in in_noise(split)])
+
+
+def evaluate_row(r: Row, exp_root: Path, target: Path, test_sets: Sequence[str] = ("test",)) -> None:
+    """Decode and pack a row, unless there are results; keep what was recognised beside them."""
+    if target.is_file():
+        return
+    system = r.system
+    decode = DecodeConfig(
+        r.choice(exp_root),
+        decoding_method=",".join(system.methods),
+        lang_dir=r.lang_dir,
+        lm_scale=(system.lm_scale,),
+        manifest_dir=r.data / "fbank",
+        quiet=True,
+    )
+    evaluations = [
+        evaluation
+        for name in test_sets
+        for evaluation in evaluate(
+            decode, system.precisions, name, lambda name=name: load_cuts(r.data / "fbank", "an4", name)
         )
-        evaluations = evaluate(
-            decode, system.precisions, "test", lambda r=r: load_cuts(r.data / "fbank", "an4", "test")
-        )
-        for e in evaluations:
-            for method, path in e.recogs.items():
-                text = (exp_root / r.key / path).read_bytes()
-                with atomic_write(recogs_path(r, e.precision, method)) as temporary:
-                    temporary.write_bytes(gzip.compress(text, mtime=0))
-        progress = load_checkpoint(exp_root / r.key / f"epoch-{system.epochs}.pt").meta["progress"]
-        write_json(
-            target,
-            {
-                "row": system.name,
-                "label": system.label,
-                "seed": r.seed,
-                "fold": r.fold,
-                "flags": system.flags,
-                "lm_scale": system.lm_scale,
-                "date": time.strftime("%Y-%m-%d"),
-                "updates": progress["update"],
-                "seconds": round(progress["seconds"]),
-                "evaluations": [e.to_dict() for e in evaluations],
-            },
-        )
-
-
-def recogs_path(r: Row, precision: str, method: str) -> Path:
-    return RECOGS / f"{r.key}-{precision}-{method}.txt.gz"
-
-
-def verdicts() -> str:
-    """Every system of the cross-validation against float, over the folds and seeds that both have, by speaker."""
-    lines, float_bits = [], SYSTEMS[REFERENCE].compared
-    for method in CTC:
-        for system in (s for s in SYSTEMS.values() if s.compared and s.name != REFERENCE):
-            rows = [r for r in FOLD_ROWS if r.system == system]
-            pairs = [
-                (
-                    recogs_path(Row(SYSTEMS[REFERENCE], r.seed, r.fold), float_bits, method),
-                    recogs_path(r, system.compared, method),
-                )
-                for r in rows
-            ]
-            pairs = [pair for pair in pairs if all(path.is_file() for path in pair)]
-            if not pairs:
-                continue
-            reference, other = ([read_recogs(path) for path in paths] for paths in zip(*pairs, strict=True))
-            found = compare(reference, other, speaker_of)
-            d = found.pooled
-            lines.append(
-                [
-                    system.label,
-                    COLUMNS[method],
-                    str(len(pairs)),
-                    f"{100 * d.reference:.2f}",
-                    f"{100 * d.other:.2f}",
-                    f"{100 * d.relative:+.1f}%",
-                    " .. ".join(f"{100 * end:+.1f}" for end in d.relative_interval),
-                    f"{d.p:.4f}",
-                    f"{found.worse} / {found.better} / {d.units - found.worse - found.better}",
-                    d.verdict(MARGIN),
-                ]
-            )
-    head = ["system", "search", "folds x seeds", "float", "WER", "relative", "95%", "p", "speakers -/+/=", "verdict"]
-    return markdown_table(head, lines)
-
-
-def speaker_of(utterance: str) -> str:
-    """an251-fash-b -> fash."""
-    return utterance.split("-")[1]
+    ]
+    for e in evaluations:
+        for method, path in e.recogs.items():
+            text = (exp_root / r.key / path).read_bytes()
+            kept = recogs_path(target, e.precision, method, e.test_set if len(test_sets) > 1 else "")
+            with atomic_write(kept) as temporary:
+                temporary.write_bytes(gzip.compress(text, mtime=0))
+    progress = load_checkpoint(exp_root / r.key / f"epoch-{system.epochs}.pt").meta["progress"]
+    write_json(
+        target,
+        {
+            "row": system.name,
+            "label": system.label,
+            "seed": r.seed,
+            "fold": r.fold,
+            "flags": system.flags,
+            "lm_scale": system.lm_scale,
+            "date": time.strftime("%Y-%m-%d"),
+            "updates": progress["update"],
+            "seconds": round(progress["seconds"]),
+            "evaluations": [e.to_dict() for e in evaluations],
+        },
+    )
 
 
 def time_rows(rows: list[Row], exp_root: Path, rounds: int, further: list[str]) -> dict:
@@ -253,97 +226,13 @@ def time_rows(rows: list[Row], exp_root: Path, rounds: int, further: list[str]) 
     }
 
 
-def write_headlines(page: Path, picture: Path, check: bool) -> None:
-    """The README's table, and the picture beside it where the table was another.
-
-    Raises:
-      UserError: `check`, and the page has another table.
-    """
-    found = headlines()
-    if fill(page, {HEADLINES: headline_table(found)}, check):
-        draw(found, picture)
-
-
-def fill(page: Path, sections: dict[str, str], check: bool) -> bool:
-    """Put the sections into a page, if it has others; whether it had.
-
-    Raises:
-      UserError: `check`, and it has.
-    """
-    text = page.read_text()
-    filled = fill_sections(text, sections)
-    if filled == text:
-        return False
-    if check:
-        raise UserError(f"{page} has other tables than {RESULTS}: run ./local/rows.py results")
-    page.write_text(filled)
-    return True
-
-
-def write_results(page: Path, check: bool) -> None:
-    """Put the results into the tables of a page, in the order of ROWS, by the searches that decode them.
-
-    time is that of an update over float's, del the number of runs of so many deleted words and more, p that of MAPSSWE
-    against the float row that a row is compared with.
-
-    Raises:
-      UserError: `check`, and the page has others.
-    """
-    ratios = read_json(TIMING)["ratio"] if TIMING.is_file() else {}
-    sections = {"verdicts": verdicts()}
-    for methods, name in SECTIONS.items():
-        found = [r for r in ROWS if r.system.methods == methods and (RESULTS / f"{r.key}.json").is_file()]
-        if found:
-            sections[name] = format_results(found, methods, ratios)
-    fill(page, sections, check)
-
-
-def format_results(rows: list[Row], methods: tuple[str, ...], ratios: dict[str, float]) -> str:
-    """Markdown."""
-    tested = any(p_value(r, r.system.precisions[0], methods[0]) != "-" for r in rows)
-    kept = all(deleted_runs(r, r.system.precisions[0], methods[0]) for r in rows)
-    head = ["system", "bits", "seed"]
-    for method in methods:
-        head += [f"WER {COLUMNS[method]}", "95%", "ins/del/sub"]
-        head += [*([f"del {'/'.join(f'{n}+' for n in RUNS)}"] if kept else []), *(["p"] if tested else [])]
-    lines = []
-    for r in rows:
-        result = read_json(RESULTS / f"{r.key}.json")
-        time_ratio = f"{ratios[r.system.name]:.2f}" if r.system.name in ratios else "-"
-        for values in result["evaluations"]:
-            e = Evaluation(**values)
-            cells = [r.system.label, e.precision, str(r.seed)]
-            for method in methods:
-                s = e.stats(method)
-                cells += [f"{100 * s.rate:.2f}", e.interval_text(method), f"{s.ins}/{s.dels}/{s.sub}"]
-                cells += [deleted_runs(r, e.precision, method)] if kept else []
-                cells += [p_value(r, e.precision, method)] if tested else []
-            lines.append([*cells, f"{e.file_bytes / 1e6:.3f}", f"{e.ratio:.1f}", time_ratio])
-    return markdown_table([*head, "MB", "ratio", "time"], lines)
-
-
-def deleted_runs(r: Row, precision: str, method: str) -> str:
-    """How many runs of at least so many deleted words, `3/1/0`; "" where what was recognised was not kept."""
-    path = recogs_path(r, precision, method)
-    return format_runs(count_runs(deletion_runs(read_recogs(path)))) if path.is_file() else ""
-
-
-def p_value(r: Row, precision: str, method: str) -> str:
-    """Of MAPSSWE against the float row of the same seed and fold; "-" for that row itself, and where one is missing."""
-    reference = SYSTEMS[r.system.reference]
-    paths = recogs_path(Row(reference, r.seed, r.fold), "32", method), recogs_path(r, precision, method)
-    if reference == r.system or not all(path.is_file() for path in paths):
-        return "-"
-    first, second = (read_recogs(path) for path in paths)
-    return f"{matched_pairs(*matched(first, second, tuple(map(str, paths)))).p:.3f}"
-
-
 def main() -> None:
     parser = make_parser(__doc__)
-    parser.add_argument("command", choices=("prepare", "train", "evaluate", "time", "results"))
+    parser.add_argument("command", choices=("prepare", "train", "evaluate", "noise", "time", "results"))
     parser.add_argument("--exp-root", type=Path, default=RECIPE / "exp/rows")
     parser.add_argument("--only", help="names of rows, by commas, e.g. float-s1,naive1-s1,float-f2-s1")
     parser.add_argument("--folds", type=str2bool, default=False, help="the rows of the cross-validation")
+    parser.add_argument("--noise-dir", type=Path, help="for `noise`: audio files of noises, in any folders below")
     parser.add_argument("--rounds", type=int, default=20, help="batches for `time`")
     parser.add_argument("--check", type=str2bool, default=False, help="for `results`: write nothing, say if it would")
     args, further = parser.parse_known_args()
@@ -360,6 +249,8 @@ def main() -> None:
         train(rows, args.exp_root, further)
     elif args.command == "evaluate":
         evaluate_rows(rows, args.exp_root)
+    elif args.command == "noise":
+        evaluate_in_noise([Row(SYSTEMS[name], 1) for name in NOISY_SYSTEMS], args.exp_root, args.noise_dir)
     elif args.command == "time":
         write_json(TIMING, time_rows(rows, args.exp_root, args.rounds, further))
         print(TIMING.read_text())

@@ -5,7 +5,7 @@ The packages `onnx` and `onnxruntime` are optional, and imported when something 
 """
 
 from lowbit_k2.export.onnx.networks import check_model, feature_notes, networks_of
-from lowbit_k2.export.onnx.packages import INSTALL
 from lowbit_k2.export.onnx.write import ONNX_TYPES, check_onnx, export_onnx
+from lowbit_k2.onnx_packages import INSTALL
 
 __all__ = ["INSTALL", "ONNX_TYPES", "check_model", "check_onnx", "export_onnx", "feature_notes", "networks_of"]

@@ -16,7 +16,7 @@ import numpy as np
 
 from lowbit_k2.core.encodings import ENCODINGS
 from lowbit_k2.core.grids import BLOCK
-from lowbit_k2.export.onnx.packages import require
+from lowbit_k2.onnx_packages import require
 from lowbit_k2.packed import PackedTensor, pack
 
 DOMAIN = "com.microsoft"

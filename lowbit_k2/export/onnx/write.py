@@ -16,9 +16,9 @@ from lowbit_k2.core.models import ModelConfig
 from lowbit_k2.export.load import restore_packed
 from lowbit_k2.export.onnx.nbits import carry_codes
 from lowbit_k2.export.onnx.networks import Network, check_model, networks_of
-from lowbit_k2.export.onnx.packages import require
 from lowbit_k2.export.pack import Exportable, packed_model
 from lowbit_k2.fileio import atomic_write
+from lowbit_k2.onnx_packages import require
 
 OPSET = 17  # the newest that torch 1.13 writes; it has LayerNormalization
 ONNX_TYPES = ("float", "int8", "4bit", "2bit")

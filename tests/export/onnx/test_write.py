@@ -119,7 +119,7 @@ def test_a_package_that_is_not_installed(
         pytest.importorskip("onnx", reason="onnx is not installed: pip install -r requirements-onnx.txt")
     monkeypatch.setitem(sys.modules, package, None)
     toy = toy_model()
-    message = f"--format onnx: the package {package.partition('.')[0]} .*: pip install -r requirements-onnx.txt$"
+    message = f"^ONNX files need the package {package.partition('.')[0]}, .*: pip install -r requirements-onnx.txt$"
     with use_precision(toy.model, 1), pytest.raises(UserError, match=message) as caught:
         export_onnx(toy, tmp_path, kind)
     assert "\n" not in str(caught.value) and not list(tmp_path.iterdir())
@@ -135,6 +135,6 @@ def test_a_broken_package_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     toy = toy_model()
     with (
         use_precision(toy.model, 1),
-        pytest.raises(UserError, match=r"onnx cannot be imported \(libprotobuf is too old"),
+        pytest.raises(UserError, match=r"onnx, which cannot be imported \(libprotobuf is too old"),
     ):
         export_onnx(SimpleNamespace(**vars(toy)), tmp_path / "out")

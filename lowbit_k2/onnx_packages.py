@@ -1,4 +1,4 @@
-"""The optional packages, and the one message for machines without them."""
+"""The optional packages that read and write ONNX, and the one message for machines without them."""
 
 from __future__ import annotations
 
@@ -22,4 +22,4 @@ def require(name: str) -> ModuleType:
         package = name.partition(".")[0]
         missing = isinstance(error, ModuleNotFoundError) and error.name == package
         reason = "is not installed" if missing else f"cannot be imported ({error})"
-        raise UserError(f"--format onnx: the package {package} {reason}: {INSTALL}") from None
+        raise UserError(f"ONNX files need the package {package}, which {reason}: {INSTALL}") from None
