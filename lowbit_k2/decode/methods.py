@@ -50,7 +50,7 @@ from lowbit_k2.decode.nbest import (
     rescore_lattice,
     rescoring_grammar,
 )
-from lowbit_k2.decode.token_lm import TokenLm
+from lowbit_k2.decode.token_lm import LowOrderRatio, TokenLm
 from lowbit_k2.decode.transducer import greedy_search, modified_beam_search
 from lowbit_k2.errors import UserError
 from lowbit_k2.graphs.fsa_io import graph_file, load_fsa, made_for
@@ -248,6 +248,10 @@ class ModifiedBeamSearch(TransducerMethod):
         self.lm = setup.token_scorer
         if setup.token_lm and self.lm is None:
             self.lm = TokenLm.read(setup.token_lm, setup.units.pieces())
+        self.lm_scale = setup.search.lm_scale
+        if setup.lodr_lm:
+            low = TokenLm.read(setup.lodr_lm, setup.units.pieces(), "lodr_lm")
+            self.lm, self.lm_scale = LowOrderRatio(self.lm, low, self.lm_scale, setup.search.lodr_scale), 1.0
 
     @classmethod
     def has_lm(cls, setup: Setup) -> bool:
@@ -255,7 +259,7 @@ class ModifiedBeamSearch(TransducerMethod):
 
     @classmethod
     def files(cls, setup: Setup) -> list[Path]:
-        return [setup.token_lm] if setup.token_lm else []
+        return [path for path in (setup.token_lm, setup.lodr_lm) if path]
 
     def search(self, output: NetworkOutput, n: int, references: References | None) -> list[Nbest]:
         beams = self.setup.search
@@ -266,7 +270,7 @@ class ModifiedBeamSearch(TransducerMethod):
             beam_size=max(n, beams.beam_size),
             blank_penalty=beams.blank_penalty,
             lm=self.lm,
-            lm_scale=beams.lm_scale,
+            lm_scale=self.lm_scale,
         )
 
 

@@ -18,6 +18,7 @@ from lowbit_k2.decode.method import METHODS, NetworkOutput, Setup
 from lowbit_k2.decode.neural_lm import NeuralTokenLm, sentence_log_probs
 from lowbit_k2.decode.rescoring import Rescored, ScoredLists
 from lowbit_k2.errors import UserError
+from lowbit_k2.graphs.ngram import estimate, write_arpa
 from lowbit_k2.models import make_model
 from lowbit_k2.models.lm import LanguageModel
 from tests.decode import toy
@@ -108,6 +109,45 @@ def test_shallow_fusion_against_all_token_sequences(config) -> None:
         assert {hyp.labels for hyp in found[n]} == set(expected)
         for hyp in found[n]:
             assert hyp.total == pytest.approx(expected[hyp.labels], abs=1e-4)
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_a_density_ratio_against_all_token_sequences(config, tmp_path: Path) -> None:
+    """Of the transducer, the language model and, taken off, a bigram that has not met one of the units."""
+    vocab, lm_scale, lodr_scale = 4, 0.6, 0.35
+    transducer, model = make_transducer(4, vocab), lm_of(replace(config, vocab_size=vocab))
+    units = toy.ToyUnits(vocab)
+    pieces = ["<blk>", "x", "y", "<unk>"]
+    units.pieces = lambda: pieces
+    bigram = estimate([["x", "y"], ["y", "y", "x"], ["x"]], 2, ["x", "y"])
+    write_arpa(bigram, tmp_path / "low.arpa")
+    encoder_out = torch.randn(2, 4, transducer.config.d_model, generator=torch.Generator().manual_seed(1))
+    setup = Setup(
+        units,
+        transducer,
+        SearchConfig(beam_size=500, lm_scale=lm_scale, lodr_scale=lodr_scale),
+        token_scorer=NeuralTokenLm(model, BOUNDARY, pieces, pieces),
+        lodr_lm=tmp_path / "low.arpa",
+    )
+
+    def low(tokens: tuple[int, ...]) -> float:
+        spelled = ["<s>", *(pieces[i] for i in tokens), "</s>"]
+        met = [place for place in range(1, len(spelled)) if spelled[place] != "<unk>"]
+        return sum(math.log(bigram.probability(spelled[:place], spelled[place])) for place in met)
+
+    output = NetworkOutput(torch.tensor([4, 3]), encoder_out=encoder_out)
+    found = METHODS["modified_beam_search"](setup).nbest(output, 1000)
+    changed = 0
+    for n, frames in enumerate((4, 3)):
+        fused, ratio = {}, {}
+        for tokens, scores in all_alignments(transducer, encoder_out[n, :frames]).items():
+            fused[tokens] = log_sum(scores) + lm_scale * by_definition(model, list(tokens))
+            ratio[tokens] = fused[tokens] - lodr_scale * low(tokens)
+        assert {hyp.labels for hyp in found[n]} == set(ratio)
+        for hyp in found[n]:
+            assert hyp.total == pytest.approx(ratio[hyp.labels], abs=1e-4)
+        changed += sorted(fused, key=fused.get) != sorted(ratio, key=ratio.get)
+    assert changed
 
 
 class Lists:
