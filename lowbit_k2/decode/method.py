@@ -109,7 +109,7 @@ class Method(ABC):
       network: the output that it reads, one of the model config's `networks`.
       gives_words: its labels are words; otherwise tokens, which the units spell.
       needs_references: it compares with the transcripts, and so cannot transcribe.
-      gives_lists: it finds several hypotheses, which another language model may reorder.
+      gives_lists: it finds several hypotheses where the setup's `rescoring` asks for what may be reordered.
       name: set by `register_method`.
 
     Raises:

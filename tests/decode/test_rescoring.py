@@ -21,6 +21,7 @@ from lowbit_k2.errors import UserError
 from lowbit_k2.graphs.ngram import estimate, write_arpa
 from lowbit_k2.models import make_model
 from lowbit_k2.models.lm import LanguageModel
+from lowbit_k2.recipe.compile_g import compile_g
 from tests.decode import toy
 from tests.decode.toy import make_method
 from tests.decode.toy_transducer import all_alignments, log_sum, make_transducer
@@ -189,9 +190,14 @@ def test_one_search_serves_all_scales() -> None:
 
 
 @pytest.mark.k2
-@pytest.mark.parametrize("ngram_scale", [1.0, 0.3])
-def test_a_lattice_rescored_against_all_its_word_sequences(tmp_path: Path, ngram_scale: float) -> None:
-    bigram = toy.make_lang(tmp_path / "lang")
+@pytest.mark.parametrize(("name", "ngram_scale"), [("nbest", 1.0), ("whole-lattice-rescoring", 0.3)])
+def test_a_lattice_rescored_against_all_its_word_sequences(tmp_path: Path, name: str, ngram_scale: float) -> None:
+    lang = tmp_path / "lang"
+    ngram = toy.make_lang(lang)
+    if name != "nbest":
+        ngram = estimate([["TO", "A", "TO"], ["EH", "EH", "TO"], ["AT"]], 3, list(toy.ENTRIES))
+        write_arpa(ngram, lang / "large.arpa")
+        compile_g(lang / "large.arpa", lang / "words.txt", lang / "G_4_gram.pt")
     log_probs, lens, lm_scale, scale = toy.random_log_probs(5, 4, 4), torch.tensor([4, 3, 4, 2]), 0.7, 0.8
     beams = SearchConfig(
         search_beam=200.0,
@@ -201,12 +207,13 @@ def test_a_lattice_rescored_against_all_its_word_sequences(tmp_path: Path, ngram
         nbest_scale=0.05,
         lm_scale=lm_scale,
     )
-    method = make_method("nbest", search=beams, lang_dir=tmp_path / "lang")
+    scales = Scales(scale, ngram_scale)
+    method = make_method(name, search=beams, lang_dir=lang, lm_dir=lang, rescoring=scales)
     model = lm_of(TRANSFORMER)
     lists = ScoredLists(
         method, lambda texts: sentence_log_probs(model, [WORDS.encode(text) for text in texts], BOUNDARY)
     )
-    found = Rescored(lists, Scales(scale, ngram_scale)).nbest(NetworkOutput(lens, log_probs), 1)
+    found = Rescored(lists, scales).nbest(NetworkOutput(lens, log_probs), 1)
     for n, length in enumerate(lens.tolist()):
         alignments = toy.all_alignments(log_probs[n, :length])
         best = (-math.inf, ())
@@ -218,7 +225,24 @@ def test_a_lattice_rescored_against_all_its_word_sequences(tmp_path: Path, ngram
             scores = [score for tokens in spelled for score in alignments.get(tokens, [])]
             if scores:
                 own = scale * by_definition(model, WORDS.encode(" ".join(words)))
-                lm = ngram_scale * lm_scale * toy.graph_score(words, bigram)
+                lm = ngram_scale * lm_scale * toy.graph_score(words, ngram)
                 best = max(best, (log_sum(scores) + lm + own, words))
         assert found[n][0].words == best[1]
         assert found[n][0].total == pytest.approx(best[0], abs=1e-3)
+
+
+@pytest.mark.k2
+def test_a_token_lattice_rescored_against_all_its_sequences() -> None:
+    """CTC without any graph of words."""
+    log_probs, lens, scales = toy.random_log_probs(6, 3, 4), torch.tensor([4, 3, 4]), Scales(0.8)
+    beams = SearchConfig(search_beam=200.0, output_beam=200.0, num_paths=5000, nbest_scale=0.05)
+    method = make_method("ctc-decoding", True, search=beams, rescoring=scales)
+    model, words = lm_of(TRANSFORMER), WordTokenizer(["1", "2"])
+    lists = ScoredLists(method, lambda texts: sentence_log_probs(model, [words.encode(t) for t in texts], BOUNDARY))
+    found = Rescored(lists, scales).nbest(NetworkOutput(lens, log_probs), 999)
+    for n, length in enumerate(lens.tolist()):
+        expected = {
+            tokens: log_sum(scores) + scales.lm_scale * by_definition(model, words.encode(" ".join(map(str, tokens))))
+            for tokens, scores in toy.all_alignments(log_probs[n, :length]).items()
+        }
+        assert {hyp.labels: hyp.total for hyp in found[n]} == pytest.approx(expected, abs=1e-3)
