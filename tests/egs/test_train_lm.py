@@ -314,7 +314,10 @@ def test_language_models_that_do_not_fit(
         (["--rescore-lm", tmp_path / "lower/epoch-1.pt"], "--rescore-lm .* knows nothing of what modified_beam_search"),
         (["--rescore-lm", words, "--lm-precision", "4"], "--.*precision 4: the model was never trained at 4 bits"),
         (["--rescore-lm", words, "--rescore-lm-scale", "-1"], "--rescore-lm-scale takes numbers from 0"),
-        (["--rescore-lm", words, "--decoding-method", "greedy_search"], "--rescore-lm needs lists .* choose of ctc-decoding"),
+        (
+            ["--rescore-lm", words, "--decoding-method", "greedy_search"],
+            "--rescore-lm needs lists .* choose of ctc-decoding",
+        ),
         (["--lodr-lm", text], "--lodr-lm is taken off a language model: name that with --token-lm"),
         (["--token-lm", recogniser / "gone", "--lodr-lm", text], "--token-lm .*gone"),
         (["--token-lm", words], "--token-lm .*epoch-4.pt: it was trained on other units than the recogniser has"),
