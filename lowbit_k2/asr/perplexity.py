@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from lowbit_k2.asr.language_model import TrainedLm
@@ -81,19 +82,28 @@ class Perplexity:
 
 
 @torch.no_grad()
+def row_log_probs(lm: TrainedLm, text: TokenText, config: TextConfig) -> tuple[np.ndarray, np.ndarray]:
+    """log P of each row and its end, and of it the part of its `<unk>`: (rows,) float64 each.
+
+    Rows are in the order of the text: its sentences, unless `config.pack_length` joins them.
+    """
+    batches = TextBatches(text, config)
+    total, of_unknown = np.zeros((2, len(batches.lens)))
+    with progress_bar(total=text.targets, desc="perplexity", unit="unit", leave=False) as bar:
+        for rows in batches.valid_order():
+            batch = batches.make_batch(rows).to(lm.device)
+            scores = lm.model.target_log_probs(batch.inputs, batch.targets).double()  # (N, T)
+            scores = scores.masked_fill(~valid_frames(batch.input_lens, scores.size(1)), 0.0)
+            total[rows] = scores.sum(dim=1).cpu()
+            of_unknown[rows] = scores.masked_fill(batch.targets != text.unknown, 0.0).sum(dim=1).cpu()
+            bar.update(int(batch.input_lens.sum()))
+    return total, of_unknown
+
+
 def perplexity(lm: TrainedLm, text: TokenText, config: TextConfig) -> Perplexity:
     """Score a text, each row by itself; `config` says what a row is."""
-    batches = TextBatches(text, config)
-    total = of_unknown = 0.0
     start = time.perf_counter()
-    with progress_bar(total=text.targets, desc="perplexity", unit="unit", leave=False) as bar:
-        for found in batches.valid_batches():
-            batch = found.to(lm.device)
-            scores = lm.model.target_log_probs(batch.inputs, batch.targets).double()  # (N, T)
-            valid = valid_frames(batch.input_lens, scores.size(1))
-            total += float(scores[valid].sum())
-            of_unknown += float(scores[valid & (batch.targets == text.unknown)].sum())
-            bar.update(int(batch.input_lens.sum()))
+    total, of_unknown = (float(scores.sum()) for scores in row_log_probs(lm, text, config))
     seconds = time.perf_counter() - start
     unknown = int((text.tokens == text.unknown).sum())
     known = text.words + text.sentences - unknown

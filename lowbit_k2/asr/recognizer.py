@@ -70,6 +70,10 @@ class DecodeConfig(Config):
     token_lm: Path | None = option(
         None, "n-gram (make_lm --units) or language model over the model's own units, for modified_beam_search"
     )
+    lodr_lm: Path | None = option(
+        None, "bigram of the training transcripts in the model's units (make_lm --units), taken off --token-lm: LODR"
+    )
+    lodr_scale: tuple[float, ...] = option((0.2,), "of --lodr-lm; several by commas, for dev", parse=split_numbers)
     rescore_lm: Path | None = option(
         None, "language model, packed or a checkpoint, that lists of hypotheses are put in order by"
     )
@@ -97,9 +101,11 @@ class DecodeConfig(Config):
     plugins: tuple[Path, ...] = option((), flag="")
 
     def check(self) -> None:
-        for name in ("rescore_lm_scale", "rescore_ngram_scale"):
+        for name in ("rescore_lm_scale", "rescore_ngram_scale", "lodr_scale"):
             if not all(0 <= scale <= LARGEST_SCALE for scale in getattr(self, name)):
                 raise ConfigError(name, f"takes numbers from 0 to {LARGEST_SCALE:g}")
+        if self.lodr_lm and not self.token_lm:
+            raise ConfigError("lodr_lm", "is taken off a language model: name that with --token-lm")
         if self.packed is not None and self.precision:
             raise ConfigError("precision", "is fixed in a packed file: leave it out, or decode from checkpoints")
 
@@ -257,15 +263,14 @@ def search_setups(config: DecodeConfig, loaded: LoadedModel, device: str | torch
         lang_dir=config.lang_dir,
         lm_dir=config.lm_dir or config.lang_dir,
         token_lm=config.token_lm,
+        lodr_lm=config.lodr_lm,
         device=device,
         topology=loaded.model_config.topology,
     )
     setups: dict[Search, Setup] = {}
     for name in methods_for(config.decoding_method, loaded):
-        has_lm = METHODS[name].has_lm(setup)
-        for scale in config.lm_scale if has_lm else [1.0]:
-            setting = f"lm_scale_{scale:g}" if has_lm else ""
-            scaled = replace(setup, search=replace(config.search, lm_scale=scale))
+        for setting, search in scaled_searches(config, METHODS[name], setup).items():
+            scaled = replace(setup, search=search)
             if config.rescore_lm is None:
                 setups[name, setting] = scaled
                 continue
@@ -275,6 +280,20 @@ def search_setups(config: DecodeConfig, loaded: LoadedModel, device: str | torch
     if config.token_lm and "modified_beam_search" not in {name for name, _ in setups}:
         raise ConfigError("token_lm", "is used by modified_beam_search alone: name it with --decoding-method")
     return setups
+
+
+def scaled_searches(config: DecodeConfig, method: type[Method], setup: Setup) -> dict[str, SearchConfig]:
+    """A method's search at all scales of the language models that take part in it, by the name of the setting."""
+    if not method.has_lm(setup):
+        return {"": config.search}
+    scaled = {f"lm_scale_{scale:g}": replace(config.search, lm_scale=scale) for scale in config.lm_scale}
+    if setup.lodr_lm is None or setup.lodr_lm not in method.files(setup):
+        return scaled
+    return {
+        f"{setting}_lodr_{scale:g}": replace(search, lodr_scale=scale)
+        for setting, search in scaled.items()
+        for scale in config.lodr_scale
+    }
 
 
 def make_searches(
@@ -306,10 +325,10 @@ def rescored_searches(
     """
     lm = load_lm_file(config.rescore_lm, "rescore_lm", config.lm_precision, device)
     scorer = sentence_scorer(lm)
-    lists: dict[tuple[str, float], ScoredLists] = {}
+    lists: dict[tuple[str, SearchConfig], ScoredLists] = {}
     found = {}
     for (name, setting), setup in setups.items():
-        same = (name, setup.search.lm_scale)
+        same = (name, setup.search)
         if same not in lists:
             method = METHODS[name](setup)
             check_spelling(lm, method, config.rescore_lm)

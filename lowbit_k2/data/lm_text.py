@@ -161,7 +161,11 @@ class TextBatches:
 
     def valid_batches(self) -> Iterator[Batch]:
         """All rows once, long ones first."""
-        return map(self.make_batch, self._cut(np.argsort(-self.lens, kind="stable")))
+        return map(self.make_batch, self.valid_order())
+
+    def valid_order(self) -> list[np.ndarray]:
+        """The rows of each of these batches."""
+        return self._cut(np.argsort(-self.lens, kind="stable"))
 
     def largest_batches(self) -> dict[str, Batch]:
         """The batches of an epoch that take most memory, by what makes them large."""

@@ -39,6 +39,7 @@ class SearchConfig(Config):
     lm_scale: float = option(
         1.0, flag="", low=0, high=LARGEST_SCALE
     )  # factor on the graph's scores, 1 being the language model as it is
+    lodr_scale: float = option(0.0, flag="", low=0, high=LARGEST_SCALE)  # of what `lodr_lm` takes off a token LM
     max_states: int = option(64, "transducer lattices: (graph state, context) pairs kept per frame at most", low=2)
     max_contexts: int = option(8, "transducer lattices: contexts kept per frame at most", low=1)
     num_paths: int = option(200, "paths drawn for an n-best list, before equal ones are merged", low=1, high=100000)

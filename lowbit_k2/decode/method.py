@@ -76,6 +76,7 @@ class Setup:
       lm_dir: G_4_gram.pt, for rescoring.
       token_lm: an n-gram (ARPA) or a language model over the model's units, for shallow fusion.
       token_scorer: the latter, read.
+      lodr_lm: an n-gram (ARPA) of the training transcripts in the model's units, which is taken off these.
       rescoring: scales at which lists are put into another order.
       device: where the network's output is.
       phones_are_words: phones may be put out as they are.
@@ -89,6 +90,7 @@ class Setup:
     lm_dir: Path | None = None
     token_lm: Path | None = None
     token_scorer: TokenScorer | None = None
+    lodr_lm: Path | None = None
     rescoring: Scales | None = None
     device: str | torch.device = "cpu"
     phones_are_words: bool = False
@@ -107,7 +109,7 @@ class Method(ABC):
       network: the output that it reads, one of the model config's `networks`.
       gives_words: its labels are words; otherwise tokens, which the units spell.
       needs_references: it compares with the transcripts, and so cannot transcribe.
-      gives_lists: it finds several hypotheses, which another language model may reorder.
+      gives_lists: it finds several hypotheses where the setup's `rescoring` asks for what may be reordered.
       name: set by `register_method`.
 
     Raises:

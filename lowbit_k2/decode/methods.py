@@ -44,13 +44,14 @@ from lowbit_k2.decode.lattice import (
 from lowbit_k2.decode.method import Method, NetworkOutput, References, Setup, register_method
 from lowbit_k2.decode.nbest import (
     draw,
+    draw_rescored,
     keep_lm_scores,
     nonempty,
     rank_by_errors,
     rescore_lattice,
     rescoring_grammar,
 )
-from lowbit_k2.decode.token_lm import TokenLm
+from lowbit_k2.decode.token_lm import LowOrderRatio, TokenLm
 from lowbit_k2.decode.transducer import greedy_search, modified_beam_search
 from lowbit_k2.errors import UserError
 from lowbit_k2.graphs.fsa_io import graph_file, load_fsa, made_for
@@ -70,6 +71,7 @@ class LatticeMethod(Method):
       graph: "tokens" (any sequence), or the name of a graph in the lang directory, which puts out words.
     """
 
+    gives_lists = True
     graph: ClassVar[str] = "tokens"
 
     def __init__(self, setup: Setup) -> None:
@@ -121,7 +123,7 @@ class LatticeMethod(Method):
         return one_best(lattice)
 
     def draw(self, lattice: k2.Fsa) -> list[Nbest]:
-        """Different sequences along drawn paths."""
+        """Different sequences along drawn paths: what another language model puts in order."""
         beams = self.setup.search
         return draw(limit_arcs(lattice, beams.max_arcs), beams.num_paths, beams.nbest_scale)
 
@@ -129,13 +131,16 @@ class LatticeMethod(Method):
         return [self.words[i] for i in labels] if self.words else super().words_of(labels)
 
     def search(self, output: NetworkOutput, n: int, references: References | None) -> list[Nbest]:
+        def picked(lattice: k2.Fsa, own: References | None) -> list[Nbest]:
+            return self.pick(lattice, own) if self.setup.rescoring is None else self.draw(lattice)
+
         def search_rows(rows: Tensor, beams: SearchConfig) -> list[Nbest]:
             lattice, found = nonempty(self.lattice(output, rows, beams))
             hypotheses: list[Nbest] = [[] for _ in rows]
             if found:
                 own = None if references is None else [references[n] for n in rows[torch.tensor(found)].tolist()]
-                for row, picked in zip(found, self.pick(lattice, own), strict=True):
-                    hypotheses[row] = picked
+                for row, best in zip(found, picked(lattice, own), strict=True):
+                    hypotheses[row] = best
             return hypotheses
 
         return search_with_retry(output.lens, self.setup.search, search_rows)
@@ -171,8 +176,6 @@ class OneBest(CtcDecoding):
 
 @register_method("nbest")
 class DrawnPaths(OneBest):
-    gives_lists = True
-
     def pick(self, lattice: k2.Fsa, references: References | None) -> list[Nbest]:
         return self.draw(lattice)
 
@@ -199,9 +202,10 @@ class Rescoring(OneBest):
 
 @register_method("nbest-rescoring")
 class NbestRescoring(Rescoring):
-    gives_lists = True
-
     def pick(self, lattice: k2.Fsa, references: References | None) -> list[Nbest]:
+        return self.draw(lattice)
+
+    def draw(self, lattice: k2.Fsa) -> list[Nbest]:
         beams = self.setup.search
         return draw(limit_arcs(lattice, beams.max_arcs), beams.num_paths, beams.nbest_scale, self.grammar)
 
@@ -211,10 +215,15 @@ class WholeLatticeRescoring(Rescoring):
     def pick(self, lattice: k2.Fsa, references: References | None) -> list[Nbest]:
         return rescore_lattice(limit_arcs(lattice, self.setup.search.max_arcs), self.grammar)
 
+    def draw(self, lattice: k2.Fsa) -> list[Nbest]:
+        beams = self.setup.search
+        return draw_rescored(limit_arcs(lattice, beams.max_arcs), beams.num_paths, beams.nbest_scale, self.grammar)
+
 
 @register_method("nbest-oracle")
 class NbestOracle(OneBest):
     needs_references = True
+    gives_lists = False
 
     def pick(self, lattice: k2.Fsa, references: References | None) -> list[Nbest]:
         wanted = [[self.ids.get(word, -1) for word in words] for words in references]
@@ -248,6 +257,10 @@ class ModifiedBeamSearch(TransducerMethod):
         self.lm = setup.token_scorer
         if setup.token_lm and self.lm is None:
             self.lm = TokenLm.read(setup.token_lm, setup.units.pieces())
+        self.lm_scale = setup.search.lm_scale
+        if setup.lodr_lm:
+            low = TokenLm.read(setup.lodr_lm, setup.units.pieces(), "lodr_lm")
+            self.lm, self.lm_scale = LowOrderRatio(self.lm, low, self.lm_scale, setup.search.lodr_scale), 1.0
 
     @classmethod
     def has_lm(cls, setup: Setup) -> bool:
@@ -255,7 +268,7 @@ class ModifiedBeamSearch(TransducerMethod):
 
     @classmethod
     def files(cls, setup: Setup) -> list[Path]:
-        return [setup.token_lm] if setup.token_lm else []
+        return [path for path in (setup.token_lm, setup.lodr_lm) if path]
 
     def search(self, output: NetworkOutput, n: int, references: References | None) -> list[Nbest]:
         beams = self.setup.search
@@ -266,7 +279,7 @@ class ModifiedBeamSearch(TransducerMethod):
             beam_size=max(n, beams.beam_size),
             blank_penalty=beams.blank_penalty,
             lm=self.lm,
-            lm_scale=beams.lm_scale,
+            lm_scale=self.lm_scale,
         )
 
 
@@ -293,8 +306,6 @@ class FastBeamSearch(TransducerMethod, LatticeMethod):
 
 @register_method("fast_beam_search_nbest")
 class FastBeamSearchNbest(FastBeamSearch):
-    gives_lists = True
-
     def pick(self, lattice: k2.Fsa, references: References | None) -> list[Nbest]:
         return self.draw(lattice)
 
@@ -311,8 +322,6 @@ class FastBeamSearchLG(FastBeamSearch):
 
 @register_method("fast_beam_search_nbest_LG")
 class FastBeamSearchNbestLG(FastBeamSearchLG):
-    gives_lists = True
-
     def pick(self, lattice: k2.Fsa, references: References | None) -> list[Nbest]:
         return self.draw(lattice)
 

@@ -140,7 +140,16 @@ def draw(lattice: k2.Fsa, num_paths: int, scale: float, grammar: RescoringGramma
       num_paths, scale: as `sample_sequences` takes them.
       grammar: scores the sequences instead of the lattice's own language model, which then only drew them.
     """
-    sequences = sample_sequences(lattice, num_paths, scale)
+    return scored(lattice, sample_sequences(lattice, num_paths, scale), grammar)
+
+
+def draw_rescored(lattice: k2.Fsa, num_paths: int, scale: float, grammar: RescoringGrammar) -> list[Nbest]:
+    """As `draw` with a grammar, which the paths are drawn by as well."""
+    return scored(lattice, sample_sequences(composed(lattice, grammar), num_paths, scale), grammar)
+
+
+def scored(lattice: k2.Fsa, sequences: k2.RaggedTensor, grammar: RescoringGrammar | None) -> list[Nbest]:
+    """Sequences with axes [lattice][sequence][label] as lists, by their total scores; see `sequence_scores`."""
     acoustic, lm = (scores.tolist() for scores in sequence_scores(lattice, sequences, grammar))
     found, start = [], 0
     for candidates in sequences.tolist():
@@ -152,6 +161,11 @@ def draw(lattice: k2.Fsa, num_paths: int, scale: float, grammar: RescoringGramma
 
 def rescore_lattice(lattice: k2.Fsa, grammar: RescoringGrammar) -> list[Nbest]:
     """Best path of each lattice once the first language model is replaced by another."""
+    return one_best(composed(lattice, grammar))
+
+
+def composed(lattice: k2.Fsa, grammar: RescoringGrammar) -> k2.Fsa:
+    """Lattices whose first language model is replaced by another; words are in `labels` and `aux_labels`."""
     k2 = require_k2()
     acoustic = lattice.clone()
     acoustic.scores = lattice.scores - lattice.lm_scores
@@ -159,7 +173,7 @@ def rescore_lattice(lattice: k2.Fsa, grammar: RescoringGrammar) -> list[Nbest]:
     labels = rescored.labels.clone()
     labels[labels == grammar.backoff] = 0
     rescored.aux_labels = labels
-    return one_best(rescored)
+    return rescored
 
 
 def rank_by_errors(found: Sequence[Nbest], references: Sequence[Sequence[int]]) -> list[Nbest]:

@@ -1,4 +1,4 @@
-"""An n-gram over the model's units, for shallow fusion."""
+"""An n-gram over the model's units, for shallow fusion, and what a language model knows beyond one."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lowbit_k2.core.config import ConfigError
+from lowbit_k2.decode.beam import TokenScorer
 from lowbit_k2.errors import UserError
 from lowbit_k2.graphs.lexicon import BLANK
 from lowbit_k2.graphs.ngram import BOS, EOS, BackoffModel, Ngram, read_arpa
@@ -52,8 +53,8 @@ class TokenLm:
         self._row = lru_cache(MOST_CACHED)(self._make_row)
 
     @classmethod
-    def read(cls, path: Path, pieces: Sequence[str]) -> TokenLm:
-        """From an ARPA file.
+    def read(cls, path: Path, pieces: Sequence[str], field: str = "token_lm") -> TokenLm:
+        """From an ARPA file, which a setting `field` names.
 
         Raises:
           UserError: a damaged file, or one for other units.
@@ -61,7 +62,7 @@ class TokenLm:
         try:
             return cls(read_arpa(path), pieces)
         except UserError as error:
-            raise ConfigError("token_lm", f"{path}: {error}; make it with make_lm") from None
+            raise ConfigError(field, f"{path}: {error}; make it with make_lm") from None
 
     def _make_row(self, history: Ngram) -> Tensor:
         """(V + 1,) float64: next tokens and the end of the sentence after the last words of a history."""
@@ -86,3 +87,29 @@ class TokenLm:
     def ends(self, histories: Sequence[tuple[int, ...]]) -> Tensor:
         """(M,) log-probabilities that the sentence ends after each history."""
         return self._rows(histories)[:, -1]
+
+
+class LowOrderRatio:
+    """A language model less what the transducer has learnt of its training text by itself; a `TokenScorer`.
+
+        lm_scale * log P_lm(y | history) - low_scale * log P_low(y | history)
+
+    The transducer's own language model is taken for a low-order one of its transcripts: LODR, arXiv 2203.16776. Ends of
+    sentences are scored alike. Tokens that the low-order model has never met keep the first term alone: its tiny
+    probability would lift them above all others.
+    """
+
+    def __init__(self, lm: TokenScorer, low: TokenScorer, lm_scale: float, low_scale: float) -> None:
+        self.lm, self.low, self.lm_scale, self.low_scale = lm, low, lm_scale, low_scale
+
+    def __call__(self, histories: Sequence[tuple[int, ...]]) -> Tensor:
+        """(M, V) float64."""
+        return self._ratio(self.lm(histories), self.low(histories))
+
+    def ends(self, histories: Sequence[tuple[int, ...]]) -> Tensor:
+        """(M,) float64."""
+        return self._ratio(self.lm.ends(histories), self.low.ends(histories))
+
+    def _ratio(self, of_lm: Tensor, of_low: Tensor) -> Tensor:
+        met = of_low.masked_fill(of_low < NEVER / 2, 0.0)
+        return self.lm_scale * of_lm.to(met) - self.low_scale * met

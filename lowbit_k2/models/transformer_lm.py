@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lowbit_k2.core.lm import TransformerLmConfig
 from lowbit_k2.models.dropout import dropout
+from lowbit_k2.models.gelu import gelu
 from lowbit_k2.models.lm import LanguageModel
 
 
@@ -65,7 +66,7 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, T, C) -> (N, T, C)."""
-        return self.outer(F.gelu(self.inner(x)))
+        return self.outer(gelu(self.inner(x)))
 
 
 class TransformerLayer(nn.Module):

@@ -18,8 +18,10 @@ from lowbit_k2.decode.method import METHODS, NetworkOutput, Setup
 from lowbit_k2.decode.neural_lm import NeuralTokenLm, sentence_log_probs
 from lowbit_k2.decode.rescoring import Rescored, ScoredLists
 from lowbit_k2.errors import UserError
+from lowbit_k2.graphs.ngram import estimate, write_arpa
 from lowbit_k2.models import make_model
 from lowbit_k2.models.lm import LanguageModel
+from lowbit_k2.recipe.compile_g import compile_g
 from tests.decode import toy
 from tests.decode.toy import make_method
 from tests.decode.toy_transducer import all_alignments, log_sum, make_transducer
@@ -110,6 +112,45 @@ def test_shallow_fusion_against_all_token_sequences(config) -> None:
             assert hyp.total == pytest.approx(expected[hyp.labels], abs=1e-4)
 
 
+@pytest.mark.parametrize("config", CONFIGS)
+def test_a_density_ratio_against_all_token_sequences(config, tmp_path: Path) -> None:
+    """Of the transducer, the language model and, taken off, a bigram that has not met one of the units."""
+    vocab, lm_scale, lodr_scale = 4, 0.6, 0.35
+    transducer, model = make_transducer(4, vocab), lm_of(replace(config, vocab_size=vocab))
+    units = toy.ToyUnits(vocab)
+    pieces = ["<blk>", "x", "y", "<unk>"]
+    units.pieces = lambda: pieces
+    bigram = estimate([["x", "y"], ["y", "y", "x"], ["x"]], 2, ["x", "y"])
+    write_arpa(bigram, tmp_path / "low.arpa")
+    encoder_out = torch.randn(2, 4, transducer.config.d_model, generator=torch.Generator().manual_seed(1))
+    setup = Setup(
+        units,
+        transducer,
+        SearchConfig(beam_size=500, lm_scale=lm_scale, lodr_scale=lodr_scale),
+        token_scorer=NeuralTokenLm(model, BOUNDARY, pieces, pieces),
+        lodr_lm=tmp_path / "low.arpa",
+    )
+
+    def low(tokens: tuple[int, ...]) -> float:
+        spelled = ["<s>", *(pieces[i] for i in tokens), "</s>"]
+        met = [place for place in range(1, len(spelled)) if spelled[place] != "<unk>"]
+        return sum(math.log(bigram.probability(spelled[:place], spelled[place])) for place in met)
+
+    output = NetworkOutput(torch.tensor([4, 3]), encoder_out=encoder_out)
+    found = METHODS["modified_beam_search"](setup).nbest(output, 1000)
+    changed = 0
+    for n, frames in enumerate((4, 3)):
+        fused, ratio = {}, {}
+        for tokens, scores in all_alignments(transducer, encoder_out[n, :frames]).items():
+            fused[tokens] = log_sum(scores) + lm_scale * by_definition(model, list(tokens))
+            ratio[tokens] = fused[tokens] - lodr_scale * low(tokens)
+        assert {hyp.labels for hyp in found[n]} == set(ratio)
+        for hyp in found[n]:
+            assert hyp.total == pytest.approx(ratio[hyp.labels], abs=1e-4)
+        changed += sorted(fused, key=fused.get) != sorted(ratio, key=ratio.get)
+    assert changed
+
+
 class Lists:
     """A search that finds given lists, and counts its calls."""
 
@@ -149,9 +190,14 @@ def test_one_search_serves_all_scales() -> None:
 
 
 @pytest.mark.k2
-@pytest.mark.parametrize("ngram_scale", [1.0, 0.3])
-def test_a_lattice_rescored_against_all_its_word_sequences(tmp_path: Path, ngram_scale: float) -> None:
-    bigram = toy.make_lang(tmp_path / "lang")
+@pytest.mark.parametrize(("name", "ngram_scale"), [("nbest", 1.0), ("whole-lattice-rescoring", 0.3)])
+def test_a_lattice_rescored_against_all_its_word_sequences(tmp_path: Path, name: str, ngram_scale: float) -> None:
+    lang = tmp_path / "lang"
+    ngram = toy.make_lang(lang)
+    if name != "nbest":
+        ngram = estimate([["TO", "A", "TO"], ["EH", "EH", "TO"], ["AT"]], 3, list(toy.ENTRIES))
+        write_arpa(ngram, lang / "large.arpa")
+        compile_g(lang / "large.arpa", lang / "words.txt", lang / "G_4_gram.pt")
     log_probs, lens, lm_scale, scale = toy.random_log_probs(5, 4, 4), torch.tensor([4, 3, 4, 2]), 0.7, 0.8
     beams = SearchConfig(
         search_beam=200.0,
@@ -161,12 +207,13 @@ def test_a_lattice_rescored_against_all_its_word_sequences(tmp_path: Path, ngram
         nbest_scale=0.05,
         lm_scale=lm_scale,
     )
-    method = make_method("nbest", search=beams, lang_dir=tmp_path / "lang")
+    scales = Scales(scale, ngram_scale)
+    method = make_method(name, search=beams, lang_dir=lang, lm_dir=lang, rescoring=scales)
     model = lm_of(TRANSFORMER)
     lists = ScoredLists(
         method, lambda texts: sentence_log_probs(model, [WORDS.encode(text) for text in texts], BOUNDARY)
     )
-    found = Rescored(lists, Scales(scale, ngram_scale)).nbest(NetworkOutput(lens, log_probs), 1)
+    found = Rescored(lists, scales).nbest(NetworkOutput(lens, log_probs), 1)
     for n, length in enumerate(lens.tolist()):
         alignments = toy.all_alignments(log_probs[n, :length])
         best = (-math.inf, ())
@@ -178,7 +225,24 @@ def test_a_lattice_rescored_against_all_its_word_sequences(tmp_path: Path, ngram
             scores = [score for tokens in spelled for score in alignments.get(tokens, [])]
             if scores:
                 own = scale * by_definition(model, WORDS.encode(" ".join(words)))
-                lm = ngram_scale * lm_scale * toy.graph_score(words, bigram)
+                lm = ngram_scale * lm_scale * toy.graph_score(words, ngram)
                 best = max(best, (log_sum(scores) + lm + own, words))
         assert found[n][0].words == best[1]
         assert found[n][0].total == pytest.approx(best[0], abs=1e-3)
+
+
+@pytest.mark.k2
+def test_a_token_lattice_rescored_against_all_its_sequences() -> None:
+    """CTC without any graph of words."""
+    log_probs, lens, scales = toy.random_log_probs(6, 3, 4), torch.tensor([4, 3, 4]), Scales(0.8)
+    beams = SearchConfig(search_beam=200.0, output_beam=200.0, num_paths=5000, nbest_scale=0.05)
+    method = make_method("ctc-decoding", True, search=beams, rescoring=scales)
+    model, words = lm_of(TRANSFORMER), WordTokenizer(["1", "2"])
+    lists = ScoredLists(method, lambda texts: sentence_log_probs(model, [words.encode(t) for t in texts], BOUNDARY))
+    found = Rescored(lists, scales).nbest(NetworkOutput(lens, log_probs), 999)
+    for n, length in enumerate(lens.tolist()):
+        expected = {
+            tokens: log_sum(scores) + scales.lm_scale * by_definition(model, words.encode(" ".join(map(str, tokens))))
+            for tokens, scores in toy.all_alignments(log_probs[n, :length]).items()
+        }
+        assert {hyp.labels: hyp.total for hyp in found[n]} == pytest.approx(expected, abs=1e-3)

@@ -20,6 +20,7 @@ from lowbit_k2.errors import UserError
 from lowbit_k2.models import TransducerConfig, make_model
 from lowbit_k2.packed import PackedFileError, read_packed
 from lowbit_k2.quant import QuantConfig, quantize_model, use_precision
+from lowbit_k2.recipe.make_lm import make_token_lm
 from lowbit_k2.train.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from tests.asr.running import decode
 from tests.egs.scripts import LIBRISPEECH, Flag, call, refused
@@ -283,10 +284,16 @@ def test_lists_are_rescored_at_all_scales_in_one_run(
     assert packed["rescore_30_ngram_1"] == found["rescore_30_ngram_1"]
 
 
-def test_shallow_fusion_by_a_language_model(recogniser: Path, corpus: Corpus, float_lm: Path) -> None:
+def test_shallow_fusion_by_a_language_model(recogniser: Path, corpus: Corpus, float_lm: Path, tmp_path: Path) -> None:
+    (tmp_path / "text").write_text("\n".join(LINES))
     lm = ["--token-lm", float_lm / "epoch-2.pt"]
     found = decoded(recogniser, corpus, *lm, "--lm-scale", "0,5")
     assert found["lm_scale_0"] == decoded(recogniser, corpus)[""] != found["lm_scale_5"]
+    make_token_lm(tmp_path / "text", 2, corpus.lang_dir, tmp_path / "low.arpa")
+    low = ["--lodr-lm", tmp_path / "low.arpa", "--lodr-scale", "0,2"]
+    taken_off = decoded(recogniser, corpus, *lm, *low, "--lm-scale", "0,5")
+    assert list(taken_off) == [f"lm_scale_{a}_lodr_{b}" for a in (0, 5) for b in (0, 2)]
+    assert taken_off["lm_scale_5_lodr_0"] == found["lm_scale_5"] != taken_off["lm_scale_5_lodr_2"]
     both = decoded(
         recogniser, corpus, *lm, "--rescore-lm", lm[1], "--rescore-lm-scale", 1, "--rescore-ngram-scale", "0,1"
     )
@@ -307,7 +314,12 @@ def test_language_models_that_do_not_fit(
         (["--rescore-lm", tmp_path / "lower/epoch-1.pt"], "--rescore-lm .* knows nothing of what modified_beam_search"),
         (["--rescore-lm", words, "--lm-precision", "4"], "--.*precision 4: the model was never trained at 4 bits"),
         (["--rescore-lm", words, "--rescore-lm-scale", "-1"], "--rescore-lm-scale takes numbers from 0"),
-        (["--rescore-lm", words, "--decoding-method", "greedy_search"], "--rescore-lm needs lists .* choose of nbest"),
+        (
+            ["--rescore-lm", words, "--decoding-method", "greedy_search"],
+            "--rescore-lm needs lists .* choose of ctc-decoding",
+        ),
+        (["--lodr-lm", text], "--lodr-lm is taken off a language model: name that with --token-lm"),
+        (["--token-lm", recogniser / "gone", "--lodr-lm", text], "--token-lm .*gone"),
         (["--token-lm", words], "--token-lm .*epoch-4.pt: it was trained on other units than the recogniser has"),
     ]:
         with pytest.raises(UserError, match=line):

@@ -1,23 +1,31 @@
 #!/usr/bin/env python3
 """Language models by their precision: train, quantize and pack each row of a table; print perplexity, size and speed.
 
-./local/rows_lm.py --train-text train.txt.gz --dev dev.txt.gz --test test.txt.gz --exp-root exp/rows-lm
-./local/rows_lm.py ... --model lstm-small --only float,cotrain-2,cotrain-1 --epochs 5
-./local/rows_lm.py ... --print-only true                               # the rows that are done
+./local/rows_lm.py make --train-text train.txt.gz --dev dev.txt.gz --test test.txt.gz --exp-root exp/rows-lm
+./local/rows_lm.py make ... --model lstm-small --only float,float-on,cotrain-2,cotrain-1 --epochs 9
+./local/rows_lm.py table --exp-root exp/rows-lm                        # the rows that are done
+./local/rows_lm.py results                                             # results/lm.json -> the table of RESULTS.md
 
-A row that is done is not made again, one that was stopped goes on. Sizes are those of the packed files, ratios those to
-the float model in the same format; milliseconds are those of one run each on this machine.
+A row that is done is not made again, one that was stopped goes on. All but the first begin with the float model and are
+trained for as many epochs; `float-on` is the same in float, against which they are tested: paired bootstrap over the
+sentences of the test text, whose log-probabilities it draws. Sizes are those of the packed files, ratios those to the
+float model in the same format; milliseconds are those of one run each on this machine.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 RECIPE = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(RECIPE.parents[1]))
@@ -26,47 +34,47 @@ from lowbit_k2.launch import use_project_interpreter
 use_project_interpreter()
 
 from lowbit_k2.asr.language_model import load_language_model
-from lowbit_k2.asr.perplexity import perplexity
-from lowbit_k2.data.lm_text import TokenText
+from lowbit_k2.asr.perplexity import per_word, row_log_probs
+from lowbit_k2.data.lm_text import TokenText, text_lines
 from lowbit_k2.data.text_config import TextConfig
 from lowbit_k2.errors import UserError, run_main
-from lowbit_k2.fileio import read_json, write_json
+from lowbit_k2.fileio import atomic_write, read_json, write_json
 from lowbit_k2.progress import progress_bar
 from lowbit_k2.recipe.flags import make_parser, str2bool
-from lowbit_k2.tables import markdown_table
+from lowbit_k2.scoring.significance import paired_bootstrap
+from lowbit_k2.tables import fill_sections, markdown_table
 from lowbit_k2.train.checkpoint import numbered
 
-FLOAT, COTRAIN = "float", "cotrain"
+FLOAT, CONTROL, COTRAIN = "float", "float-on", "cotrain"
+PAGE, RESULTS, SECTION = RECIPE / "RESULTS.md", RECIPE / "results/lm.json", "language-models"
+HEADERS = ("row", "bits", "dev", "test", "to float-on", "95%", "p", "MB", "ratio", "ms per word")
 
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the table.
+    """A line of the table; every matrix is at its precision, norms and biases are in fp16, but for the float rows.
 
     Attributes:
       precision: of the packed file.
-      flags: of its training; none: it is made of the training `of`.
+      flags: of its training.
+      of: the training that it is made of; "": its own.
       measure: by which precisions per tensor are chosen.
-      from_float: whether training begins with the float model, at a third of its epochs.
     """
 
     precision: str
     flags: tuple[str, ...] = ()
     of: str = ""
     measure: str = ""
-    from_float: bool = False
 
 
+LOW = ("--quant-config", "mixed", "--precisions")
+ADMM = ("--admm-every", "25", "--admm-gamma", "0.1")
 ROWS: dict[str, Row] = {
-    FLOAT: Row("32", ("--precisions", "32")),
-    **{f"bits-{b}": Row(str(b), ("--precisions", str(b))) for b in (8, 4, 2, 1)},
-    **{
-        f"admm-{b}": Row(str(b), ("--precisions", str(b), "--admm-every", "25", "--admm-gamma", "0.1"), from_float=True)
-        for b in (4, 2, 1)
-    },
-    **{f"mixed-{m}": Row(f"mixed-{m}", measure=m, from_float=True) for m in ("kl", "hessian")},
-    "cotrain-2": Row("2", ("--precisions", "2,1,sp"), of=COTRAIN),
-    "cotrain-1": Row("1", ("--precisions", "2,1,sp"), of=COTRAIN),
+    **{name: Row("32", ("--precisions", "32")) for name in (FLOAT, CONTROL)},
+    **{f"bits-{b}": Row(str(b), (*LOW, str(b))) for b in (8, 4, 2, 1)},
+    **{f"admm-{b}": Row(str(b), (*LOW, str(b), *ADMM)) for b in (4, 2, 1)},
+    **{f"mixed-{m}": Row(f"mixed-{m}", LOW, measure=m) for m in ("kl", "hessian")},
+    **{f"cotrain-{b}": Row(str(b), (*LOW, "2,1,sp"), of=COTRAIN) for b in (2, 1)},
 }
 
 
@@ -81,23 +89,27 @@ class Table:
     def folder(self, name: str) -> Path:
         return self.args.exp_root / f"{self.args.model}-{ROWS[name].of or name}"
 
+    def result(self, name: str) -> Path:
+        """Where the numbers of a row are."""
+        return self.folder(name) / f"result-{name}.json"
+
     def make(self, name: str) -> None:
         """Train, pack and score a row, and leave its numbers in the folder."""
         row, folder = ROWS[name], self.folder(name)
-        result = folder / f"result-{name}.json"
-        if result.is_file():
+        if self.result(name).is_file():
             return
-        epochs = max(1, self.args.epochs // 3) if row.from_float else self.args.epochs
+        epochs = self.args.epochs if name == FLOAT else max(1, self.args.epochs // 3)
         if epochs not in (numbered(folder, "epoch") if folder.is_dir() else []):
-            flags = ["--precisions", str(self.choose(row.measure))] if row.measure else list(row.flags)
-            if row.measure:
-                flags += ["--quant-config", "mixed"]
-            if row.from_float:
-                flags += ["--init-from", str(self.pretrained())]
+            flags = [*row.flags, *([self.choose(row.measure)] if row.measure else [])]
+            if name != FLOAT:
+                flags += ["--init-from", self.pretrained(), *self.args.more_later.split()]
             self.run("train_lm.py", *self.training(folder, epochs), *flags)
         packed = folder / f"{name}.safetensors"
         self.run("export.py", "--exp-dir", folder, "--precision", row.precision, "--output", packed)
-        write_json(result, self.score(packed))
+        write_json(self.result(name), self.score(packed) | {"bits": self.bits(row)})
+
+    def bits(self, row: Row) -> str:
+        return f"{self.args.average_bits:g}" if row.measure else row.precision
 
     def training(self, folder: Path, epochs: int) -> list[object]:
         texts = ["--train-text", self.args.train_text, "--valid-text", self.args.dev, *self.reading]
@@ -119,72 +131,141 @@ class Table:
             self.run("-m", "lowbit_k2.recipe.allocate", *source, *table, *budget)
         return chosen
 
-    def score(self, packed: Path) -> dict[str, object]:
+    def score(self, packed: Path) -> dict[str, Any]:
+        """Perplexities, and of the test text -log P and the number of words and ends of each sentence."""
         lm = load_language_model(packed)
-        found = {}
-        for name, path in (("dev", self.args.dev), ("test", self.args.test)):
-            found[name] = perplexity(lm, TokenText.read([path], lm.tokenizer, self.text), self.text)
+        perplexities, seconds = {}, 0.0
+        for part in ("dev", "test"):
+            path = getattr(self.args, part)
+            text = TokenText.read([path], lm.tokenizer, self.text)
+            start = time.perf_counter()
+            losses = -row_log_probs(lm, text, self.text)[0]
+            seconds = time.perf_counter() - start
+            perplexities[part] = per_word(float(losses.sum()), text)
         return {
             "bytes": packed.stat().st_size,
-            "per_word": {name: own.per_word for name, own in found.items()},
-            "ms_per_word": 1000 * found["test"].seconds / found["test"].words,
+            **perplexities,
+            "ms_per_word": 1000 * seconds / text.words,
+            "losses": losses.round(4).tolist(),
+            "words": [line.count(" ") + 2 for _, line in text_lines([path], self.text)],
         }
 
     def run(self, *command: object) -> None:
         """A script of the recipe, or a module; its output is shown."""
         named = list(map(str, command))
         script = named if named[0] == "-m" else [str(RECIPE / named[0]), *named[1:]]
+        print(" ".join(script), flush=True)
         done = subprocess.run(
             [sys.executable, *script], check=False, env={**os.environ, "PYTHONPATH": str(RECIPE.parents[1])}
         )
         if done.returncode:
-            raise UserError(f"{named[0]} has failed: see its last line")
+            raise UserError(f"{script[1] if named[0] == '-m' else named[0]} has failed: see its last line")
 
-    def show(self, names: Sequence[str]) -> str:
-        """The rows that are done, as Markdown."""
-        results = {name: self.folder(name) / f"result-{name}.json" for name in names}
-        done = {name: read_json(path) for name, path in results.items() if path.is_file()}
+    def summary(self) -> dict[str, dict[str, Any]]:
+        """The rows that are done, each against `float-on`.
+
+        Raises:
+          UserError: there are none, or no float row.
+        """
+        done = {name: read_json(self.result(name)) for name in ROWS if self.result(name).is_file()}
         if FLOAT not in done:
-            raise UserError(f"{self.args.exp_root} has no row {FLOAT} yet: run this without --print-only")
-        reference, lines = done[FLOAT], []
+            raise UserError(f"{self.args.exp_root} has no row {FLOAT} of {self.args.model} yet: run make")
+        control = done.get(CONTROL)
         for name, own in done.items():
-            dev, test = (own["per_word"][part] for part in ("dev", "test"))
-            loss = test / reference["per_word"]["test"] - 1
-            size = [f"{own['bytes'] / 1e6:.2f}", f"{reference['bytes'] / own['bytes']:.1f}x"]
-            lines.append([name, f"{dev:.1f}", f"{test:.1f}", f"{loss:+.1%}", *size, f"{own['ms_per_word']:.2f}"])
-        return markdown_table(["row", "dev", "test", "to float", "MB", "ratio", "ms per word"], lines)
+            if control is not None and name not in (FLOAT, CONTROL):
+                own |= against(control, own)
+        return {name: {k: v for k, v in own.items() if k not in ("losses", "words")} for name, own in done.items()}
+
+
+def against(control: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """A row's perplexity on the test text over that of another, less 1; its 95% interval, and p of no difference.
+
+    Raises:
+      UserError: they were scored on other texts.
+    """
+    if control["words"] != own["words"]:
+        raise UserError("rows were scored on different test texts: remove their result-*.json, and make them again")
+    found = paired_bootstrap(np.array([control["losses"], own["losses"], own["words"]]).T)
+    return {
+        "relative": math.expm1(found.absolute),
+        "interval": [math.expm1(bound) for bound in found.absolute_interval],
+        "p": found.p,
+    }
+
+
+def format_rows(rows: Mapping[str, Mapping[str, Any]]) -> str:
+    """Markdown, in the order of ROWS."""
+    lines = []
+    for name in (name for name in ROWS if name in rows):
+        own = rows[name]
+        tested = ["-", "-", "-"]
+        if "p" in own:
+            low, high = own["interval"]
+            tested = [f"{own['relative']:+.1%}", f"{low:+.1%} to {high:+.1%}", f"{own['p']:.4f}"]
+        size = [f"{own['bytes'] / 1e6:.3f}", f"{rows[FLOAT]['bytes'] / own['bytes']:.1f}"]
+        ppl = [f"{own[part]:.1f}" for part in ("dev", "test")]
+        lines.append([name, own["bits"], *ppl, *tested, *size, f"{own['ms_per_word']:.2f}"])
+    return markdown_table(HEADERS, lines)
+
+
+def write_results(page: Path, check: bool) -> None:
+    """Put what `results/lm.json` has into the table of a page.
+
+    Raises:
+      UserError: `check`, and the page has another one.
+    """
+    text = page.read_text()
+    filled = fill_sections(text, {SECTION: format_rows(read_json(RESULTS))})
+    if check and filled != text:
+        raise UserError(f"{page} has another table than {RESULTS}: run ./local/rows_lm.py results")
+    if filled != text:
+        with atomic_write(page) as target:
+            target.write_text(filled)
 
 
 def get_parser() -> argparse.ArgumentParser:
     parser = make_parser(__doc__)
-    parser.add_argument("--train-text", required=True, help="as train_lm.py takes it")
-    parser.add_argument("--dev", type=Path, required=True, help="text for validation")
-    parser.add_argument("--test", type=Path, required=True, help="text that decides nothing")
+    parser.add_argument("command", choices=("make", "table", "results"))
+    parser.add_argument("--train-text", help="as train_lm.py takes it")
+    parser.add_argument("--dev", type=Path, help="text for validation")
+    parser.add_argument("--test", type=Path, help="text that decides nothing")
     parser.add_argument("--kaldi-text", type=str2bool, default=False, help="lines begin with an id")
     parser.add_argument("--normalize-text", default="none", help="as train_lm.py takes it")
     parser.add_argument("--exp-root", type=Path, default=Path("exp/rows-lm"), help="a folder per row below it")
     parser.add_argument("--model", default="small", help="size preset")
-    parser.add_argument(
-        "--epochs", type=int, default=10, help="of the float model; rows that begin with it take a third"
-    )
+    parser.add_argument("--epochs", type=int, default=9, help="of the float model; the others take a third")
     parser.add_argument("--average-bits", type=float, default=1.9, help="budget of the mixed rows")
     parser.add_argument("--only", default=",".join(ROWS), help="rows, by commas")
     parser.add_argument("--use-bf16", type=str2bool, default=False, help="train in bfloat16")
     parser.add_argument("--more", default="", help="more flags of train_lm.py, in quotes")
-    parser.add_argument("--print-only", type=str2bool, default=False, help="the table of what is done")
+    parser.add_argument(
+        "--more-later", default="", help="and for all rows but the float one, e.g. another --train-text"
+    )
+    parser.add_argument("--output", type=Path, help="for `table`: the rows as JSON, as results/lm.json has them")
+    parser.add_argument("--check", type=str2bool, default=False, help="for `results`: write nothing, say if it would")
     return parser
 
 
 def main() -> None:
     args = get_parser().parse_args()
-    names = args.only.split(",")
-    unknown = sorted(set(names) - set(ROWS))
-    if unknown:
-        raise UserError(f"--only {unknown[0]} is no row: choose of {', '.join(ROWS)}")
+    if args.command == "results":
+        write_results(PAGE, args.check)
+        return
     table = Table(args)
-    for name in progress_bar([] if args.print_only else names, "rows", unit="row"):
-        table.make(name)
-    print(table.show(list(dict.fromkeys([FLOAT, *names]))))
+    if args.command == "make":
+        for text in ("train_text", "dev", "test"):
+            if getattr(args, text) is None:
+                raise UserError(f"--{text.replace('_', '-')} is needed by make: a text file, one sentence per line")
+        names = args.only.split(",")
+        unknown = sorted(set(names) - set(ROWS))
+        if unknown:
+            raise UserError(f"--only {unknown[0]} is no row: choose of {', '.join(ROWS)}")
+        for name in progress_bar(names, "rows", unit="row"):
+            table.make(name)
+    rows = table.summary()
+    if args.output:
+        write_json(args.output, rows)
+    print(format_rows(rows))
 
 
 if __name__ == "__main__":
