@@ -48,7 +48,7 @@ class ElasticInput(nn.Module):
         """Start from the statistics of this batch."""
         self.statistic.fill_(x.detach().float().abs().mean().clamp(min=SMALLEST_SCALE))
         self.non_negative.fill_((x >= 0).all())
-        self._look()
+        self.refresh()
 
     def scale(self, bits: int) -> Tensor:
         """s, shape ()."""
@@ -60,12 +60,13 @@ class ElasticInput(nn.Module):
         scale = self.scale(bits)
         return torch.stack([self.alphas[str(bits)] * scale, self.betas[str(bits)] * scale, self.non_negative])
 
-    def _look(self) -> None:
+    def refresh(self) -> None:
+        """Look at the buffers, which someone has written to."""
         self.is_set, self.is_non_negative = bool(self.statistic > 0), bool(self.non_negative)
 
     def _load_from_state_dict(self, *args: Any) -> None:
         super()._load_from_state_dict(*args)
-        self._look()
+        self.refresh()
 
 
 class FixedInput(nn.Module):
