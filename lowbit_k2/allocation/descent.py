@@ -4,7 +4,8 @@ A table adds up what single tensors cost while all others are float. Where all a
 TDNN-F at the bytes of 2 bits it is worse than 2 bits for all. So the best of the table's choice and the uniform ones is
 where the descent begins. A trial raises the precision of one group, pays for it elsewhere with few changes, drawn by
 chance, and stands when the loss on the batches falls: the result is no worse there than any uniform precision. On
-speech that was held out it may be: with hardly any loss to gain the descent fits its batches, so `least` asks again.
+speech that was held out it may be: with hardly any loss to gain the descent fits its batches, so `allocate --held-out`
+asks again.
 """
 
 from __future__ import annotations
@@ -60,11 +61,6 @@ def divergence_from_float(
             ) / sum(frames for *_, frames in references)
 
     return divergence_of
-
-
-def least(choices: Sequence[Choice], loss_of: Callable[[Allocation], float]) -> Choice:
-    """The choice of the least loss; of equal ones the first."""
-    return min(choices, key=lambda choice: loss_of(choice.allocation()))
 
 
 def descend(

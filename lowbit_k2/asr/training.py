@@ -34,11 +34,11 @@ from lowbit_k2.launch import CPU_INFO
 from lowbit_k2.locks import exclusive
 from lowbit_k2.losses.co_training import CoTrainingConfig, split_names
 from lowbit_k2.losses.objectives import OBJECTIVES
-from lowbit_k2.quant import DEFAULT_RULES, PRESETS, QUANTIZERS, QuantConfig
+from lowbit_k2.quant import ACTIVATION_PRESETS, DEFAULT_RULES, PRESETS, QUANTIZERS, QuantConfig
 from lowbit_k2.quant.admm import with_fitted_steps
 from lowbit_k2.quant.fake_quant import ALPHA_GRAD_SCALES, ALPHA_GRADS, WEIGHT_GRADS
 from lowbit_k2.quant.least_squares import ALPHA_INITS
-from lowbit_k2.quant.quantizer import quantizer_class
+from lowbit_k2.quant.presets import preset_quantizer
 from lowbit_k2.quant.scales import STATISTICS
 from lowbit_k2.train.admm import AdmmConfig
 from lowbit_k2.train.cosine import CosineConfig
@@ -80,10 +80,16 @@ class RunConfig(Config):
 class QuantOptions(Config):
     """A preset of the quantization, and what may be changed in it."""
 
-    preset: str = option("lossless16", "bits by role", flag="quant-config", choices=PRESETS)
-    quantizer: str = option("linear", "of all tensors with 1 to 8 bits", choices=QUANTIZERS)
-    scale: str = option("2std-clipped", "linear: statistic of the switched tensors", choices=STATISTICS)
-    granularity: str = option("tensor", "weights that share a step, in the switched tensors", choices=GRANULARITIES)
+    preset: str = option("lossless16", "bits by role", flag="quant-config", choices=(*PRESETS, *ACTIVATION_PRESETS))
+    quantizer: str | None = option(
+        None, "of all tensors with 1 to 8 bits; default: the preset's, mostly linear", choices=QUANTIZERS
+    )
+    scale: str | None = option(
+        None, "linear: statistic of the switched tensors; default: 2std-clipped", choices=STATISTICS
+    )
+    granularity: str | None = option(
+        None, "weights that share a step, in the switched tensors; default: tensor", choices=GRANULARITIES
+    )
     alpha_grad: str = option(
         "chain", "gradient of alpha: with the factor s, or as the authors' code has it", choices=ALPHA_GRADS
     )
@@ -123,7 +129,9 @@ class TrainingConfig:
     @property
     def drawing(self) -> DrawingConfig:
         """What brings weights to their grids; raises ConfigError where settings exclude each other."""
-        return DrawingConfig(self.quant.quantizer, self.admm, self.gq, self.cosine)
+        return DrawingConfig(
+            self.quant.quantizer or preset_quantizer(self.quant.preset), self.admm, self.gq, self.cosine
+        )
 
     def model_config(self, vocab_size: int, num_features: int = 0) -> ModelConfig:
         """The preset with single fields replaced."""
@@ -148,13 +156,11 @@ class TrainingConfig:
         if preset == "float":
             named = ",".join(self.co_training.precisions)
             raise ConfigError("preset", f"float has no tensors for the precisions {named}: use 32")
-        options = {name: value for name, value in self.quant.to_dict().items() if name != "preset"}
+        options = {
+            name: value for name, value in self.quant.to_dict().items() if name != "preset" and value is not None
+        }
         if self.quant.quantizer == "gq":
             options["scale"] = self.gq.gq_scale
-        kind = quantizer_class(self.quant.quantizer)
-        for name, known in (("scale", kind.scales), ("granularity", kind.granularities)):
-            if options[name] == getattr(QuantOptions, name) and options[name] not in known:
-                options[name] = next(iter(known))  # nobody has chosen what is the default of linear quantizers
         try:
             made = QuantConfig.preset(preset, precisions=precisions, **options, **own)
             return with_fitted_steps(made) if self.admm.every else made

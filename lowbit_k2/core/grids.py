@@ -20,6 +20,7 @@ PRECISIONS = (*LOW_BITS, HALF_BITS, FLOAT_BITS)
 
 BLOCK = 64
 GRANULARITIES = ("tensor", "channel", "block64")
+ACTIVATION = "activation"  # role, in reports and files, of the grid that a module's input has
 
 
 def max_code(bits: int) -> int:

@@ -9,7 +9,7 @@ from torch import nn
 
 from lowbit_k2.core.models import check_shapes
 from lowbit_k2.errors import UserError
-from lowbit_k2.export.own_model import attach_packed_inputs, fill, packed_shapes
+from lowbit_k2.export.own_model import attach_packed_inputs, fill
 from lowbit_k2.models import ModelConfig, make_model, model_config_from_dict
 from lowbit_k2.packed import PackedModel, read_packed
 
@@ -52,7 +52,7 @@ def restore_packed(packed: PackedModel) -> LoadedPackedModel:
       UserError: its tensors do not fit its configuration.
     """
     config = model_config_from_dict(packed.model_config)
-    shapes = packed_shapes(packed)
+    shapes = packed.shapes
     check_shapes(config, shapes, for_training=False)
     model = make_model(config, for_training=False)
     missing = [name for name in model.state_dict() if name not in shapes]

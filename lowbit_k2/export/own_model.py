@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from lowbit_k2.core.grids import ACTIVATION
 from lowbit_k2.errors import UserError
 from lowbit_k2.export.pack import packed_tensors
 from lowbit_k2.packed import PackedModel, read_packed, write_packed
 from lowbit_k2.quant import attach_input_quantizers, attach_learned_inputs
-from lowbit_k2.quant.export import ACTIVATION
 from lowbit_k2.quant.inputs import takes_input_quantizer
 from lowbit_k2.quant.switching import find_quantizers
 
@@ -55,7 +55,7 @@ def load_packed(path: str | Path, model: nn.Module) -> nn.Module:
         raise UserError("load_packed fills a plain model: give it one that quantize_model has not seen")
     packed = read_packed(path)
     own = model.state_dict()
-    found = packed_shapes(packed)
+    found = packed.shapes
     for name, shape in found.items():
         if name not in own:
             raise UserError(f"{path} holds {name}, which the model has not: it was saved from another architecture")
@@ -69,20 +69,13 @@ def load_packed(path: str | Path, model: nn.Module) -> nn.Module:
     return model.eval()
 
 
-def packed_shapes(packed: PackedModel) -> dict[str, tuple[int, ...]]:
-    """Shapes by name of all parameters and buffers of a file; grids of activations are none."""
-    return {name: tensor.shape for tensor in packed.tensors if tensor.role != ACTIVATION for name in tensor.names}
-
-
 def fill(model: nn.Module, packed: PackedModel) -> None:
     """Put the weights of a file into a plain model of its names and shapes, by all names that a tensor has.
 
     One tensor goes after the other, so that there is never a second copy of all weights in float32.
     """
     own = model.state_dict()  # the parameters and buffers themselves, not copies
-    for tensor in packed.tensors:
-        if tensor.role == ACTIVATION:
-            continue
+    for tensor in packed.weights:
         value = torch.from_numpy(tensor.dequantize())
         for name in tensor.names:
             own[name].copy_(value)

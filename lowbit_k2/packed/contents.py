@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from lowbit_k2.core.grids import ACTIVATION
 from lowbit_k2.packed.errors import PackedFileError
 from lowbit_k2.packed.tensors import PackedTensor
 
@@ -54,3 +55,13 @@ class PackedModel:
                 if name in seen:
                     raise PackedFileError(f"tensor {name} is there twice")
                 seen.add(name)
+
+    @property
+    def weights(self) -> list[PackedTensor]:
+        """The tensors that are parameters or buffers, and not grids of activations."""
+        return [tensor for tensor in self.tensors if tensor.role != ACTIVATION]
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of the weights by all their names."""
+        return {name: tensor.shape for tensor in self.weights for name in tensor.names}

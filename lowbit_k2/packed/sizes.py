@@ -163,8 +163,7 @@ def size_rows(tensors: Iterable[Sized], float_bytes: Mapping[str, int] | None = 
 
 def _float_bytes(model: PackedModel, reference: PackedModel) -> dict[str, int]:
     """Bytes of each tensor of the float file by its own name; an alias has none."""
-    shapes, expected = ({n: t.shape for t in m.tensors for n in t.names} for m in (model, reference))
-    if shapes != expected:
+    if model.shapes != reference.shapes:
         raise PackedFileError("the float file holds other tensors than the packed file: export both from one model")
     if any(tensor.encoding != "float32" for tensor in reference.tensors):
         raise PackedFileError("the float file is not float32 throughout: export it as float32 from the same model")

@@ -31,7 +31,7 @@ from lowbit_k2.quant.general import GeneralQuantization, GeneralQuantizer
 from lowbit_k2.quant.inputs import attach_input_quantizers, attach_learned_inputs
 from lowbit_k2.quant.linear import LinearQuantizer
 from lowbit_k2.quant.parameters import alpha_parameters, clamp_alphas, parameter_groups, quantizer_parameters
-from lowbit_k2.quant.presets import PRESETS
+from lowbit_k2.quant.presets import ACTIVATION_PRESETS, PRESETS
 from lowbit_k2.quant.product import MatrixProduct
 from lowbit_k2.quant.quantizer import QUANTIZERS, WeightQuantizer, register_quantizer
 from lowbit_k2.quant.report import QuantReport, ReportRow
@@ -49,6 +49,7 @@ __all__ = [
     "GRU",
     "LSTM",
     "PRECISIONS",
+    "ACTIVATION_PRESETS",
     "PRESETS",
     "QUANTIZERS",
     "RNN",

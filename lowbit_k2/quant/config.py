@@ -37,7 +37,8 @@ class TensorScheme:
     bits: one precision (fixed) or several (switched at run time; the first is the default).
     scale: of "linear", the statistic s of `step = alpha * s`, see scales.py; of "gq", that of its tables, see
       general.py; "" takes the quantizer's first. Not used at 16 and 32 bits.
-    granularity: how many weights share an s: "tensor", "channel" or "block64" (alpha is always one per tensor).
+    granularity: how many weights share an s: "tensor", "channel" or "block64" (alpha is always one per tensor); ""
+      takes the quantizer's first.
     quantizer: name of its class: "linear", "codebook", "gq", or one of your own (`register_quantizer`).
     input_bits: 2 to 8 or 16 quantizes what goes into the Linear or convolution that owns the tensor, see inputs.py;
       0 leaves it float; "same" has it follow `bits`. Of a MatrixProduct, which owns none, those of both operands.
@@ -46,7 +47,7 @@ class TensorScheme:
 
     bits: tuple[int, ...]
     scale: str = ""
-    granularity: str = "tensor"
+    granularity: str = ""
     quantizer: str = "linear"
     input_bits: int | str = 0
     input_quantizer: str = DYNAMIC
@@ -58,7 +59,6 @@ class TensorScheme:
         unknown = [b for b in self.bits if b not in PRECISIONS]
         if unknown or not self.bits or len(set(self.bits)) != len(self.bits):
             raise UserError(f"bits {self.bits}: give one or more different precisions out of {_spell(PRECISIONS)}")
-        _check("granularity", self.granularity, GRANULARITIES)
         if self.input_bits not in INPUT_BITS:
             raise UserError(f"input_bits {self.input_bits!r}: choose one of {_spell(INPUT_BITS)}")
         if self.input_bits and self.bits == (FLOAT_BITS,):
@@ -71,6 +71,8 @@ class TensorScheme:
             )
         cls = _quantizer_class(self.quantizer)
         object.__setattr__(self, "scale", self.scale or next(iter(cls.scales)))
+        object.__setattr__(self, "granularity", self.granularity or next(iter(cls.granularities)))
+        _check("granularity", self.granularity, GRANULARITIES)
         _check("scale statistic", self.scale, cls.scales)
         _check(f"granularity of {self.quantizer}", self.granularity, cls.granularities)
         cls.check_scheme(self)

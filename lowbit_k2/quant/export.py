@@ -7,15 +7,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from lowbit_k2.core.grids import FLOAT_BITS, HALF_BITS
+from lowbit_k2.core.grids import ACTIVATION, FLOAT_BITS, HALF_BITS
 from lowbit_k2.errors import UserError
 from lowbit_k2.quant.inputs import INPUTS, input_quantizers, learned_inputs
 from lowbit_k2.quant.projection import expand_steps
 from lowbit_k2.quant.quantizer import WeightQuantizer
 from lowbit_k2.quant.switching import find_quantizers, latent_weights
 from lowbit_k2.quant.walker import NO_ROLE, PlainParameter, effective_weight, plain_parameters, quant_config_of
-
-ACTIVATION = "activation"  # role of a learned grid
 
 
 @dataclass(frozen=True)

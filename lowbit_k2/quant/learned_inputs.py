@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -35,7 +34,15 @@ class ElasticInput(nn.Module):
         )
         self.register_buffer("statistic", torch.zeros(()))
         self.register_buffer("non_negative", torch.zeros(()))
-        self.is_set = self.is_non_negative = False  # as the buffers say, without waiting for a GPU
+        self._seen: tuple[tuple[int, int], tuple[bool, bool]] | None = None
+
+    @property
+    def is_set(self) -> bool:
+        return self._look()[0]
+
+    @property
+    def is_non_negative(self) -> bool:
+        return self._look()[1]
 
     def forward(self, x: Tensor, bits: int) -> Tensor:
         if not self.is_set:
@@ -48,7 +55,6 @@ class ElasticInput(nn.Module):
         """Start from the statistics of this batch."""
         self.statistic.fill_(x.detach().float().abs().mean().clamp(min=SMALLEST_SCALE))
         self.non_negative.fill_((x >= 0).all())
-        self.refresh()
 
     def scale(self, bits: int) -> Tensor:
         """s, shape ()."""
@@ -60,13 +66,12 @@ class ElasticInput(nn.Module):
         scale = self.scale(bits)
         return torch.stack([self.alphas[str(bits)] * scale, self.betas[str(bits)] * scale, self.non_negative])
 
-    def refresh(self) -> None:
-        """Look at the buffers, which someone has written to."""
-        self.is_set, self.is_non_negative = bool(self.statistic > 0), bool(self.non_negative)
-
-    def _load_from_state_dict(self, *args: Any) -> None:
-        super()._load_from_state_dict(*args)
-        self.refresh()
+    def _look(self) -> tuple[bool, bool]:
+        """Whether it is set and never negative; a GPU is waited for only after somebody has written the buffers."""
+        versions = self.statistic._version, self.non_negative._version
+        if self._seen is None or self._seen[0] != versions:
+            self._seen = versions, (bool(self.statistic > 0), bool(self.non_negative))
+        return self._seen[1]
 
 
 class FixedInput(nn.Module):

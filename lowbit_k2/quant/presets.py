@@ -47,6 +47,11 @@ _ACTIVATION_OPTIONS = {
 }
 
 
+def preset_quantizer(name: str) -> str:
+    """Name of the quantizer of a preset's switched roles, where nobody chooses another."""
+    return _ACTIVATION_OPTIONS.get(name, {}).get("quantizer", TensorScheme.quantizer)
+
+
 def build_preset(name: str, precisions: tuple[int, ...], overrides: Mapping[str, Any]) -> QuantConfig:
     """The body of `QuantConfig.preset`."""
     overrides = dict(overrides)

@@ -33,7 +33,7 @@ import numpy as np
 from torch import nn
 
 from lowbit_k2.allocation.choose import Choice, choose, evaluate, front
-from lowbit_k2.allocation.descent import descend, divergence_from_float, least, loss_at, uniform_choices
+from lowbit_k2.allocation.descent import descend, divergence_from_float, loss_at, uniform_choices
 from lowbit_k2.allocation.learned import LearnedConfig, learned_preference
 from lowbit_k2.allocation.sensitivity import (
     GROUPINGS,
@@ -213,7 +213,7 @@ def search(
     if args.held_out:
         batches = replace(material, cuts=args.held_out, text=[args.held_out]).batches(loaded, criterion)
         candidates = [*(choice for _, choice in found), *uniform_choices(table, budget, args.forbid)]
-        best = least(candidates, partial(loss_at, model, criterion, batches))
+        best = min(candidates, key=lambda choice: loss_at(model, criterion, batches, choice.allocation()))
         found.append((f"best on {args.held_out.name}", best))
     return found
 

@@ -63,8 +63,9 @@ class PackedNetwork:
         if not isinstance(self.config, self.kind) or type(settings) not in ENCODERS:
             found = f"a {self.config.kind} model with an encoder {getattr(settings, 'kind', 'of its own')}"
             raise UnsupportedError(f"the runtime has Conformers and LSTMs with {self.described}, not {found}")
-        shapes = {name: tensor.shape for tensor in packed.tensors for name in tensor.names}
-        check_shapes(self.config, shapes, for_training=False)
+        if len(packed.weights) < len(packed.tensors):
+            raise UnsupportedError("the runtime does not quantize activations on grids that were learned")
+        check_shapes(self.config, packed.shapes, for_training=False)
         weights = Weights(packed, self.how)
         self.encoder = ENCODERS[type(settings)](settings, weights)
         self._build(weights)

@@ -64,8 +64,6 @@ class InitialState:
         known = {k: t for k, t in self.scales.items() if k in state and state[k].shape == t.shape}
         for key, tensor in known.items():
             state[key].copy_(tensor)
-        for grid in elastic_inputs(model):
-            grid.refresh()
         if known:
             logging.info("%d scales from %s", len(known), self.path)
 

@@ -257,3 +257,15 @@ def test_checkpoints_of_before_there_were_kinds_are_read(corpus: Corpus, tmp_pat
     save_checkpoint(tmp_path / "old/epoch-1.pt", replace(checkpoint, meta={**checkpoint.meta, "model": old}))
     loaded, _ = load_trained(CheckpointChoice(tmp_path / "old"))
     assert loaded.model_config.to_dict() == model
+
+
+@pytest.mark.parametrize(
+    "preset, quantizer, granularity", [("bit-l", "elastic", "tensor"), ("sqwq", "squashed", "channel")]
+)
+def test_a_preset_keeps_its_quantizer_unless_another_is_named(preset: str, quantizer: str, granularity: str) -> None:
+    own = configs(f"--quant-config {preset} --precisions 2,1").quant_config().schemes["attention"]
+    assert (own.quantizer, own.granularity) == (quantizer, granularity) and own.input_bits
+    named = configs(f"--quant-config {preset} --precisions 2,1 --quantizer linear").quant_config().schemes["attention"]
+    assert named.quantizer == "linear"
+    with pytest.raises(UserError, match=f"--quantizer {quantizer}: ADMM needs an even grid"):
+        configs(f"--quant-config {preset} --precisions 2 --admm-every 5").quant_config()

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from lowbit_k2 import progress
 from lowbit_k2.asr import transcripts
 from lowbit_k2.asr.subtitles import LINE, MAX_LETTERS, MAX_SECONDS, as_srt, as_vtt, subtitles
 from lowbit_k2.asr.transcripts import OutputConfig, PlainText, find_audio, print_transcripts
@@ -156,6 +157,6 @@ def test_a_progress_bar_only_on_a_terminal(tree: Path, tmp_path: Path, monkeypat
     monkeypatch.setattr(transcripts.sys.stderr, "isatty", lambda: True)
     print_transcripts(files, lambda file: SHORT, config)
     assert re.search(r"100%.*3/3", capsys.readouterr().err)
-    monkeypatch.setattr(transcripts, "find_spec", lambda name: None)  # the packed runtime alone has no tqdm
+    monkeypatch.setattr(progress, "find_spec", lambda name: None)  # the packed runtime alone has no tqdm
     print_transcripts(files, lambda file: SHORT, config)
     assert capsys.readouterr().err == ""

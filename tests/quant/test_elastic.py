@@ -112,6 +112,10 @@ def test_the_first_batch_sets_an_input() -> None:
         again = ElasticInput((8, 1), GradientRule())
         again.load_state_dict(grid.state_dict())
         assert torch.equal(again(3 * x, 8), grid(3 * x, 8)) and torch.equal(again.numbers(8), before)
+        for buffer in again.buffers():
+            buffer.zero_()  # as who restores what was there before a batch
+        again(3 * x, 8)
+        torch.testing.assert_close(again.numbers(8)[0], 3 * before[0])
 
 
 class Attention(nn.Module):
@@ -258,7 +262,7 @@ REFUSED = [
     (lambda: TensorScheme((2,), input_bits=16, input_quantizer="elastic"), "16 bits"),
     (lambda: TensorScheme((2,), input_quantizer="elastic"), "0 bits"),
     (lambda: TensorScheme((2,), input_bits=8, input_quantizer="mine"), "input_quantizer 'mine'"),
-    (lambda: TensorScheme((2,), quantizer="squashed"), "granularity of squashed 'tensor'"),
+    (lambda: TensorScheme((2,), quantizer="squashed", granularity="tensor"), "granularity of squashed 'tensor'"),
     (lambda: quantize_model(Attention(), QuantConfig("x", {"product": TensorScheme((8,), "lsq", input_bits=8)})),
      "scores: products of activations take elastic inputs"),
     (lambda: attach_learned_inputs(Attention(), {"scores.input_quantizers.0": (8, torch.ones(3))}),
@@ -295,7 +299,7 @@ def test_a_file_with_a_foreign_grid_is_refused(tmp_path: Path) -> None:
 def test_squashed_weights_and_gradients_of_the_formula(bits: int) -> None:
     torch.manual_seed(bits)
     weight = torch.randn(6, 5, 4, dtype=torch.float64) * 0.1
-    quantizer = SquashedQuantizer(weight, TensorScheme((bits,), quantizer="squashed", granularity="channel"))
+    quantizer = SquashedQuantizer(weight, TensorScheme((bits,), quantizer="squashed"))
     unit, gain = weight.std() / TARGET_STD, quantizer.gains[str(bits)]
     weight.requires_grad_()
     with torch.no_grad():
@@ -319,7 +323,7 @@ def test_gains_start_at_the_least_squared_error() -> None:
     torch.manual_seed(0)
     weight = torch.randn(5, 40) * torch.tensor([0.07, 0.1, 0.12, 0.15, 0.0])[:, None]
     for bits in (1, 2, 4):
-        quantizer = SquashedQuantizer(weight, TensorScheme((bits,), quantizer="squashed", granularity="channel"))
+        quantizer = SquashedQuantizer(weight, TensorScheme((bits,), quantizer="squashed"))
         quantizer.fit(weight)
         gain = quantizer.gains[str(bits)]
 

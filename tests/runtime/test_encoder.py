@@ -15,7 +15,7 @@ from lowbit_k2.core.encoders import TdnnfConfig
 from lowbit_k2.errors import UserError
 from lowbit_k2.export import export_float, load_packed_model
 from lowbit_k2.models import TransducerConfig
-from lowbit_k2.packed import read_packed, write_packed
+from lowbit_k2.packed import read_packed, size_table, write_packed
 from lowbit_k2.quant import QuantConfig, use_precision
 from lowbit_k2.runtime import PackedCtc, UnsupportedError, layers, matrix
 from lowbit_k2.runtime.conformer import relative_positions
@@ -137,6 +137,15 @@ def test_what_it_cannot_run(tmp_path: Path) -> None:
     tdnnf = random_model(QuantConfig.preset("float"), encoder=TdnnfConfig.preset("tdnnf-tiny"))
     with pytest.raises(UnsupportedError, match="c: the runtime has Conformers and LSTMs .* with an encoder tdnnf"):
         PackedCtc.load(export(tdnnf, tmp_path / "c"))
+    learned = random_model(QuantConfig.preset("bit-l", precisions=(1,)))
+    by_torch(learned, utterance())  # the first batch sets the grids
+    path = export(learned, tmp_path / "d")
+    with pytest.raises(
+        UnsupportedError, match="d: the runtime does not quantize activations on grids that were learned"
+    ):
+        PackedCtc.load(path)
+    export(learned, tmp_path / "e", lambda m, p: export_float(m, p))
+    assert size_table(read_packed(path), read_packed(tmp_path / "e")).ratio > 2
     reference = tmp_path / "c"
     export(random_model(QuantConfig.preset("paper")), reference, lambda m, p: export_float(m, p, {"reference": True}))
     with pytest.raises(UserError, match="c: it holds the latent weights"):

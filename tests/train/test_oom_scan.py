@@ -14,10 +14,11 @@ from lowbit_k2.train.oom_scan import scan_for_oom
 from tests.train.toy import toy_batches, toy_trainer
 
 
-def test_training_is_the_same_after_a_scan(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("preset", ["lossless16", "bit-l"])  # of bit-l the first batch sets the grids of inputs
+def test_training_is_the_same_after_a_scan(preset: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     states, metrics = [], []
     for scanned in (False, True):
-        trainer = toy_trainer(tmp_path)
+        trainer = toy_trainer(tmp_path, quant=preset)
         if scanned:
             large = toy_batches(7, count=2)
             with caplog.at_level(logging.INFO):

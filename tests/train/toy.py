@@ -52,7 +52,8 @@ def toy_trainer(
     bits = co_training.trained_precisions
     drawing = drawing or DrawingConfig()
     loop = loop or LoopConfig(num_epochs=2, average_period=2, tensorboard=False)
-    kind = {"quantizer": drawing.quantizer} | ({"scale": drawing.gq.gq_scale} if drawing.quantizer == "gq" else {})
+    kind = {} if drawing.quantizer == "linear" else {"quantizer": drawing.quantizer}
+    kind |= {"scale": drawing.gq.gq_scale} if drawing.quantizer == "gq" else {}
     config = QuantConfig.preset("float") if bits == (32,) else QuantConfig.preset(quant, precisions=bits, **kind)
     config = with_fitted_steps(config) if drawing.admm.every else config
     model = make_model(CONFIG)
