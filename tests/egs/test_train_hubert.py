@@ -18,7 +18,7 @@ from lowbit_k2.data.manifests import load_cuts
 from lowbit_k2.data.preparation import speech_cuts
 from lowbit_k2.quant import use_precision
 from lowbit_k2.train.checkpoint import load_checkpoint
-from tests.egs.scripts import AN4, LIBRISPEECH, Flag, call, refused
+from tests.egs.scripts import AN4, LIBRISPEECH, Flag, call, files_of, refused
 from tests.models.hubert_samples import BASE
 from tests.recipe.corpus import make_lang
 from tests.recipe.waves import make_waves
@@ -76,7 +76,7 @@ def pretrained(manifests: Path, labels: Path, tmp_path_factory: pytest.TempPathF
     """The folder of a float model, and the log."""
     exp = tmp_path_factory.mktemp("exp") / "float"
     own = ["--manifest-dir", manifests, "--labels-dir", labels, "--exp-dir", exp, "--unmasked-weight", 1]
-    return exp, call(SCRIPT, *FIXED, *own, "--num-epochs", 6, "--save-every-n", 7).good().err
+    return exp, call(SCRIPT, *FIXED, *own, "--num-epochs", 6, "--save-every-n", 7, "--keep-last-k", 9).good().err
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +107,9 @@ def test_labels_are_of_these_frames(manifests: Path, labels: Path) -> None:
     for cut in speech_cuts(manifests, "mine", ["dev"], SAMPLING_RATE):
         assert np.array_equal(found.by_id[cut.id], clusters.assign(MfccFrames(SMALL)(load_samples(cut))))
     where = ["--manifest-dir", manifests, "--output-dir", labels, "--num-clusters", 6]
-    assert "is there already: skipped" in call(LABEL, *SPEECH, "--splits", "dev", *where).good().err
+    before = files_of(labels)
+    call(LABEL, *SPEECH, "--splits", "train dev", *where).good()
+    assert files_of(labels) == before
 
 
 def test_pretraining_learns_and_goes_on_where_it_was(
@@ -122,9 +124,8 @@ def test_pretraining_learns_and_goes_on_where_it_was(
         and set(meta["labels"]) == {"train", "dev"}
     )
     own = [*FIXED, "--manifest-dir", manifests, "--labels-dir", labels, "--unmasked-weight", 1]
-    for checkpoint in exp.glob("checkpoint-7.pt"):
-        (tmp_path / "exp").mkdir()
-        (tmp_path / "exp" / checkpoint.name).write_bytes(checkpoint.read_bytes())
+    (tmp_path / "exp").mkdir()
+    (tmp_path / "exp/checkpoint-7.pt").write_bytes((exp / "checkpoint-7.pt").read_bytes())
     call(SCRIPT, *own, "--exp-dir", tmp_path / "exp", "--num-epochs", 6, "--start-batch", 7).good()
     one, two = (load_checkpoint(folder / "epoch-6.pt").model for folder in (exp, tmp_path / "exp"))
     assert all(torch.equal(tensor, two[name]) for name, tensor in one.items())
@@ -197,7 +198,9 @@ def test_a_recogniser_trains_on_extracted_states(student: tuple[Path, str], mani
     for path in manifests.glob("mine_*"):
         (manifests / path.name.replace("mine", "an4")).write_bytes(path.read_bytes())
     call(EXTRACT, *where, "--exp-dir", student[0], "--precision", 1).good()
-    assert "skipped" in call(EXTRACT, *where, "--exp-dir", student[0], "--precision", 1).good().err
+    before = files_of(tmp_path)
+    call(EXTRACT, *where, "--exp-dir", student[0], "--precision", 1).good()
+    assert files_of(tmp_path) == before
     line = call(EXTRACT, *where, "--exp-dir", student[0], "--precision", 2).error()
     assert "was made from something else (bits" in line
     cuts = load_cuts(tmp_path / "states", "an4", "dev")
