@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from lowbit_k2.asr.representations import split_words
 from lowbit_k2.asr.training import TrainingConfig
 from lowbit_k2.core.config import Config, ConfigError, option
 from lowbit_k2.core.grids import FLOAT_BITS
@@ -31,11 +32,6 @@ if TYPE_CHECKING:
     from lhotse import CutSet
 
 MASKED, DISTILLATION = "masked-prediction", "distillation"  # names in losses/objectives.py
-
-
-def split_words(text: str) -> tuple[str, ...]:
-    """`train dev` -> ("train", "dev")."""
-    return tuple(text.split())
 
 
 @dataclass(frozen=True)

@@ -28,12 +28,17 @@ if TYPE_CHECKING:
     from lhotse import CutSet
 
 
+def split_words(text: str) -> tuple[str, ...]:
+    """`train dev` -> ("train", "dev")."""
+    return tuple(text.split())
+
+
 @dataclass(frozen=True)
 class SpeechConfig(Config):
     """Which audio is read, and how much of it at a time."""
 
     corpus: str = option("librispeech", "first part of the manifests' names")
-    splits: tuple[str, ...] = option((), "splits, separated by spaces", parse=lambda text: tuple(text.split()))
+    splits: tuple[str, ...] = option((), "splits, separated by spaces", parse=split_words)
     manifest_dir: Path = option(Path("data/manifests"), "recordings and supervisions, or cut manifests")
     max_duration: float = option(100.0, "seconds of speech that go through the network at a time", above=0)
     num_threads: int = option(0, "CPU threads; 0 leaves PyTorch's choice", low=0, high=4096)
