@@ -31,6 +31,7 @@ from lowbit_k2.train.initialise import measure_inputs
 if TYPE_CHECKING:
     from lhotse import CutSet
 
+STUDENT = {"dropout": 0.0, "ffn_dropout": 0.0, "attention_dropout": 0.0}  # what it is compared with has no noise
 MASKED, DISTILLATION = "masked-prediction", "distillation"  # names in losses/objectives.py
 
 
@@ -95,7 +96,7 @@ def describe_labels(config: TrainingConfig) -> dict[str, Any]:
 
 
 def hubert_config(config: TrainingConfig, labels: FrameLabels | None) -> HubertConfig:
-    """Settings of the model: those of a size, with the labels' classes; a student's are its teacher's.
+    """Settings of the model: those of a size, with the labels' classes; a student's are its teacher's, but no dropout.
 
     Raises:
       UserError: the teacher is missing, damaged, or another kind of model.
@@ -106,7 +107,7 @@ def hubert_config(config: TrainingConfig, labels: FrameLabels | None) -> HubertC
     teacher = model_config_from_dict(load_checkpoint(path).meta["model"])
     if not isinstance(teacher, HubertConfig):
         raise ConfigError("teacher", f"{path} is a {teacher.kind}: give a HuBERT's checkpoint")
-    return replace(teacher.backbone, **config.model_fields)
+    return replace(teacher.backbone, **STUDENT)
 
 
 def load_speech(

@@ -28,7 +28,7 @@ SCRIPT, LABEL, EXTRACT = (
     "lowbit_k2.recipe.label_frames",
     "lowbit_k2.recipe.extract_states",
 )
-SMALL = replace(BASE, conv_dims=(8,), d_model=16, num_layers=2, ffn_dim=16, dropout=0.0, attention_dropout=0.0)
+SMALL = replace(BASE, conv_dims=(8,), d_model=16, num_layers=2, ffn_dim=16)
 SPEECH: list[Flag] = ["--corpus", "mine", "--num-threads", 1]
 SPLITS = ["--train-splits", "train", "--valid-splits", "dev"]
 FIXED = [
@@ -85,8 +85,8 @@ def student(
 ) -> tuple[Path, str]:
     """Co-trained at four precisions and stochastic precision."""
     exp = tmp_path_factory.mktemp("exp") / "student"
-    own = distilling(manifests, pretrained[0], exp, "bit-la", "8,4,2,1,sp")
-    return exp, call(SCRIPT, *own, "--num-epochs", 4).good().err
+    own = distilling(manifests, pretrained[0], exp, "bit-la", "8,2,1,sp")
+    return exp, call(SCRIPT, *own, "--num-epochs", 3).good().err
 
 
 def distilling(manifests: Path, teacher: Path, exp: Path, preset: str, precisions: str) -> list[Flag]:
@@ -154,21 +154,23 @@ def test_states_are_clustered_and_extracted(pretrained: tuple[Path, str], manife
 def test_students_come_nearer_to_their_teacher(student: tuple[Path, str], pretrained: tuple[Path, str]) -> None:
     exp, log = student
     assert "grids of 20 activations set by the first batch" in log and "kl_sp=" in log
-    for bits in ("4", "2", "1"):
+    for bits in ("2", "1"):
         found = losses(log, f"loss_{bits}")
         assert found[-1] < 0.9 * found[0], (bits, found)
-    meta = load_checkpoint(exp / "epoch-4.pt").meta
-    assert meta["model"]["kind"] == "hubert" and meta["tokenizer"] == {"kind": "", "bytes": ""}
+    meta = load_checkpoint(exp / "epoch-3.pt").meta
+    assert (
+        meta["model"]["kind"] == "hubert"
+        and meta["model"]["dropout"] == 0
+        and meta["tokenizer"] == {"kind": "", "bytes": ""}
+    )
 
 
 def test_a_student_is_packed(student: tuple[Path, str], tmp_path: Path) -> None:
-    for precision in (8, 1):
-        packed = tmp_path / f"{precision}.safetensors"
-        call(LIBRISPEECH / "export.py", "--exp-dir", student[0], "--precision", precision, "--output", packed).good()
-        loaded, _ = load_trained(CheckpointChoice(student[0]))
-        x = torch.randn(2, 6000)
-        with torch.no_grad(), use_precision(loaded.model, precision):
-            assert torch.equal(load_packed(packed).model(x).out, loaded.model(x).out)
+    packed, x = tmp_path / "packed", torch.randn(2, 6000)
+    call(LIBRISPEECH / "export.py", "--exp-dir", student[0], "--precision", 1, "--output", packed).good()
+    loaded, _ = load_trained(CheckpointChoice(student[0]))
+    with torch.no_grad(), use_precision(loaded.model, 1):
+        assert torch.equal(load_packed(packed).model(x).out, loaded.model(x).out)
 
 
 def test_bits_are_reduced_step_by_step(pretrained: tuple[Path, str], manifests: Path, tmp_path: Path) -> None:
