@@ -113,7 +113,7 @@ def error_rates(scores: Sequence[Score], rivals: Sequence[tuple[str, str, float,
     _draw_rivals(axes, rivals)
     if scores:
         axes.set_ylim(0, _top(scores))
-    _megabytes(axes, [s.num_bytes / 1e6 for s in scores] + [mb for _, _, mb, _ in rivals])
+    megabytes(axes, [s.num_bytes / 1e6 for s in scores] + [mb for _, _, mb, _ in rivals])
     axes.set_ylabel("%WER")
     return figure
 
@@ -153,7 +153,7 @@ def published_rates(test_sets: Sequence[str]) -> Figure:
         (p["system"], p["bits"], p["mb"], p["wer"][name]) for p in published() for name in test_sets if name in p["wer"]
     ]
     _draw_rivals(axes, points)
-    _megabytes(axes, [mb for _, _, mb, _ in points])
+    megabytes(axes, [mb for _, _, mb, _ in points])
     axes.set_ylim(0, 1.2 * max(wer for *_, wer in points))
     axes.set_ylabel("%WER")
     return figure
@@ -177,7 +177,8 @@ def _draw_rivals(axes: Axes, rivals: Iterable[tuple[str, str, float, float]]) ->
         )
 
 
-def _megabytes(axes: Axes, values: Sequence[float]) -> None:
+def megabytes(axes: Axes, values: Sequence[float]) -> None:
+    """A logarithmic axis of sizes on disk, wide enough for the values."""
     axes.set_xscale("log")
     low, high = min(values) / 1.7, max(values) * 1.7
     axes.set_xlim(low, high)

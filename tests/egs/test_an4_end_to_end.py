@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from matplotlib.image import imread
 
 from lowbit_k2.asr.model_io import CheckpointChoice, load_packed, load_trained, parse_allocation
 from lowbit_k2.data.datamodule import AsrDataModule, DataConfig
@@ -390,6 +391,24 @@ def test_a_table_that_has_drifted_is_seen(monkeypatch: pytest.MonkeyPatch, tmp_p
         rows.write_results(page, check=True)
     rows.write_results(page, check=False)
     assert page.read_text() == text
+
+
+def test_the_readme_s_table_comes_with_its_picture(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.syspath_prepend(str(AN4 / "local"))
+    monkeypatch.delitem(sys.modules, "train", raising=False)
+    import rows
+
+    text, page, picture = (AN4.parents[1] / "README.md").read_text(), tmp_path / "README.md", tmp_path / "sizes.png"
+    page.write_text(text)
+    rows.write_headlines(page, picture, check=False)
+    assert not picture.exists()
+    page.write_text(text.replace("| 49, 44 |", "| 49, 43 |"))
+    with pytest.raises(UserError, match="README.md has other tables than"):
+        rows.write_headlines(page, picture, check=True)
+    rows.write_headlines(page, picture, check=False)
+    assert page.read_text() == text
+    drawn, kept = imread(picture), imread(AN4 / "results/sizes.png")
+    assert drawn.shape == kept.shape and abs(drawn - kept).mean() < 0.02  # letters differ by versions
 
 
 def test_no_generated_table_goes_unchecked(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,6 +31,8 @@ from lowbit_k2.launch import use_project_interpreter
 use_project_interpreter()
 
 import torch
+from headlines import SECTION as HEADLINES
+from headlines import draw, headline_table, headlines
 from systems import (
     COLUMNS,
     CTC,
@@ -251,6 +253,33 @@ def time_rows(rows: list[Row], exp_root: Path, rounds: int, further: list[str]) 
     }
 
 
+def write_headlines(page: Path, picture: Path, check: bool) -> None:
+    """The README's table, and the picture beside it where the table was another.
+
+    Raises:
+      UserError: `check`, and the page has another table.
+    """
+    found = headlines()
+    if fill(page, {HEADLINES: headline_table(found)}, check):
+        draw(found, picture)
+
+
+def fill(page: Path, sections: dict[str, str], check: bool) -> bool:
+    """Put the sections into a page, if it has others; whether it had.
+
+    Raises:
+      UserError: `check`, and it has.
+    """
+    text = page.read_text()
+    filled = fill_sections(text, sections)
+    if filled == text:
+        return False
+    if check:
+        raise UserError(f"{page} has other tables than {RESULTS}: run ./local/rows.py results")
+    page.write_text(filled)
+    return True
+
+
 def write_results(page: Path, check: bool) -> None:
     """Put the results into the tables of a page, in the order of ROWS, by the searches that decode them.
 
@@ -266,13 +295,7 @@ def write_results(page: Path, check: bool) -> None:
         found = [r for r in ROWS if r.system.methods == methods and (RESULTS / f"{r.key}.json").is_file()]
         if found:
             sections[name] = format_results(found, methods, ratios)
-    text = page.read_text()
-    filled = fill_sections(text, sections)
-    if filled == text:
-        return
-    if check:
-        raise UserError(f"{page} has other tables than {RESULTS}: run ./local/rows.py results")
-    page.write_text(filled)
+    fill(page, sections, check)
 
 
 def format_results(rows: list[Row], methods: tuple[str, ...], ratios: dict[str, float]) -> str:
@@ -342,6 +365,7 @@ def main() -> None:
         print(TIMING.read_text())
     else:
         write_results(RECIPE / "RESULTS.md", args.check)
+        write_headlines(RECIPE.parents[1] / "README.md", RESULTS / "sizes.png", args.check)
 
 
 if __name__ == "__main__":
