@@ -116,7 +116,7 @@ def test_pretraining_learns_and_goes_on_where_it_was(
     pretrained: tuple[Path, str], manifests: Path, labels: Path, tmp_path: Path
 ) -> None:
     exp, log = pretrained
-    assert losses(log)[-1] < 0.9 * losses(log)[0] and "accuracy_32=" in log
+    assert losses(log)[-1] < 0.95 * losses(log)[0] and "accuracy_32=" in log
     meta = load_checkpoint(exp / "epoch-6.pt").meta
     assert (
         meta["model"]["kind"] == "hubert-masked"
