@@ -24,7 +24,7 @@ from lowbit_k2.errors import UserError
 ROOT = Path(__file__).resolve().parent.parent
 IS_FULL_LANE = sys.version_info[:2] == (3, 10)
 # Packages that the code uses where they are and does without where they are not.
-OPTIONAL = {"kaldifeat", "pyroomacoustics"}
+OPTIONAL = {"kaldifeat", "pyroomacoustics", "sklearn"}
 OPTIONAL |= {"moonshine_voice", "onnxruntime", "sherpa_onnx", "whisper"}  # rivals in benchmarks
 
 
@@ -40,7 +40,7 @@ def requirements(python_version: str, *optional: str) -> dict[str, Requirement]:
 
 @pytest.mark.parametrize("python_version", ["3.10", "3.11", "3.12", "3.13"])
 def test_every_requirement_is_pinned(python_version: str) -> None:
-    for requirement in requirements(python_version, "requirements-onnx.txt").values():
+    for requirement in requirements(python_version, "requirements-onnx.txt", "requirements-hubert.txt").values():
         assert [s.operator for s in requirement.specifier] == ["=="], str(requirement)
 
 

@@ -39,7 +39,7 @@ class LoadedModel:
     model_config: ModelConfig
     quant_config: QuantConfig | None  # None for a model that was read from a packed file
     tokenizer: Tokenizer
-    features: dict[str, Any]  # FeatureConfig.to_dict(); empty for a model that reads text
+    features: dict[str, Any]  # FeatureConfig.to_dict(); empty for a model that reads text or samples
     report: QuantReport | None = None
     meta: dict[str, Any] | None = None  # the checkpoint's, or what the packed file says of its origin
 
@@ -109,17 +109,17 @@ def restore_tokenizer(description: dict[str, str]) -> Tokenizer:
 
 
 def check_units(tokenizer: Tokenizer, config: ModelConfig) -> None:
-    """A model has a class for each token.
+    """A model that a search reads has a class for each token.
 
     Raises:
       UserError: it has not.
     """
-    if tokenizer.vocab_size != config.vocab_size:
+    if config.networks and tokenizer.vocab_size != config.vocab_size:
         raise UserError(f"it has {tokenizer.vocab_size} tokens, but {config.vocab_size} classes: make it again")
 
 
 def read_features(config: ModelConfig, values: Mapping[str, Any]) -> dict[str, Any]:
-    """The feature settings of a file; none where the model reads text.
+    """The feature settings of a file; none where the model reads text or samples.
 
     Raises:
       UserError: they are not of this version.

@@ -26,7 +26,7 @@ def outside_teacher(
 
     Args:
       model: that is trained, on its device.
-      data: None for a language model.
+      data: None for a model that reads no features.
 
     Raises:
       UserError: no such checkpoint, or one with other units, features or steps of its output.
@@ -54,6 +54,7 @@ def check_fits(loaded: LoadedModel, model: ModelConfig, tokenizer: Tokenizer, fe
         "features": (loaded.features, features),
         "objective": [type(config) if config.num_features else None for config in both],
         "topology": [config.topology for config in both],
+        "sizes of hidden states": [config.compared_on for config in both],
         "frames per output": [config.num_features and config.encoder.frames_per_output for config in both],
     }
     for name, (teacher, student) in fields.items():

@@ -155,38 +155,38 @@ class ConformerConfig(EncoderConfig):
 
     def shapes(self) -> Shapes:
         d, channels = self.d_model, self.subsampling_channels
-        yield from _affine("subsampling.conv1", (channels, 1, 3, 3))
-        yield from _affine("subsampling.conv2", (channels, channels, 3, 3))
-        yield from _affine("subsampling.out", (d, channels * self.output_lens(self.num_features)))
+        yield from affine_shapes("subsampling.conv1", (channels, 1, 3, 3))
+        yield from affine_shapes("subsampling.conv2", (channels, channels, 3, 3))
+        yield from affine_shapes("subsampling.out", (d, channels * self.output_lens(self.num_features)))
         for i, ffn_dim in enumerate(self.layer_ffn_dims):
             for name, shape in self._layer_shapes(ffn_dim):
                 yield f"layers.{i}.{name}", shape
-        yield from _affine("norm", (d,))
+        yield from affine_shapes("norm", (d,))
 
     def _layer_shapes(self, ffn_dim: int) -> Shapes:
         d, head = self.d_model, (self.num_heads, self.d_model // self.num_heads)
         for i in (1, 2):
-            yield from _affine(f"norm_ff{i}", (d,))
-            yield from _affine(f"ff{i}.w1", (ffn_dim, d))
-            yield from _affine(f"ff{i}.w2", (d, ffn_dim))
-        yield from _affine("norm_attention", (d,))
+            yield from affine_shapes(f"norm_ff{i}", (d,))
+            yield from affine_shapes(f"ff{i}.w1", (ffn_dim, d))
+            yield from affine_shapes(f"ff{i}.w2", (d, ffn_dim))
+        yield from affine_shapes("norm_attention", (d,))
         yield "attention.pos_bias_u", head
         yield "attention.pos_bias_v", head
         for name in ("query", "key", "value", "out"):
-            yield from _affine(f"attention.{name}", (d, d))
+            yield from affine_shapes(f"attention.{name}", (d, d))
         yield "attention.pos.weight", (d, d)
-        yield from _affine("norm_conv", (d,))
-        yield from _affine("conv.pointwise1", (2 * d, d))
-        yield from _affine("conv.depthwise", (d, 1, self.conv_kernel))
-        yield from _affine("conv.norm", (d,))
+        yield from affine_shapes("norm_conv", (d,))
+        yield from affine_shapes("conv.pointwise1", (2 * d, d))
+        yield from affine_shapes("conv.depthwise", (d, 1, self.conv_kernel))
+        yield from affine_shapes("conv.norm", (d,))
         if self.conv_norm == "batch":
             yield "conv.norm.running_mean", (d,)
             yield "conv.norm.running_var", (d,)
-        yield from _affine("conv.pointwise2", (d, d))
-        yield from _affine("norm_out", (d,))
+        yield from affine_shapes("conv.pointwise2", (d, d))
+        yield from affine_shapes("norm_out", (d,))
 
 
-def _affine(name: str, weight: tuple[int, ...]) -> Shapes:
+def affine_shapes(name: str, weight: tuple[int, ...]) -> Shapes:
     """A weight and a bias of its first dimension."""
     yield f"{name}.weight", weight
     yield f"{name}.bias", weight[:1]
@@ -276,15 +276,15 @@ class TdnnfConfig(EncoderConfig):
 
     def shapes(self) -> Shapes:
         d = self.hidden_dim
-        yield from _affine("input", (d, 3 * self.num_features))
+        yield from affine_shapes("input", (d, 3 * self.num_features))
         yield from _running("input_norm", d)
         for i, (bottleneck, stride) in enumerate(zip(self.layer_bottlenecks, self.layer_strides, strict=True)):
             reach = 2 if stride else 1
             yield f"layers.{i}.factor.weight", (bottleneck, reach * d)
-            yield from _affine(f"layers.{i}.affine", (d, reach * bottleneck))
+            yield from affine_shapes(f"layers.{i}.affine", (d, reach * bottleneck))
             yield from _running(f"layers.{i}.norm", d)
         yield "prefinal.factor.weight", (self.d_model, d)
-        yield from _affine("prefinal.affine", (d, self.d_model))
+        yield from affine_shapes("prefinal.affine", (d, self.d_model))
         yield from _running("prefinal.norm", d)
         yield "prefinal.out.weight", (self.d_model, d)
         yield from _running("prefinal.out_norm", self.d_model)
@@ -361,7 +361,7 @@ class LstmConfig(EncoderConfig):
             for name, shape in lstm_shapes(inputs, self.direction_dim, self.cell_dim, self.bidirectional):
                 yield f"layers.{i}.lstm.{name}", shape
             if self.layer_norm:
-                yield from _affine(f"layers.{i}.norm", (self.d_model,))
+                yield from affine_shapes(f"layers.{i}.norm", (self.d_model,))
 
 
 def lstm_shapes(inputs: int, outputs: int, cells: int = 0, bidirectional: bool = False, num_layers: int = 1) -> Shapes:

@@ -1,4 +1,4 @@
-"""Settings of log-Mel filter banks, as checkpoints and packed files carry them."""
+"""Settings of features, mostly log-Mel filter banks, as checkpoints and packed files carry them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import Any
 
 from lowbit_k2.core.config import Config, ConfigError, option
 
+FBANK, STATES = "fbank", "states"
+MOST_BINS = 512
 EXTRACTORS = ("lhotse", "kaldifeat")
 NORMALIZATIONS = ("none", "utterance", "utterance-std")
 SMALLEST_DEVIATION = 0.1  # of a bin, that "utterance-std" divides by
@@ -16,12 +18,13 @@ SMALLEST_DEVIATION = 0.1  # of a bin, that "utterance-std" divides by
 class FeatureConfig(Config):
     """All that defines the features of a model. The defaults are Kaldi's and icefall's 80-dimensional filter banks.
 
+    type: "states" are hidden states of another model, `num_mel_bins` numbers a frame; they are there only as stored.
     normalize: "utterance" subtracts each bin's mean over the utterance (channel and level fall out, no statistics to
       store); "utterance-std" also divides by each bin's deviation; "none" leaves the logarithms as they are.
     """
 
-    type: str = option("fbank", flag="", choices=("fbank",))
-    num_mel_bins: int = option(80, low=1, high=512)
+    type: str = option(FBANK, flag="", choices=(FBANK, STATES))
+    num_mel_bins: int = option(80, low=1, high=1048576)
     sampling_rate: int = option(16000, "Hz; audio at other rates is resampled", low=1, high=384000)
     extractor: str = option(
         "lhotse",
@@ -36,6 +39,10 @@ class FeatureConfig(Config):
     normalize: str = option("utterance", flag="", choices=NORMALIZATIONS)
 
     def check(self) -> None:
+        if self.type == STATES:
+            return
+        if self.num_mel_bins > MOST_BINS:
+            raise ConfigError("num_mel_bins", f"must be at most {MOST_BINS}, it is {self.num_mel_bins}")
         nyquist = self.sampling_rate / 2
         highest = self.high_freq if self.high_freq > 0 else nyquist + self.high_freq
         if not self.low_freq < highest <= nyquist:

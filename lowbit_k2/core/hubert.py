@@ -7,15 +7,17 @@ A convolutional extractor makes frames of 20 ms out of audio at 16 kHz, a Transf
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, TypeVar
 
 from lowbit_k2.core.config import ConfigError, option
-from lowbit_k2.core.encoders import Shapes, check_widths, of_each_layer
+from lowbit_k2.core.encoders import Shapes, affine_shapes, check_widths, of_each_layer
 from lowbit_k2.core.models import ModelConfig, register_model
 from lowbit_k2.errors import UserError
 
+H = TypeVar("H", bound="HubertConfig")
 GROUP, LAYER = "group", "layer"  # norms of the extractor
+SAMPLING_RATE = 16000  # Hz, of the audio that all such models read
 
 
 @register_model
@@ -39,7 +41,7 @@ class HubertConfig(ModelConfig):
     )
     sizes: ClassVar[dict[str, HubertConfig]]
     vocab_size: ClassVar[int] = 0  # it puts out no units
-    num_features: ClassVar[int] = 1  # samples
+    num_features: ClassVar[int] = 0  # it reads samples
 
     conv_dims: tuple[int, ...] = option((512,), flag="")
     conv_kernels: tuple[int, ...] = option((10, 3, 3, 3, 3, 2, 2), flag="")
@@ -92,6 +94,18 @@ class HubertConfig(ModelConfig):
         """No search reads hidden states."""
         return ()
 
+    @property
+    def compared_on(self) -> tuple[int, ...]:
+        return self.samples_per_frame, self.num_layers, self.d_model, self.num_heads
+
+    @property
+    def backbone(self) -> HubertConfig:
+        """The settings of the network that gives hidden states, without what is behind it."""
+        return HubertConfig(**{field.name: getattr(self, field.name) for field in fields(HubertConfig)})
+
+    def vocabulary_tensors(self) -> set[str]:
+        return set()
+
     def conv_lens(self, lens: Any) -> list[Any]:
         """Frames behind each layer of the extractor for `lens` samples, never negative."""
         found = []
@@ -112,37 +126,58 @@ class HubertConfig(ModelConfig):
             if self.conv_bias:
                 yield f"extractor.{i}.conv.bias", (dim,)
             if self.conv_norm == LAYER or i == 0:
-                yield from _affine(f"extractor.{i}.norm", (dim,))
+                yield from affine_shapes(f"extractor.{i}.norm", (dim,))
             before = dim
         if self.projection_norm:
-            yield from _affine("projection.norm", (before,))
-        yield from _affine("projection.linear", (d, before))
-        yield from _affine("positions.conv", (d, d // self.positions_groups, self.positions_kernel))
+            yield from affine_shapes("projection.norm", (before,))
+        yield from affine_shapes("projection.linear", (d, before))
+        yield from affine_shapes("positions.conv", (d, d // self.positions_groups, self.positions_kernel))
         for i in range(self.num_layers):
             for name in ("query", "key", "value", "out"):
-                yield from _affine(f"encoder.layers.{i}.attention.{name}", (d, d))
-            yield from _affine(f"encoder.layers.{i}.norm_attention", (d,))
-            yield from _affine(f"encoder.layers.{i}.ff.w1", (self.ffn_dim, d))
-            yield from _affine(f"encoder.layers.{i}.ff.w2", (d, self.ffn_dim))
-            yield from _affine(f"encoder.layers.{i}.norm_ff", (d,))
-        yield from _affine("encoder.norm", (d,))
+                yield from affine_shapes(f"encoder.layers.{i}.attention.{name}", (d, d))
+            yield from affine_shapes(f"encoder.layers.{i}.norm_attention", (d,))
+            yield from affine_shapes(f"encoder.layers.{i}.ff.w1", (self.ffn_dim, d))
+            yield from affine_shapes(f"encoder.layers.{i}.ff.w2", (d, self.ffn_dim))
+            yield from affine_shapes(f"encoder.layers.{i}.norm_ff", (d,))
+        yield from affine_shapes("encoder.norm", (d,))
 
     @classmethod
-    def preset(cls, name: str, **overrides: Any) -> HubertConfig:
+    def preset(cls: type[H], name: str, vocab_size: int = 0, num_features: int = 0, **overrides: Any) -> H:
         """A named size with single fields replaced.
+
+        Args:
+          vocab_size: classes of a kind that has such.
+          num_features: 0, for samples have none.
 
         Raises:
           UserError: no such size, or a wrong value.
         """
         if name not in cls.sizes:
             raise UserError(f"HuBERT has no size {name!r}: choose one of {', '.join(cls.sizes)}")
-        return replace(cls.sizes[name], **overrides)
+        if "vocab_size" in {field.name for field in fields(cls)}:
+            overrides = {"vocab_size": vocab_size, **overrides}
+        return cls(**{**vars(cls.sizes[name]), **overrides})
 
 
-def _affine(name: str, weight: tuple[int, ...]) -> Shapes:
-    """A weight and a bias of its first dimension."""
-    yield f"{name}.weight", weight
-    yield f"{name}.bias", weight[:1]
+@register_model
+@dataclass(frozen=True)
+class MaskedHubertConfig(HubertConfig):
+    """The same with what pre-training has besides: classes of frames, told from audio of which spans are hidden."""
+
+    kind: ClassVar[str] = "hubert-masked"
+    build: ClassVar[str] = "lowbit_k2.models.masked_hubert:MaskedHubert"
+
+    vocab_size: int = option(100, flag="", low=2, high=32767)  # classes, of which labels hold int16
+    code_dim: int = option(256, flag="", low=1, high=4096)  # in which outputs and classes are compared
+
+    vocabulary_tensors = ModelConfig.vocabulary_tensors
+
+    def shapes(self, for_training: bool = True) -> Shapes:
+        yield from super().shapes()
+        if for_training:
+            yield "head.mask", (self.d_model,)
+            yield from affine_shapes("head.projection", (self.code_dim, self.d_model))
+            yield "head.codewords.weight", (self.vocab_size, self.code_dim)
 
 
 # A cheaper extractor for the "FastConv" of arXiv 2301.00652, which does not give its layers: channels that grow as the

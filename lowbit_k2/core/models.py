@@ -30,7 +30,7 @@ class ModelConfig(Config):
     layer_prefix: layer i is the module f"{layer_prefix}.{i}".
     vocab_size: units of the network, blank included.
     topology: which classes of its frame posteriors a unit has (core/topology.py).
-    num_features: of an input frame; 0: the model reads units.
+    num_features: of an input frame; 0: the model reads units, or samples.
     num_layers: of those that `layer_prefix` numbers.
     d_model: width, which Noam's schedule divides by.
     """
@@ -57,6 +57,11 @@ class ModelConfig(Config):
     def min_frames(self) -> int:
         """Input frames that give one output frame."""
         return next(t for t in range(1, 10_000) if self.output_lens(t) > 0)
+
+    @property
+    def compared_on(self) -> tuple[int, ...]:
+        """Sizes that a model must share with a teacher which it is compared with on hidden states."""
+        return ()
 
     def vocabulary_tensors(self) -> set[str]:
         """Names of the tensors whose shape follows the vocabulary: heads and embeddings."""

@@ -47,13 +47,20 @@ class Batch:
 
 
 def collate(features: Sequence[Tensor], texts: Sequence[str], ids: Sequence[str]) -> Batch:
-    """Pad utterances (T_n, F) to one batch, in the order given."""
+    """Pad utterances (T_n, F), or (T_n,), to one batch, in the order given."""
     assert len(features) == len(texts) == len(ids), (len(features), len(texts), len(ids))
-    widths = {matrix.size(1) for matrix in features}
-    assert len(widths) == 1, widths
     lens = torch.tensor([len(matrix) for matrix in features], dtype=torch.int64)
-    # Copied by numpy, on one thread: on a busy machine torch waits for its threads 20 times as long as this takes.
-    padded = np.zeros((len(features), int(lens.max()), features[0].size(1)), dtype=np.float32)  # (N, T, F)
-    for row, matrix in zip(padded, features, strict=True):
-        row[: len(matrix)] = matrix.numpy()
+    padded = pad([matrix.numpy() for matrix in features])
     return Batch(torch.from_numpy(padded), lens, list(texts), list(ids))
+
+
+def pad(rows: Sequence[np.ndarray], value: float = 0) -> np.ndarray:
+    """Arrays (T_n, ...) side by side, filled up behind with `value`, (N, T, ...).
+
+    Copied by numpy, on one thread: on a busy machine torch waits for its threads 20 times as long as this takes.
+    """
+    assert len({row.shape[1:] for row in rows}) == 1, [row.shape for row in rows]
+    padded = np.full((len(rows), max(map(len, rows)), *rows[0].shape[1:]), value, dtype=rows[0].dtype)
+    for place, row in zip(padded, rows, strict=True):
+        place[: len(row)] = row
+    return padded

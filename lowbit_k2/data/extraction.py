@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections import Counter
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -16,6 +15,7 @@ import torch
 from lowbit_k2.core.features import FeatureConfig
 from lowbit_k2.data.features import make_extractor, unreadable
 from lowbit_k2.data.manifests import cuts_path, read_cuts
+from lowbit_k2.data.preparation import check_ids
 from lowbit_k2.data.sources import check_audio_file, check_sources, parts_of
 from lowbit_k2.data.sphere import choose_backend
 from lowbit_k2.errors import UserError
@@ -69,17 +69,6 @@ def compute_in_parts(
                 part.to_file(temporary)
         done += read_cuts(manifest)
     return CutSet.from_cuts(done)
-
-
-def check_ids(cuts: CutSet, name: str) -> None:
-    """Cuts are named once each.
-
-    Raises:
-      UserError: some are not.
-    """
-    twice = [cut_id for cut_id, times in Counter(cuts.ids).items() if times > 1]
-    if twice:
-        raise UserError(f"{name}: {len(twice)} ids stand for several cuts, first {twice[0]}: give each its own")
 
 
 def compute_split(

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lowbit_k2.core.features import EXTRACTORS, NORMALIZATIONS, SMALLEST_DEVIATION, FeatureConfig
+from lowbit_k2.core.features import EXTRACTORS, NORMALIZATIONS, SMALLEST_DEVIATION, STATES, FeatureConfig
 from lowbit_k2.data.audio import AudioFile
 from lowbit_k2.data.resampling import resample_in_lhotse
 from lowbit_k2.data.sources import check_sources, parts_of
@@ -66,8 +66,10 @@ def make_extractor(config: FeatureConfig, device: str = "cpu") -> FeatureExtract
     Audio that lhotse reads for it is resampled by `resampling.py` from now on.
 
     Raises:
-      UserError: kaldifeat is wanted but not installed.
+      UserError: kaldifeat is wanted but not installed, or the features are hidden states of a model.
     """
+    if config.type == STATES:
+        raise UserError("the model reads hidden states of another one: store them by lowbit_k2.recipe.extract_states")
     resample_in_lhotse()
     if config.extractor == "kaldifeat":
         return _kaldifeat_extractor(config, device)
@@ -141,19 +143,37 @@ def load_features(
     what = "features" if extractor is None else "recording"
     check_sources(cut, what, allow_commands)
     try:
-        if extractor is None:
-            matrix = cut.load_features()
-        else:
-            choose_backend(cut)
-            samples = np.atleast_2d(cut.load_audio())[:1]  # (1, num_samples), first channel
-            if not np.isfinite(samples).all():
-                raise ValueError("samples that are not finite numbers")
-            matrix = extractor.extract(samples, config.sampling_rate)
+        matrix = cut.load_features() if extractor is None else extractor.extract(_samples(cut), config.sampling_rate)
     except Exception as error:  # lhotse, lilcom and the audio libraries have no common class
         raise UserError(unreadable(cut, what, error)) from None
     if matrix is None:
         raise UserError(f"cut {cut.id} has no stored features: run compute_fbank, or compute them on the fly")
     return normalize_features(torch.as_tensor(matrix, dtype=torch.float32), config)
+
+
+def load_samples(cut: Cut, allow_commands: bool = False) -> Tensor:
+    """The first channel of a cut's audio, float32 in [-1, 1]. -> (num_samples,)
+
+    Args:
+      allow_commands: as in `load_features`.
+
+    Raises:
+      UserError: it cannot be read, or is not finite.
+    """
+    check_sources(cut, "recording", allow_commands)
+    try:
+        return torch.from_numpy(_samples(cut)[0])
+    except Exception as error:  # the audio libraries have no common class
+        raise UserError(unreadable(cut, "recording", error)) from None
+
+
+def _samples(cut: Cut) -> np.ndarray:
+    """(1, num_samples)"""
+    choose_backend(cut)
+    samples = np.atleast_2d(cut.load_audio())[:1]
+    if not np.isfinite(samples).all():
+        raise ValueError("samples that are not finite numbers")
+    return samples
 
 
 def unreadable(cut: Cut, what: str, error: Exception) -> str:

@@ -33,6 +33,8 @@ class FilterConfig:
     output_lens: frames of input -> frames of the network's output, `output_lens` of the model's settings.
     max_dropped: share of the cuts; more faulty ones are an error, but one among several never is.
     unknown: text -> its characters that the units cannot spell, which would become `<unk>`.
+    input_frames: input frames of a cut; default: those of its features.
+    needs_text: whether a cut must have a transcript.
     """
 
     output_lens: Callable[[int], int]
@@ -41,6 +43,8 @@ class FilterConfig:
     max_seconds: float = float("inf")
     max_dropped: float = 0.05
     unknown: Callable[[str], str] = lambda text: ""
+    input_frames: Callable[[Cut], int] | None = None
+    needs_text: bool = True
     # Whether the features of a cut are finite numbers; see `checked.FiniteCheck`.
     is_finite: Callable[[Cut], bool] = lambda cut: True
 
@@ -95,20 +99,24 @@ def reason_to_drop(cut: Cut, encode: Encode, config: FilterConfig, text: str | N
         return CHOSEN[0]
     if cut.duration < config.min_seconds:
         return CHOSEN[1]
-    text = cut_text(cut) if text is None else text
-    if not text:
-        return "empty-text"
-    try:
-        ids = encode(text)
-    except UserError:
-        return "not-in-lexicon"
-    if not ids:
-        return "empty-text"
-    if config.unknown(text):
-        return "unknown-characters"
+    required = 1
+    if config.needs_text:
+        text = cut_text(cut) if text is None else text
+        if not text:
+            return "empty-text"
+        try:
+            ids = encode(text)
+        except UserError:
+            return "not-in-lexicon"
+        if not ids:
+            return "empty-text"
+        if config.unknown(text):
+            return "unknown-characters"
+        required = required_frames(ids)
     if cut.sampling_rate != config.features.sampling_rate:
         return "sampling-rate"
-    if config.output_lens(num_frames(cut, config.features)) < required_frames(ids):
+    frames = config.input_frames(cut) if config.input_frames else num_frames(cut, config.features)
+    if config.output_lens(frames) < required:
         return "too-short"
     if not config.is_finite(cut):
         return "non-finite"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import random
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -53,6 +54,36 @@ def read_manifests(manifest_dir: Path, corpus: str, split: str) -> CutSet:
     except Exception as error:  # lhotse has no class of its own for damaged manifests
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{recordings} cannot be read ({reason}): remove it and make it again") from None
+
+
+def speech_cuts(manifest_dir: Path, corpus: str, splits: Sequence[str], sampling_rate: int) -> CutSet:
+    """Utterances of splits as one set, from their cut manifests or else their recordings, for who reads audio alone.
+
+    Raises:
+      UserError: a manifest is missing or damaged, no split is named, or one utterance is named twice.
+    """
+    from lhotse import CutSet
+
+    if not splits:
+        raise UserError("no split was named")
+    found = []
+    for split in splits:
+        cuts = read_manifests(manifest_dir, corpus, split)
+        found += cuts if cuts_path(manifest_dir, corpus, split).is_file() else utterances(cuts)
+    every = CutSet.from_cuts(found)
+    check_ids(every, f"{corpus} {' '.join(splits)}")
+    return to_sampling_rate(every, sampling_rate)
+
+
+def check_ids(cuts: CutSet, name: str) -> None:
+    """Cuts are named once each.
+
+    Raises:
+      UserError: some are not.
+    """
+    twice = [cut_id for cut_id, times in Counter(cuts.ids).items() if times > 1]
+    if twice:
+        raise UserError(f"{name}: {len(twice)} ids stand for several cuts, first {twice[0]}: give each its own")
 
 
 def with_normalized_texts(cuts: CutSet, name: str) -> CutSet:

@@ -24,7 +24,7 @@ WORD_START = "▁"  # sentencepiece's mark of a word's first piece
 class Tokenizer(Protocol):
     """What training, decoding and packing need of a tokenizer."""
 
-    kind: str  # "sentencepiece" | "lexicon" | "words": names the reader of `to_bytes`
+    kind: str  # "sentencepiece" | "lexicon" | "words", "": names the reader of `to_bytes`
     spells_words: bool  # False where `decode` gives phones, so that words need a lexicon graph
 
     @property
@@ -230,6 +230,20 @@ class WordTokenizer:
         return cls(kept[: most or None])
 
 
+class NoUnits:
+    """In the place of a tokenizer, of a model that puts out no units, such as hidden states alone."""
+
+    kind = ""  # as packed files of models without units have it
+    spells_words = False
+    vocab_size = 0
+
+    def pieces(self) -> list[str]:
+        return []
+
+    def to_bytes(self) -> bytes:
+        return b""
+
+
 def tokenizer_from_bytes(kind: str, data: bytes) -> Tokenizer:
     """Rebuild a tokenizer from `Tokenizer.kind` and `Tokenizer.to_bytes()`.
 
@@ -240,6 +254,8 @@ def tokenizer_from_bytes(kind: str, data: bytes) -> Tokenizer:
         return SentencePieceTokenizer(data)
     if kind == WordTokenizer.kind:
         return WordTokenizer.from_bytes(data)
+    if kind == NoUnits.kind:
+        return NoUnits()
     if kind != "lexicon":
         raise UserError(f"unknown kind of tokenizer {kind!r}: expected sentencepiece, lexicon or words")
     try:

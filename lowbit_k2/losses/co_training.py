@@ -68,6 +68,9 @@ class CoTrainingConfig(Config):
     term_weights: tuple[tuple[str, float], ...] = option(
         (), "factors on single terms that branches are compared on, as ctc=0.5,lattice=1", parse=split_weights
     )
+    reduce_every: int = option(
+        0, "updates after which the next lower of the precisions takes over, as of 8,4,2,1; 0: all together", low=0
+    )
     sp_precisions: tuple[str, ...] = option(
         (), "what 'sp' draws from, as 4,2,1; default: all precisions below 32", parse=split_names
     )
@@ -97,6 +100,11 @@ class CoTrainingConfig(Config):
             raise ConfigError("teacher", f"{self.teacher} is not among the precisions {named}")
         if self.students and self.students >= len(self.precisions):
             raise ConfigError("students", f"must be less than the {len(self.precisions)} branches {named}")
+        if self.reduce_every and (inside or self.students or len(self.bits) < len(self.precisions)):
+            raise ConfigError(
+                "reduce_every",
+                f"goes with different numbers of bits alone, {named} or its teacher or students do not fit",
+            )
         foreign = [name for name in self.sp_precisions if name not in self.precisions or name == STOCHASTIC]
         if foreign or len(self.sp_precisions) == 1:
             raise ConfigError("sp_precisions", f"{','.join(self.sp_precisions)}: name two or more of {named}")
@@ -152,6 +160,8 @@ class CoTrainingConfig(Config):
     @property
     def num_passes(self) -> int:
         """Forward and backward passes of an update; a teacher that stands outside goes forward besides."""
+        if self.reduce_every:
+            return 1
         all_passes = len(self.precisions) + (self.first not in self.precisions)
         return min(all_passes, 1 + self.students) if self.students else all_passes
 
@@ -215,6 +225,9 @@ class CoTraining:
         names = sorted((n for n in config.precisions if _is_precision(n)), key=int, reverse=True)
         names += sorted((n for n in config.precisions if not _is_precision(n)), key=lambda n: n == STOCHASTIC)
         first = config.first
+        if config.reduce_every:
+            stage = min((update - 1) // config.reduce_every, len(config.bits) - 1)
+            first, names = str(config.bits[stage]), []
         if first in names:
             names.remove(first)
         if config.students:

@@ -8,13 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from lowbit_k2.core.config import Config
+from lowbit_k2.core.hubert import HubertConfig, MaskedHubertConfig
 from lowbit_k2.core.lm import LanguageModelConfig
 from lowbit_k2.core.models import CtcConfig, ModelConfig, TransducerConfig
 from lowbit_k2.errors import UserError
 from lowbit_k2.losses.ctc import CtcCriterion
 from lowbit_k2.losses.lfmmi import LfMmiConfig, LfMmiCriterion
 from lowbit_k2.losses.lm import LmCriterion
+from lowbit_k2.losses.masked_prediction import MaskedPredictionConfig, MaskedPredictionCriterion
 from lowbit_k2.losses.output import Criterion, GraphCriterion
+from lowbit_k2.losses.representation import RepresentationConfig, RepresentationCriterion
 from lowbit_k2.losses.rnnt import RnntConfig, RnntCriterion
 
 
@@ -48,12 +51,19 @@ OBJECTIVES: dict[str, Objective] = {
     "rnnt": Objective(TransducerConfig, RnntCriterion, RnntConfig),
     "ctc-rnnt": Objective(TransducerConfig, RnntCriterion, RnntConfig, lambda s: {"ctc_head": True}),
     "lm": Objective(LanguageModelConfig, lambda settings: LmCriterion()),
+    "masked-prediction": Objective(MaskedHubertConfig, MaskedPredictionCriterion, MaskedPredictionConfig),
+    "distillation": Objective(HubertConfig, RepresentationCriterion, RepresentationConfig),
 }
 
 
 def speech_objectives() -> dict[str, Objective]:
     """Those of recognisers."""
-    return {name: o for name, o in OBJECTIVES.items() if not issubclass(o.model, LanguageModelConfig)}
+    return objectives_of((LanguageModelConfig, HubertConfig), others=True)
+
+
+def objectives_of(models: tuple[type[ModelConfig], ...], others: bool = False) -> dict[str, Objective]:
+    """Those that train such models, or `others`."""
+    return {name: o for name, o in OBJECTIVES.items() if issubclass(o.model, models) != others}
 
 
 def register_objective(name: str, objective: Objective) -> None:

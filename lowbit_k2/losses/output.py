@@ -33,7 +33,7 @@ class PassOutput:
       loss: scalar, summed over the batch.
       num_frames: what the batch counts in validation: valid encoder frames.
       terms: what is compared between branches, by name, the same names in every branch.
-      parts: summed losses that `loss` is made of, where there are several; they are logged.
+      parts: summed losses that `loss` is made of, where there are several, and other sums; they are logged.
       shared: what the other branches take over from the teacher's pass (prune ranges); nothing in it has a graph.
     """
 

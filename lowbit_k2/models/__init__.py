@@ -1,6 +1,6 @@
 """Acoustic and language models in float PyTorch; `lowbit_k2.quant` turns their weights into few bits from outside.
 
-Their settings are in `lowbit_k2.core`, in `encoders`, `models`, `lm` and `hubert`, which need no torch.
+Their settings are in `lowbit_k2.core`, in `encoders`, `models`, `lm`, `hubert` and `states`, which need no torch.
 """
 
 from __future__ import annotations
@@ -9,9 +9,10 @@ from torch import nn
 
 from lowbit_k2.core.config import load_named
 from lowbit_k2.core.encoders import ConformerConfig, EncoderConfig
-from lowbit_k2.core.hubert import HubertConfig
+from lowbit_k2.core.hubert import HubertConfig, MaskedHubertConfig
 from lowbit_k2.core.lm import LanguageModelConfig, LstmLmConfig, TransformerLmConfig
 from lowbit_k2.core.models import CtcConfig, ModelConfig, TransducerConfig, model_config_from_dict
+from lowbit_k2.core.states import StatesConfig
 
 __all__ = [
     "ConformerConfig",
@@ -20,7 +21,9 @@ __all__ = [
     "HubertConfig",
     "LanguageModelConfig",
     "LstmLmConfig",
+    "MaskedHubertConfig",
     "ModelConfig",
+    "StatesConfig",
     "TransducerConfig",
     "TransformerLmConfig",
     "make_model",

@@ -142,7 +142,11 @@ class Hubert(nn.Module):
           UserError: an utterance is shorter than the window of one frame.
         """
         lens, mask, features = self.extract(waveforms, lens)
-        x = self.projection(features) * mask[..., None]
+        return self.contextual(self.projection(features), lens, mask, keep_attention)
+
+    def contextual(self, x: Tensor, lens: Tensor, mask: Tensor, keep_attention: bool = False) -> Representations:
+        """What follows the projection: x (N, T, d_model), valid frames (N,), mask (N, T)."""
+        x = x * mask[..., None]
         out, hidden, attentions = self.encoder(x + self.positions(x), mask)
         return Representations(out, lens, tuple(hidden), tuple(attentions) if keep_attention else ())
 

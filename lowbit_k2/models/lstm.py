@@ -63,9 +63,14 @@ class LstmLayer(nn.Module):
 
     def both_ways(self, x: Tensor, lens: Tensor) -> Tensor:
         """The same where the way back starts at each utterance's own end; lens (N,)."""
-        packed = pack_padded_sequence(x, lens.clamp(min=1).cpu(), batch_first=True, enforce_sorted=False)
-        x, _ = pad_packed_sequence(self.lstm(packed)[0], batch_first=True, total_length=x.size(1))
-        return self.norm(x.float())  # (N, T, d_model)
+        return self.norm(both_ways(self.lstm, x, lens))
+
+
+def both_ways(lstm: LSTM, x: Tensor, lens: Tensor) -> Tensor:
+    """A bidirectional LSTM over (N, T, C), backwards from the end of each utterance; lens (N,). (N, T, C'), float32."""
+    packed = pack_padded_sequence(x, lens.clamp(min=1).cpu(), batch_first=True, enforce_sorted=False)
+    x, _ = pad_packed_sequence(lstm(packed)[0], batch_first=True, total_length=x.size(1))
+    return x.float()
 
 
 class LstmEncoder(nn.Module):

@@ -143,6 +143,8 @@ class Material:
             if self.cuts is None:
                 raise UserError("--cuts is needed: a few batches of training cuts with transcripts")
             return labelled_batches(loaded, criterion, self.cuts, self.max_duration, number)
+        if not loaded.model_config.networks:
+            raise UserError(f"a {loaded.model_config.kind} puts out no units: give a recogniser or a language model")
         if not self.text:
             raise UserError("--text is needed for a language model: training text, one sentence per line")
         return text_batches(loaded, self.text, self.text_config, number)

@@ -17,6 +17,7 @@ from lowbit_k2.core.lm import LanguageModelConfig
 from lowbit_k2.core.models import MODEL_KINDS, EncoderModelConfig
 from lowbit_k2.data.augment import SpecAugmentConfig
 from lowbit_k2.data.datamodule import DataConfig
+from lowbit_k2.data.features import read_feature_config
 from lowbit_k2.data.noise import NoiseConfig
 from lowbit_k2.errors import UserError
 from lowbit_k2.losses.co_training import CoTrainingConfig
@@ -127,8 +128,9 @@ def read_training_flags(args: argparse.Namespace) -> TrainingConfig:
         **read_common_flags(args),
     )
     with training_errors():  # what only all of them together tell, now and not after minutes of preparation
-        config = with_architecture(config, args.architecture)
-        config.model_config(config.run.vocab_size, 80)
+        num_features = read_feature_config(config.data.manifest_dir).num_mel_bins
+        config = with_architecture(config, args.architecture, num_features)
+        config.model_config(config.run.vocab_size, num_features)
         config.quant_config()
     return config
 
@@ -152,7 +154,7 @@ def read_common_flags(args: argparse.Namespace) -> dict[str, Config]:
     }
 
 
-def with_architecture(config: TrainingConfig, path: Path | None) -> TrainingConfig:
+def with_architecture(config: TrainingConfig, path: Path | None, num_features: int) -> TrainingConfig:
     """The widths of the layers as a search has found them.
 
     Raises:
@@ -160,7 +162,7 @@ def with_architecture(config: TrainingConfig, path: Path | None) -> TrainingConf
     """
     if path is None:
         return config
-    encoder = getattr(config.model_config(config.run.vocab_size, 80), "encoder", None)
+    encoder = getattr(config.model_config(config.run.vocab_size, num_features), "encoder", None)
     if encoder is None:
         raise UserError(f"--architecture {path}: the model of --objective {config.objective} has no encoder")
     found = Architecture.load(path)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 import torch
 
 from lowbit_k2.data.batch import Batch
+from lowbit_k2.losses.distillation import divergence
 from lowbit_k2.progress import progress_bar
 from lowbit_k2.quant import use_precision
 from lowbit_k2.train.checkpoint import save_tensors
@@ -99,17 +100,27 @@ def guarded_update(trainer: Trainer, batches: list[Batch]) -> dict[str, float]:
 
 @torch.no_grad()
 def validate(trainer: Trainer, batches: Iterable[Batch]) -> dict[str, float]:
-    """Loss per frame of all that is trained, `loss_<name>`, and their mean, `loss`; the main rank's work alone."""
+    """Loss per frame of all that is trained, `loss_<name>`, and their mean, `loss`; the main rank's work alone.
+
+    Of a criterion that learns from its teacher alone, that is the distance to it.
+    """
     if not trainer.ranks.is_main:
         return {}
     trainer.model.eval()
     trained = trainer.co_training.config.trained
     means = {name: MetricsTracker() for name in trained}
+    by_distance = trainer.teacher is not None and getattr(trainer.criterion, "learns_from_teacher_alone", False)
     for batch in map(trainer.with_targets, batches):
+        targets = trainer.teacher.targets(batch, trainer.progress.update)[0] if by_distance else {}
         for name, mean in means.items():
             with use_precision(trainer.model, trained[name]), arithmetic(trainer.device.type, trainer.config.amp):
                 out = trainer.criterion(trainer.model, batch, trainer.progress.update)
-            mean.add({"frames": float(out.num_frames), "loss": out.loss.item() / out.num_frames})
+            loss = (
+                divergence(targets, out.terms, dict(trainer.co_training.config.term_weights))
+                if by_distance
+                else out.loss
+            )
+            mean.add({"frames": float(out.num_frames), "loss": loss.item() / out.num_frames})
     result = {f"loss_{name}": mean.means()["loss"] for name, mean in means.items()}
     result["loss"] = sum(result.values()) / len(result)
     trainer.board.write("train/valid_", result, trainer.progress.update)

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from lowbit_k2.errors import UserError
-from lowbit_k2.quant import plain_name
+from lowbit_k2.losses.output import TrainingBatch
+from lowbit_k2.quant import plain_name, use_precision
+from lowbit_k2.quant.inputs import elastic_inputs
 from lowbit_k2.train.checkpoint import load_checkpoint
 
 
@@ -64,6 +66,24 @@ class InitialState:
             state[key].copy_(tensor)
         if known:
             logging.info("%d scales from %s", len(known), self.path)
+
+
+@torch.no_grad()
+def measure_inputs(model: nn.Module, batch: TrainingBatch, bits: int) -> int:
+    """Set the learned grids of activations that are not set yet by a pass over one batch.
+
+    To be called before the trainer begins to average, and with the same batch on all ranks.
+
+    Returns:
+      How many there are.
+    """
+    grids = [grid for grid in elastic_inputs(model) if not grid.is_set]
+    if grids:
+        was_training = model.training
+        with use_precision(model.eval(), bits):
+            model(batch.inputs, batch.input_lens)
+        model.train(was_training)
+    return len(grids)
 
 
 def freeze(model: nn.Module, prefixes: Sequence[str]) -> int:

@@ -248,7 +248,7 @@ class Trainer:
 
 
 # sections that one run has alike throughout
-IDENTITY = ("model", "quant", "co_training", "tokenizer", "features", "search", "logits")
+IDENTITY = ("model", "quant", "co_training", "tokenizer", "features", "labels", "search", "logits")
 FREE = {
     "num_epochs",
     "save_every_n",
