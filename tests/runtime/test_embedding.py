@@ -158,6 +158,7 @@ def test_features(library, name: str, tmp_path: Path) -> None:
             assert far.max() < 3e-4 and np.quantile(far, 0.999) < 1e-4
 
 
+@pytest.mark.one_lane
 def test_streams_that_explode(library, tmp_path: Path) -> None:
     """Of a few kB: 64 MiB of zeros, brackets and numbers."""
     sections = parts(packed_file(tmp_path, "bpe").read_bytes())
@@ -229,6 +230,7 @@ def test_tokens_of_odd_spaces(library, tmp_path: Path) -> None:
     assert Embedded(library, path).transcribe(audio) == Recogniser.load(path, "exact").transcribe(audio).text
 
 
+@pytest.mark.one_lane
 def test_damaged_files_under_sanitizers(native, tmp_path: Path) -> None:
     """A line for each, no access out of bounds, and no more memory than what little the file holds warrants."""
     program, files, source = tmp_path / "recogniser_test", [], Path(__file__).with_name("recogniser_test.cpp")
@@ -259,6 +261,7 @@ def test_damaged_files_under_sanitizers(native, tmp_path: Path) -> None:
 
 
 @needs_fbank
+@pytest.mark.one_lane
 def test_a_program_in_c(library, tmp_path: Path) -> None:
     """As docs/embedding.md has it, without warnings."""
     program, libraries = tmp_path / "transcribe", (recogniser_library(), build.library_path())
@@ -282,6 +285,7 @@ def test_a_program_in_c(library, tmp_path: Path) -> None:
         assert (done.returncode, done.stdout, done.stderr) == (1, "", line + "\n")
 
 
+@pytest.mark.one_lane
 def test_the_makefile_builds_what_python_builds_and_the_recogniser(tmp_path: Path) -> None:
     """On each kind of machine, with a compiler that knows all flags and with one that knows none."""
     if shutil.which("make") is None:

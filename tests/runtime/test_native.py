@@ -124,6 +124,7 @@ def kernels_test(flags: Sequence[str], machine: str = platform.machine()) -> Pat
     return path
 
 
+@pytest.mark.one_lane
 def test_kernels_by_the_c_interface(native, tmp_path: Path) -> None:
     """Built against the shared library, as a program in C++ would be."""
     program, library = tmp_path / "kernels_test", build.library_path()
@@ -132,10 +133,12 @@ def test_kernels_by_the_c_interface(native, tmp_path: Path) -> None:
     check_kernels(program)
 
 
+@pytest.mark.one_lane
 def test_kernels_under_sanitizers(native) -> None:
     check_kernels(kernels_test(SANITIZE))
 
 
+@pytest.mark.one_lane
 def test_kernels_on_arm(monkeypatch: pytest.MonkeyPatch) -> None:
     """Compiled for 64-bit ARM, on an emulated CPU that has all instructions, and on one with the least."""
     for tool, package in ((ARM_COMPILER, "g++-aarch64-linux-gnu"), (ARM_EMULATOR[0], "qemu-user")):
