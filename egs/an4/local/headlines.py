@@ -38,6 +38,8 @@ HEADLINES = (  # system, bits: of every family float, the smallest, and what is 
     ("lstm-float", "32"),
     ("lstm-more", "32"),
     ("lstm-gq5", "5"),
+    ("lstm-cotrain", "2"),
+    ("lstm-cotrain", "1"),
 )
 
 
