@@ -47,7 +47,8 @@ def origins(config: DecodeConfig, models: Models) -> dict[str, dict[Search, Orig
     common["plugins"] = [sha256(path) for path in config.plugins]
     searches = {}
     for search, setup in search_setups(config, models.loaded).items():
-        files = {path.name: sha256(path) for path in METHODS[search[0]].files(setup) if path.is_file()}
+        found = [path for path in METHODS[search[0]].files(setup) if path.is_file()]
+        files = [(path.name, sha256(path)) for path in found]  # two of them may have one name
         searches[search] = {**common, "search": setup.search.to_dict(), "files": files}
         if setup.rescoring is not None:
             lm = sha256(config.rescore_lm) if config.rescore_lm.is_file() else ""

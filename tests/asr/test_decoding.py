@@ -355,6 +355,14 @@ def test_what_has_changed_is_decoded_again(exp_dir: Path, wavs: list[Path], monk
     assert new_passes() == 1 and new_passes() == 0
     next(exp_dir.glob("*/finished-*")).write_text("{")
     assert new_passes() == 1
+    models = [exp_dir.parent / folder / "lm.pt" for folder in ("a", "b")]  # two files of one name
+    for model in models:
+        model.parent.mkdir()
+        model.write_text("1")
+    monkeypatch.setattr(CtcGreedySearch, "files", lambda setup: models)
+    assert new_passes() == 1 and new_passes() == 0
+    models[0].write_text("2")
+    assert new_passes() == 1 and new_passes() == 0
 
 
 @pytest.mark.k2
