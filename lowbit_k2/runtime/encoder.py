@@ -12,7 +12,9 @@ from typing import ClassVar, TypeVar
 
 import numpy as np
 
-from lowbit_k2.core import lm as _language_models  # noqa: F401  known, so that they are refused by their name
+from lowbit_k2.core import hubert as _representations  # noqa: F401  known, so that they are refused by their name
+from lowbit_k2.core import lm as _language_models  # noqa: F401
+from lowbit_k2.core import states as _probes  # noqa: F401
 from lowbit_k2.core.encoders import ConformerConfig, LstmConfig
 from lowbit_k2.core.models import (
     CtcConfig,

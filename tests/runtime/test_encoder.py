@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 from lowbit_k2.core.encoders import TdnnfConfig
+from lowbit_k2.core.hubert import HubertConfig
 from lowbit_k2.errors import UserError
 from lowbit_k2.export import export_float, load_packed_model
 from lowbit_k2.models import TransducerConfig
@@ -159,6 +161,9 @@ def test_what_it_cannot_run(tmp_path: Path) -> None:
         PackedCtc.load(path)
     export(learned, tmp_path / "e", lambda m, p: export_float(m, p))
     assert size_table(read_packed(path), read_packed(tmp_path / "e")).ratio > 2
+    write_packed(tmp_path / "f", replace(read_packed(path), model_config=HubertConfig.preset("tiny").to_dict()))
+    with pytest.raises(UnsupportedError, match="f: the runtime has Conformers and LSTMs .*, not a hubert model"):
+        PackedCtc.load(tmp_path / "f")
     reference = tmp_path / "c"
     export(random_model(QuantConfig.preset("paper")), reference, lambda m, p: export_float(m, p, {"reference": True}))
     with pytest.raises(UserError, match="c: it holds the latent weights"):
