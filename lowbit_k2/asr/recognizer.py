@@ -346,6 +346,8 @@ def methods_for(text: str, loaded: LoadedModel) -> list[str]:
     config = loaded.model_config
     if NEXT_UNIT in config.networks:
         raise UserError(f"a {config.kind} reads text, no speech: give it as --rescore-lm or --token-lm of a recogniser")
+    if not config.networks:
+        raise UserError(f"a {config.kind} recognises nothing: train a recogniser on its states, see extract_states")
     possible = [name for network in config.networks for name, m in METHODS.items() if m.network == network]
     if not possible:
         outputs = ", ".join(config.networks)

@@ -10,12 +10,14 @@ import pytest
 import torch
 
 from lowbit_k2.asr.model_io import CheckpointChoice, load_packed, load_trained
+from lowbit_k2.cli import run as cli
 from lowbit_k2.core.hubert import SAMPLING_RATE, HubertConfig
 from lowbit_k2.data.clusters import Clusters, MfccFrames
 from lowbit_k2.data.features import load_samples, read_feature_config
 from lowbit_k2.data.frame_labels import FrameLabels, labels_path
 from lowbit_k2.data.manifests import load_cuts
 from lowbit_k2.data.preparation import speech_cuts
+from lowbit_k2.errors import UserError
 from lowbit_k2.quant import use_precision
 from lowbit_k2.train.checkpoint import load_checkpoint
 from tests.egs.scripts import AN4, LIBRISPEECH, Flag, call, files_of, refused
@@ -172,6 +174,8 @@ def test_a_student_is_packed(student: tuple[Path, str], tmp_path: Path) -> None:
     loaded, _ = load_trained(CheckpointChoice(student[0]))
     with torch.no_grad(), use_precision(loaded.model, 1):
         assert torch.equal(load_packed(packed).model(x).out, loaded.model(x).out)
+    with pytest.raises(UserError, match="a hubert recognises nothing: train a recogniser on its states"):
+        cli(["transcribe", "--packed", str(packed), str(packed)])
 
 
 def test_bits_are_reduced_step_by_step(pretrained: tuple[Path, str], manifests: Path, tmp_path: Path) -> None:
