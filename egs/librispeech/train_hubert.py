@@ -20,7 +20,7 @@ from lowbit_k2.launch import use_project_interpreter
 
 use_project_interpreter()
 
-from lowbit_k2.asr.hubert_training import describe_labels, hubert_config, load_labels, load_speech, start_activations
+from lowbit_k2.asr.hubert_training import describe_labels, hubert_config, load_labels, load_speech
 from lowbit_k2.asr.teachers import outside_teacher
 from lowbit_k2.asr.training import describe_run, output_frames, start_run
 from lowbit_k2.data.tokenizer import NoUnits
@@ -67,7 +67,6 @@ def main() -> None:
         if initial:
             initial.copy_scales(model)
         model.to(run.device)
-        start_activations(model, speech, config, lambda batch: batch.to(run.device))
 
         # what an update does: passes of the criterion at the precisions of its branches, a step, hooks
         layers = (model_config.num_layers, quant_config.layer_prefix)

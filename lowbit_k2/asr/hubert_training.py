@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
-
 from lowbit_k2.asr.representations import split_words
 from lowbit_k2.asr.training import TrainingConfig
 from lowbit_k2.core.config import Config, ConfigError, option
-from lowbit_k2.core.grids import FLOAT_BITS
 from lowbit_k2.core.hubert import SAMPLING_RATE, HubertConfig
 from lowbit_k2.core.models import model_config_from_dict
 from lowbit_k2.data.batch import Batch
@@ -26,7 +23,6 @@ from lowbit_k2.errors import UserError
 from lowbit_k2.fileio import sha256
 from lowbit_k2.train.checkpoint import load_checkpoint
 from lowbit_k2.train.distributed import DistributedContext
-from lowbit_k2.train.initialise import measure_inputs
 
 if TYPE_CHECKING:
     from lhotse import CutSet
@@ -148,14 +144,3 @@ def check_labels(cuts: CutSet, labels: FrameLabels, model: HubertConfig) -> None
             raise UserError(
                 f"cut {cut.id} has {frames} frames, but {found} labels: label the frames of these very manifests"
             )
-
-
-def start_activations(model: nn.Module, speech: Speech, config: TrainingConfig, move: Callable[[Batch], Batch]) -> None:
-    """Set the grids of activations by the first batch of epoch 1, which is the same on all ranks."""
-    low = [bits for bits in config.co_training.trained_precisions if bits < FLOAT_BITS]
-    if not low:
-        return
-    first = next(iter(speech.module.train_sampler(speech.train, 1)))
-    number = measure_inputs(model, move(speech.module.make_batch(first)), max(low))
-    if number:
-        logging.info("grids of %d activations set by the first batch", number)

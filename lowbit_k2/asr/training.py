@@ -45,6 +45,7 @@ from lowbit_k2.train.cosine import CosineConfig
 from lowbit_k2.train.distributed import DistributedContext, launch_ranks, process_group
 from lowbit_k2.train.drawing import DrawingConfig
 from lowbit_k2.train.gq import GqConfig
+from lowbit_k2.train.initialise import measure_inputs
 from lowbit_k2.train.metrics import log_to_file, log_to_screen
 from lowbit_k2.train.oom_scan import scan_for_oom
 from lowbit_k2.train.optim import OptimConfig
@@ -189,8 +190,10 @@ class Run:
             remove_unfinished(config.exp_dir)
             log_to_file(config.exp_dir)
             logging.info("\n%s", "\n".join(describe_machine(self.device, self.ranks)))
-        if self.start is None and config.scan_for_oom:
-            scan_for_oom(trainer, largest_batches())
+        if self.start is None:
+            measure_inputs(trainer, largest_batches)
+            if config.scan_for_oom:
+                scan_for_oom(trainer, largest_batches())
 
 
 @contextmanager

@@ -35,6 +35,7 @@ class PassOutput:
       terms: what is compared between branches, by name, the same names in every branch.
       parts: summed losses that `loss` is made of, where there are several, and other sums; they are logged.
       shared: what the other branches take over from the teacher's pass (prune ranges); nothing in it has a graph.
+      from_teacher: what is learned is the distance to the teacher alone, `loss` at most a penalty.
     """
 
     loss: Tensor
@@ -42,6 +43,7 @@ class PassOutput:
     terms: Mapping[str, Term] = field(default_factory=dict)
     parts: Mapping[str, Tensor] = field(default_factory=dict)
     shared: Any = None
+    from_teacher: bool = False
 
 
 class Criterion(Protocol):

@@ -34,8 +34,6 @@ class RepresentationConfig(Config):
 class RepresentationCriterion:
     """One pass of a HuBERT over waveforms (N, S): what the teacher compares, and a penalty where asked."""
 
-    learns_from_teacher_alone = True
-
     def __init__(self, config: RepresentationConfig | None = None) -> None:
         self.config = config or RepresentationConfig()
 
@@ -50,7 +48,7 @@ class RepresentationCriterion:
         num_frames, penalty = int(found.lens.sum()), torch.zeros((), device=mask.device)
         if self.config.squash_lambda and model.training:  # which a teacher never is
             penalty = self.config.squash_lambda * num_frames * squash_penalty(model)
-        return PassOutput(penalty, num_frames, terms)
+        return PassOutput(penalty, num_frames, terms, from_teacher=True)
 
 
 def attention_term(weights: Tensor, lens: Tensor, mask: Tensor) -> Features:

@@ -109,17 +109,16 @@ def validate(trainer: Trainer, batches: Iterable[Batch]) -> dict[str, float]:
     trainer.model.eval()
     trained = trainer.co_training.config.trained
     means = {name: MetricsTracker() for name in trained}
-    by_distance = trainer.teacher is not None and getattr(trainer.criterion, "learns_from_teacher_alone", False)
+    weights = dict(trainer.co_training.config.term_weights)
     for batch in map(trainer.with_targets, batches):
-        targets = trainer.teacher.targets(batch, trainer.progress.update)[0] if by_distance else {}
+        targets = None
         for name, mean in means.items():
             with use_precision(trainer.model, trained[name]), arithmetic(trainer.device.type, trainer.config.amp):
                 out = trainer.criterion(trainer.model, batch, trainer.progress.update)
-            loss = (
-                divergence(targets, out.terms, dict(trainer.co_training.config.term_weights))
-                if by_distance
-                else out.loss
-            )
+            loss = out.loss
+            if out.from_teacher and trainer.teacher is not None:
+                targets = targets or trainer.teacher.targets(batch, trainer.progress.update)[0]
+                loss = divergence(targets, out.terms, weights)
             mean.add({"frames": float(out.num_frames), "loss": loss.item() / out.num_frames})
     result = {f"loss_{name}": mean.means()["loss"] for name, mean in means.items()}
     result["loss"] = sum(result.values()) / len(result)

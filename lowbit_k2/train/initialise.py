@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from lowbit_k2.core.grids import FLOAT_BITS
 from lowbit_k2.errors import UserError
-from lowbit_k2.losses.output import TrainingBatch
+from lowbit_k2.models.masking import MaskedBatchNorm
 from lowbit_k2.quant import plain_name, use_precision
 from lowbit_k2.quant.inputs import elastic_inputs
 from lowbit_k2.train.checkpoint import load_checkpoint
+
+if TYPE_CHECKING:
+    from lowbit_k2.data.batch import Batch
+    from lowbit_k2.train.trainer import Trainer
 
 
 class InitialState:
@@ -69,20 +75,30 @@ class InitialState:
 
 
 @torch.no_grad()
-def measure_inputs(model: nn.Module, batch: TrainingBatch, bits: int) -> int:
-    """Set the learned grids of activations that are not set yet by a pass over one batch.
+def measure_inputs(trainer: Trainer, batches: Callable[[], Mapping[str, Batch]]) -> int:
+    """Set the learned grids of activations that are not set yet, by a pass over one batch, the same on all ranks.
 
-    To be called before the trainer begins to average, and with the same batch on all ranks.
+    BatchNorm takes the statistics of the batch, since it has no others yet; what it keeps stays as it was.
+
+    Args:
+      batches: asked for only where there are such grids; the first one is taken.
 
     Returns:
       How many there are.
     """
+    model = trainer.model
     grids = [grid for grid in elastic_inputs(model) if not grid.is_set]
-    if grids:
-        was_training = model.training
-        with use_precision(model.eval(), bits):
-            model(batch.inputs, batch.input_lens)
-        model.train(was_training)
+    if not grids:
+        return 0
+    reason, batch = next(iter(batches().items()))
+    low = max(bits for bits in trainer.co_training.config.trained_precisions if bits < FLOAT_BITS)
+    norms = [module for module in model.eval().modules() if isinstance(module, MaskedBatchNorm)]
+    kept = [(buffer, buffer.clone()) for norm in norms for buffer in norm.train().buffers()]
+    with use_precision(model, low):
+        trainer.criterion(model, trainer.with_targets(batch), 1)
+    for buffer, before in kept:
+        buffer.copy_(before)
+    logging.info("grids of %d activations set by the batch of the %s", len(grids), reason)
     return len(grids)
 
 

@@ -9,9 +9,28 @@ import pytest
 import torch
 
 from lowbit_k2.errors import UserError
+from lowbit_k2.quant.inputs import elastic_inputs
 from lowbit_k2.train.epochs import train_epoch
+from lowbit_k2.train.initialise import measure_inputs
 from lowbit_k2.train.oom_scan import scan_for_oom
 from tests.train.toy import toy_batches, toy_trainer
+
+
+def test_one_batch_sets_the_grids_of_activations(tmp_path: Path) -> None:
+    """As two ranks do, whose random numbers differ: grids are equal, and nothing else has changed."""
+    batch, found = toy_batches(7, count=1)[0], []
+    for seed in (1, 2):
+        trainer = toy_trainer(tmp_path, quant="bit-l")
+        before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+        torch.manual_seed(seed)
+        assert measure_inputs(trainer, lambda: {"most cuts": batch}) > 0
+        assert all(grid.is_set for grid in elastic_inputs(trainer.model))
+        assert measure_inputs(trainer, dict) == 0  # they are set: no batch is asked for
+        found.append(trainer.model.state_dict())
+        changed = {name for name, value in before.items() if not torch.equal(value, found[-1][name])}
+        assert changed and all(name.endswith((".statistic", ".non_negative")) for name in changed)
+    assert all(torch.equal(value, found[1][name]) for name, value in found[0].items())
+    assert measure_inputs(toy_trainer(tmp_path), dict) == 0
 
 
 @pytest.mark.parametrize("preset", ["lossless16", "bit-l"])  # of bit-l the first batch sets the grids of inputs
