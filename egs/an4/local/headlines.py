@@ -7,14 +7,14 @@ from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
-from systems import COLUMNS, CTC, HLG, LATTICE, RECIPE, RNNT, ROWS, STREAMED, Row
+from systems import COLUMNS, CTC, HLG, LATTICE, RNNT, ROWS, STREAMED, Row
+from tables import fill, result_path
 
 from lowbit_k2.asr.evaluation import Evaluation
 from lowbit_k2.fileio import read_json
 from lowbit_k2.report.figures import COLOURS, NAMES, colour_of, megabytes, new_figure
 from lowbit_k2.tables import markdown_table
 
-RESULTS = RECIPE / "results"
 SECTION = "an4"  # of README.md
 FAMILIES = {
     CTC: ("Conformer, CTC", "o", HLG),
@@ -67,6 +67,17 @@ class Point(NamedTuple):
         return self.evaluation.file_bytes / 1e6
 
 
+def write_headlines(page: Path, picture: Path, check: bool) -> None:
+    """The README's table, and the picture beside it where the table was another.
+
+    Raises:
+      UserError: `check`, and the page has another table.
+    """
+    found = headlines()
+    if fill(page, {SECTION: headline_table(found)}, check):
+        draw(found, picture)
+
+
 def headlines() -> list[list[Point]]:
     """The seeds that have results of each of HEADLINES."""
     return [own for name, bits in HEADLINES if (own := list(_points(name, bits)))]
@@ -74,7 +85,7 @@ def headlines() -> list[list[Point]]:
 
 def _points(name: str, bits: str) -> Iterator[Point]:
     for row in ROWS:
-        path = RESULTS / f"{row.key}.json"
+        path = result_path(row)
         if row.system.name == name and path.is_file():
             found = [Evaluation(**values) for values in read_json(path)["evaluations"]]
             yield from (Point(row, e) for e in found if e.precision == bits)

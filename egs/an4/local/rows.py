@@ -33,6 +33,7 @@ from lowbit_k2.launch import use_project_interpreter
 use_project_interpreter()
 
 import torch
+from headlines import write_headlines
 from systems import (
     CONDITIONS,
     FOLD_ROWS,
@@ -44,7 +45,7 @@ from systems import (
     SYSTEMS,
     Row,
 )
-from tables import NOISE, RESULTS, TIMING, in_noise, recogs_path, result_path, write_headlines, write_results
+from tables import NOISE, RESULTS, TIMING, in_noise, recogs_path, result_path, write_results
 from train import make_parser as make_training_parser
 from train import make_trainer
 

@@ -6,8 +6,6 @@ from collections.abc import Iterable
 from itertools import chain, product
 from pathlib import Path
 
-from headlines import SECTION as HEADLINES
-from headlines import draw, headline_table, headlines
 from systems import (
     COLUMNS,
     CONDITIONS,
@@ -131,17 +129,6 @@ def noise_table() -> str:
 def speaker_of(utterance: str) -> str:
     """an251-fash-b -> fash."""
     return utterance.split("-")[1]
-
-
-def write_headlines(page: Path, picture: Path, check: bool) -> None:
-    """The README's table, and the picture beside it where the table was another.
-
-    Raises:
-      UserError: `check`, and the page has another table.
-    """
-    found = headlines()
-    if fill(page, {HEADLINES: headline_table(found)}, check):
-        draw(found, picture)
 
 
 def fill(page: Path, sections: dict[str, str], check: bool) -> bool:
