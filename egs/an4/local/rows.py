@@ -4,6 +4,7 @@
 ./local/rows.py train --exp-root exp/rows --use-bf16 true      # all rows, one after the other; call again to go on
 ./local/rows.py train --exp-root exp/rows --only float-s1
 ./local/rows.py evaluate --exp-root exp/rows                   # trained rows: test set, sizes -> results/*.json
+./local/rows.py train --only hand16-noise-s1 --noise-dir NOISES # with some of ESC-10's noises; first its float row
 ./local/rows.py noise --noise-dir NOISES                       # float and 1 bit in noise, dev and test -> results/noise
 ./local/rows.py time --rounds 20                               # seconds per update, interleaved -> timing.json
 ./local/rows.py results                                        # results/*.json and recogs -> the tables of RESULTS.md
@@ -34,6 +35,7 @@ use_project_interpreter()
 
 import torch
 from headlines import write_headlines
+from noises import prepare_training_noise
 from systems import (
     CONDITIONS,
     FOLD_ROWS,
@@ -233,7 +235,9 @@ def main() -> None:
     parser.add_argument("--exp-root", type=Path, default=RECIPE / "exp/rows")
     parser.add_argument("--only", help="names of rows, by commas, e.g. float-s1,naive1-s1,float-f2-s1")
     parser.add_argument("--folds", type=str2bool, default=False, help="the rows of the cross-validation")
-    parser.add_argument("--noise-dir", type=Path, help="for `noise`: audio files of noises, in any folders below")
+    parser.add_argument(
+        "--noise-dir", type=Path, help="audio files of ESC-10: to `train` rows in noise, and for `noise`"
+    )
     parser.add_argument("--rounds", type=int, default=20, help="batches for `time`")
     parser.add_argument("--check", type=str2bool, default=False, help="for `results`: write nothing, say if it would")
     args, further = parser.parse_known_args()
@@ -247,6 +251,8 @@ def main() -> None:
         for fold in range(1, NUM_FOLDS + 1):
             subprocess.run([str(RECIPE / "prepare.sh"), "--fold", str(fold), *further], check=True)
     elif args.command == "train":
+        if args.noise_dir is not None:
+            prepare_training_noise(args.noise_dir, RECIPE / "data")
         train(rows, args.exp_root, further)
     elif args.command == "evaluate":
         evaluate_rows(rows, args.exp_root)

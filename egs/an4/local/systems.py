@@ -21,6 +21,7 @@ REFERENCE, TDNNF = "float-linear", "tdnnf-float"  # what the others are compared
 NOISY_SYSTEMS, NOISY_SETS = (REFERENCE, "hand16"), ("dev", "test")  # of the table of noise; float is the first
 CONDITIONS = ("snr20", "snr10", "snr5", "snr0", "mulaw")
 LINEAR, SLOW_ALPHAS = "--lr-schedule linear", "--alpha-lr-scale 0.1"
+IN_NOISE = "--enable-musan true --cache-features false"  # of `local/rows.py train --noise-dir`
 TRANSDUCER = "--objective ctc-rnnt --rnnt-warm-step 1000"  # a CTC head, for two hours of speech
 STREAMED, LSTM = ("greedy_search", "modified_beam_search"), "lstm-float"
 LSTM_FLAGS = "--model lstm-tiny --objective ctc-rnnt"
@@ -204,6 +205,15 @@ SYSTEMS = {
             search=Search("kl20", "kl", "--ratio 20.5"),  # of the tensors: with header, tokens and settings over 20
         ),
         System("hand16", "1 bit by `lossless16`, 8 epochs from float, which teaches", FROM_FLOAT, ("1",), epochs=8),
+        System("float-noise", "float, trained in noise", f"--precisions 32 {LINEAR} {IN_NOISE}", ("32",)),
+        System(
+            "hand16-noise",
+            "1 bit by `lossless16`, 8 epochs from it, all in noise",
+            f"{FROM_FLOAT} {IN_NOISE}",
+            ("1",),
+            epochs=8,
+            reference="float-noise",
+        ),
         System(
             "searched16",
             "its bytes by descent, 8 epochs from float, which teaches",
