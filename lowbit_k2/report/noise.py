@@ -45,8 +45,13 @@ class NoiseCell:
 
     def __str__(self) -> str:
         """`12.68 **`; stars where it is worse than float, plus signs where it is better."""
-        marks = next((mark for limit, mark in MARKS if self.p is not None and self.p < limit), "")
-        return f"{100 * self.rate:.2f} {marks if self.worse else marks.replace('*', '+')}".strip()
+        return marked(self.rate, self.p, self.worse)
+
+
+def marked(rate: float, p: float | None, worse: bool) -> str:
+    """A rate in percent and its marks, as NOTE has them."""
+    marks = next((mark for limit, mark in MARKS if p is not None and p < limit), "")
+    return f"{100 * rate:.2f} {marks if worse else marks.replace('*', '+')}".strip()
 
 
 def condition_of(test_set: str, clean: str) -> str | None:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import groupby
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lowbit_k2.data.noisy import find_noises
+from lowbit_k2.fileio import write_json
 from lowbit_k2.recipe.compute_fbank import FbankConfig, FeatureConfig, compute_fbank
 from lowbit_k2.recipe.prepare_noise import prepare_noise
+
+if TYPE_CHECKING:
+    from lhotse import CutSet
 
 
 def for_training(names: Iterable[str]) -> list[str]:
@@ -36,3 +41,13 @@ def prepare_training_noise(noise_dir: Path, data: Path) -> None:
     prepare_noise({name: noises[name] for name in for_training(noises)}, data / "manifests")
     config = FbankConfig(data / "fbank", "musan", ("noise",), data / "manifests")
     compute_fbank(config, FeatureConfig())
+
+
+def write_clips(path: Path, noise_dir: Path, copies: Mapping[str, CutSet]) -> None:
+    """The names of all noises, and of the one that each utterance of a set got: what the tables of noise need.
+
+    Args:
+      copies: a noisy copy of each set.
+    """
+    got = {split: {cut.id: cut.custom["noise"] for cut in cuts} for split, cuts in copies.items()}
+    write_json(path, {"noises": list(find_noises(noise_dir)), **got})

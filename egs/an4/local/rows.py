@@ -24,8 +24,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 RECIPE = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(RECIPE.parents[1]), str(RECIPE), str(RECIPE / "local")]
@@ -35,23 +37,29 @@ use_project_interpreter()
 
 import torch
 from headlines import write_headlines
-from noises import prepare_training_noise
+from noise_tables import CLIPS
+from noises import prepare_training_noise, write_clips
+from result_files import NOISE, RESULTS, TIMING, noisy_sets, recogs_path, result_path
 from systems import (
     CONDITIONS,
+    DEMO,
     FOLD_ROWS,
     NOISY_SETS,
     NOISY_SYSTEMS,
     NUM_FOLDS,
+    ROOMS,
     ROWS,
     SEARCH_FLAGS,
     SYSTEMS,
+    TRAINED_IN_NOISE,
     Row,
 )
-from tables import NOISE, RESULTS, TIMING, in_noise, recogs_path, result_path, write_results
+from tables import write_results
 from train import make_parser as make_training_parser
 from train import make_trainer
 
-from lowbit_k2.asr.evaluation import evaluate
+from lowbit_k2.asr.decoding import run_decode
+from lowbit_k2.asr.evaluation import Evaluation, evaluate
 from lowbit_k2.asr.exporting import ExportConfig, run_export
 from lowbit_k2.asr.model_io import PRETRAINED
 from lowbit_k2.asr.recognizer import DecodeConfig
@@ -61,7 +69,7 @@ from lowbit_k2.data.manifests import load_cuts
 from lowbit_k2.data.noisy import Condition
 from lowbit_k2.data.tokenizer import load_tokenizer
 from lowbit_k2.errors import UserError, run_main
-from lowbit_k2.fileio import atomic_write, write_json
+from lowbit_k2.fileio import atomic_write, read_json, write_json
 from lowbit_k2.progress import progress_bar
 from lowbit_k2.recipe.add_noise import add_noise
 from lowbit_k2.recipe.flags import make_parser, str2bool
@@ -131,61 +139,98 @@ def evaluate_rows(rows: list[Row], exp_root: Path) -> None:
 def evaluate_in_noise(rows: list[Row], exp_root: Path, noise_dir: Path) -> None:
     """Make the noisy copies of dev and test that are not there yet, and evaluate rows on them, and without noise.
 
+    The 1-bit system whose packed file is in pretrained/ needs no training for it.
+
     Raises:
       UserError: a row is not trained.
     """
-    for r in rows:
-        if r.system.epochs not in numbered(exp_root / r.key, "epoch"):
-            raise UserError(f"{exp_root / r.key} is not trained: ./local/rows.py train --only {r.key}")
-    fbank = rows[0].data / "fbank"
+    fbank = RECIPE / "data/fbank"
     for split in NOISY_SETS:
-        add_noise(fbank, "an4", split, [Condition.parse(name) for name in CONDITIONS], noise_dir)
+        add_noise(fbank, "an4", split, [Condition.parse(name) for name in (*CONDITIONS, *ROOMS)], noise_dir)
+    write_clips(CLIPS, noise_dir, {split: load_cuts(fbank, "an4", f"{split}-{CONDITIONS[0]}") for split in NOISY_SETS})
+    sets = [name for split in NOISY_SETS for name in noisy_sets(split).values()]
     for r in rows:
-        evaluate_row(r, exp_root, result_path(r, NOISE), [name for split in NOISY_SETS for name in in_noise(split)])
+        target = result_path(r, NOISE)
+        if r.system.epochs in numbered(exp_root / r.key, "epoch"):
+            evaluate_row(r, exp_root, target, sets)
+        elif r.system.name == DEMO and target.is_file():
+            decode_demo(r, exp_root, target, sets)
+        else:
+            raise UserError(f"{exp_root / r.key} is not trained: ./local/rows.py train --only {r.key}")
 
 
 def evaluate_row(r: Row, exp_root: Path, target: Path, test_sets: Sequence[str] = ("test",)) -> None:
-    """Decode and pack a row, unless there are results; keep what was recognised beside them."""
-    if target.is_file():
+    """Decode and pack a row on the sets that it has no results of; keep what was recognised beside them."""
+    left = sets_left(target, test_sets)
+    if not left:
         return
     system = r.system
-    decode = DecodeConfig(
-        r.choice(exp_root),
-        decoding_method=",".join(system.methods),
-        lang_dir=r.lang_dir,
-        lm_scale=(system.lm_scale,),
-        manifest_dir=r.data / "fbank",
-        quiet=True,
-    )
     evaluations = [
         evaluation
-        for name in test_sets
+        for name in left
         for evaluation in evaluate(
-            decode, system.precisions, name, lambda name=name: load_cuts(r.data / "fbank", "an4", name)
+            decoding(r, exp_root), system.precisions, name, lambda name=name: load_cuts(r.data / "fbank", "an4", name)
         )
     ]
     for e in evaluations:
-        for method, path in e.recogs.items():
-            text = (exp_root / r.key / path).read_bytes()
-            kept = recogs_path(target, e.precision, method, e.test_set if len(test_sets) > 1 else "")
-            with atomic_write(kept) as temporary:
-                temporary.write_bytes(gzip.compress(text, mtime=0))
+        keep_recognised(target, e, exp_root / r.key, several=len(test_sets) > 1)
     progress = load_checkpoint(exp_root / r.key / f"epoch-{system.epochs}.pt").meta["progress"]
-    write_json(
-        target,
-        {
-            "row": system.name,
-            "label": system.label,
-            "seed": r.seed,
-            "fold": r.fold,
-            "flags": system.flags,
-            "lm_scale": system.lm_scale,
-            "date": time.strftime("%Y-%m-%d"),
-            "updates": progress["update"],
-            "seconds": round(progress["seconds"]),
-            "evaluations": [e.to_dict() for e in evaluations],
-        },
+    described = {
+        "row": system.name,
+        "label": system.label,
+        "seed": r.seed,
+        "fold": r.fold,
+        "flags": system.flags,
+        "lm_scale": system.lm_scale,
+        "date": time.strftime("%Y-%m-%d"),
+        "updates": progress["update"],
+        "seconds": round(progress["seconds"]),
+        "evaluations": [],
+    }
+    add_results(target, read_json(target) if target.is_file() else described, evaluations)
+
+
+def decode_demo(r: Row, exp_root: Path, target: Path, test_sets: Sequence[str]) -> None:
+    """The same with the model of pretrained/, whose sizes are those of the sets that have results."""
+    known = read_json(target)
+    config = replace(decoding(r, exp_root), packed=RECIPE / "pretrained/an4-1bit.safetensors")
+    for name in sets_left(target, test_sets):
+        found = run_decode(config, lambda name=name: {name: load_cuts(r.data / "fbank", "an4", name)})
+        decoded = {method: d for (_, method, _, _), d in found.items()}
+        sizes = (known["evaluations"][0]["file_bytes"], known["evaluations"][0]["float_bytes"])
+        e = Evaluation.of(r.system.precisions[0], name, decoded, sizes, exp_root / r.key)
+        keep_recognised(target, e, exp_root / r.key, several=True)
+        add_results(target, known, [e])
+
+
+def sets_left(target: Path, test_sets: Sequence[str]) -> list[str]:
+    """Those that a result file lacks."""
+    done = {e["test_set"] for e in read_json(target)["evaluations"]} if target.is_file() else set()
+    return [name for name in test_sets if name not in done]
+
+
+def decoding(r: Row, exp_root: Path) -> DecodeConfig:
+    return DecodeConfig(
+        r.choice(exp_root),
+        decoding_method=",".join(r.system.methods),
+        lang_dir=r.lang_dir,
+        lm_scale=(r.system.lm_scale,),
+        manifest_dir=r.data / "fbank",
+        quiet=True,
     )
+
+
+def keep_recognised(target: Path, e: Evaluation, exp_dir: Path, several: bool) -> None:
+    """Beside the result file; with the name of the test set where it is of several."""
+    for method, path in e.recogs.items():
+        kept = recogs_path(target, e.precision, method, e.test_set if several else "")
+        with atomic_write(kept) as temporary:
+            temporary.write_bytes(gzip.compress((exp_dir / path).read_bytes(), mtime=0))
+
+
+def add_results(target: Path, result: dict[str, Any], evaluations: Sequence[Evaluation]) -> None:
+    result["evaluations"] += [e.to_dict() for e in evaluations]
+    write_json(target, result)
 
 
 def time_rows(rows: list[Row], exp_root: Path, rounds: int, further: list[str]) -> dict:
@@ -257,7 +302,9 @@ def main() -> None:
     elif args.command == "evaluate":
         evaluate_rows(rows, args.exp_root)
     elif args.command == "noise":
-        evaluate_in_noise([Row(SYSTEMS[name], 1) for name in NOISY_SYSTEMS], args.exp_root, args.noise_dir)
+        if not args.only:
+            rows = [Row(SYSTEMS[name], 1) for name in (*NOISY_SYSTEMS, *TRAINED_IN_NOISE)]
+        evaluate_in_noise(rows, args.exp_root, args.noise_dir)
     elif args.command == "time":
         write_json(TIMING, time_rows(rows, args.exp_root, args.rounds, further))
         print(TIMING.read_text())

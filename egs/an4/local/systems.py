@@ -18,8 +18,10 @@ RNNT = ("greedy_search", "modified_beam_search", "fast_beam_search", "fast_beam_
 AS_AUTHORS = "--alpha-init one"
 LOSSLESS16 = 496_400  # bytes of the packed tensors of `tiny` at 1 bit by that preset: train.py --dry-run true
 REFERENCE, TDNNF = "float-linear", "tdnnf-float"  # what the others are compared with, and what FLOAT stands for
-NOISY_SYSTEMS, NOISY_SETS = (REFERENCE, "hand16"), ("dev", "test")  # of the table of noise; float is the first
-CONDITIONS = ("snr20", "snr10", "snr5", "snr0", "mulaw")
+# of the tables of noise: trained without it and with it, float first
+NOISY_SYSTEMS, TRAINED_IN_NOISE = (REFERENCE, "hand16"), ("float-noise", "hand16-noise")
+NOISY_SETS, CONDITIONS, ROOMS = ("dev", "test"), ("snr20", "snr10", "snr5", "snr0", "mulaw"), ("room", "room+snr10")
+DEMO = "hand16"  # whose packed file is in pretrained/
 LINEAR, SLOW_ALPHAS = "--lr-schedule linear", "--alpha-lr-scale 0.1"
 IN_NOISE = "--enable-musan true --cache-features false"  # of `local/rows.py train --noise-dir`
 TRANSDUCER = "--objective ctc-rnnt --rnnt-warm-step 1000"  # a CTC head, for two hours of speech
