@@ -167,7 +167,9 @@ def in_room(speech: np.ndarray, sampling_rate: int, rng: random.Random) -> np.nd
     try:
         import pyroomacoustics
     except ImportError:
-        raise UserError("rooms need the package pyroomacoustics: pip install pyroomacoustics") from None
+        raise UserError(
+            "rooms need pyroomacoustics, which is not installed: pip install -r requirements-rooms.txt"
+        ) from None
     size = [rng.uniform(*span) for span in SIZES]
     seconds = rng.uniform(*REVERBERATION)
     absorption, order = pyroomacoustics.inverse_sabine(seconds, size)

@@ -90,7 +90,9 @@ def test_echoes_keep_time_length_and_loudness() -> None:
 
 
 def test_rooms() -> None:
-    pytest.importorskip("pyroomacoustics", reason="pyroomacoustics is not installed")
+    pytest.importorskip(
+        "pyroomacoustics", reason="pyroomacoustics is not installed: pip install -r requirements-rooms.txt"
+    )
     speech, room = tone(500), Condition.parse("room")
     first, again, other = (degrade(speech, RATE, room, {}, key) for key in ("a", "a", "b"))
     assert np.array_equal(first, again) and not np.array_equal(first, other) and first.shape == speech.shape
@@ -99,7 +101,7 @@ def test_rooms() -> None:
 
 def test_rooms_need_a_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pyroomacoustics", None)
-    with pytest.raises(UserError, match="pip install pyroomacoustics"):
+    with pytest.raises(UserError, match="pip install -r requirements-rooms.txt"):
         degrade(tone(500), RATE, Condition.parse("room"), {}, "a")
 
 
