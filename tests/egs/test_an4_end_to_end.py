@@ -443,7 +443,7 @@ def test_verdicts_of_the_folds_that_are_done(monkeypatch: pytest.MonkeyPatch, tm
             names = [f"an1-s{row.fold}{n % 12}-{n}" for n in range(48)]
             bad = 6 if row.system.name == tables.REFERENCE else 1
             found = [(name, right, wrong if n % bad == 0 else right) for n, name in enumerate(names)]
-            path = tables.recogs_path(tables.result_path(row), row.system.compared, "ctc-greedy-search")
+            path = tables.kept_recogs(tables.result_path(row), row.system.compared, "ctc-greedy-search")
             write_recogs(path, found)
     lines = tables.verdicts().splitlines()
     assert len(lines) == 3 and lines[2].startswith("| naive 1-bit | greedy | 2 | 5.56 | 33.33 | +500.0% |")

@@ -64,7 +64,7 @@ def results(local: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Pat
             }[system]
             found = [(n, RIGHT, WRONG if condition != "clean" and n in bad else RIGHT) for n in names]
             for method in CTC:
-                path = result_files.recogs_path(target, row.system.precisions[0], method, test_set)
+                path = noise_tables.kept_recogs(target, row.system.precisions[0], method, test_set)
                 write_recogs(path, found)
         write_json(target, {"evaluations": []})
     return tmp_path

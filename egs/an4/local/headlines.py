@@ -7,13 +7,14 @@ from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
+from result_files import result_path
 from systems import COLUMNS, CTC, HLG, LATTICE, RNNT, ROWS, STREAMED, Row
-from tables import fill, result_path
+from tables import COMMAND
 
 from lowbit_k2.asr.evaluation import Evaluation
 from lowbit_k2.fileio import read_json
 from lowbit_k2.report.figures import COLOURS, NAMES, colour_of, megabytes, new_figure
-from lowbit_k2.tables import markdown_table
+from lowbit_k2.tables import fill_page, markdown_table
 
 SECTION = "an4"  # of README.md
 FAMILIES = {
@@ -74,7 +75,7 @@ def write_headlines(page: Path, picture: Path, check: bool) -> None:
       UserError: `check`, and the page has another table.
     """
     found = headlines()
-    if fill(page, {SECTION: headline_table(found)}, check):
+    if fill_page(page, {SECTION: headline_table(found)}, COMMAND, check):
         draw(found, picture)
 
 

@@ -7,10 +7,11 @@ from itertools import chain, product
 from pathlib import Path
 
 from noises import for_training
-from result_files import NOISE, RESULTS, noisy_sets, recogs_path, result_path, speaker_of
+from result_files import NOISE, RESULTS, noisy_sets, result_path, speaker_of
 from systems import COLUMNS, CONDITIONS, CTC, NOISY_SETS, NOISY_SYSTEMS, SYSTEMS, TRAINED_IN_NOISE, Row
 
 from lowbit_k2.asr.evaluation import GREEDY
+from lowbit_k2.asr.result_files import kept_recogs
 from lowbit_k2.data.noisy import SNR
 from lowbit_k2.fileio import read_json
 from lowbit_k2.report.figures import COLOURS, SIGNIFICANT, colour_of, new_figure
@@ -58,7 +59,7 @@ def noise_table() -> str:
 
 def recognised(r: Row, method: str, test_set: str) -> list[Result]:
     """By a row, at its first precision, on a set of the tables of noise."""
-    return read_recogs(recogs_path(result_path(r, NOISE), r.system.precisions[0], method, test_set))
+    return read_recogs(kept_recogs(result_path(r, NOISE), r.system.precisions[0], method, test_set))
 
 
 def runs_of_deletions(results: Iterable[Result]) -> str:
@@ -79,7 +80,7 @@ class UnseenNoise:
 
     def of(self, r: Row, method: str, condition: str) -> list[Result] | None:
         """None: it was not decoded."""
-        if not recogs_path(result_path(r, NOISE), r.system.precisions[0], method, self.sets[condition]).is_file():
+        if not kept_recogs(result_path(r, NOISE), r.system.precisions[0], method, self.sets[condition]).is_file():
             return None
         results = recognised(r, method, self.sets[condition])
         noisy = any(map(SNR.fullmatch, condition.split("+")))

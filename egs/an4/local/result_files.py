@@ -14,12 +14,6 @@ def result_path(r: Row, folder: str = "") -> Path:
     return RESULTS / folder / f"{r.key}.json"
 
 
-def recogs_path(result: Path, precision: str, method: str, test_set: str = "") -> Path:
-    """What was recognised; `test_set` where the result is of several."""
-    parts = (result.stem, test_set, precision, method)
-    return result.parent / f"recogs/{'-'.join(filter(None, parts))}.txt.gz"
-
-
 def noisy_sets(split: str) -> dict[str, str]:
     """Test sets of the tables of noise by condition: the clean one, and its copies."""
     return {"clean": split, **{condition: f"{split}-{condition}" for condition in (*CONDITIONS, *ROOMS)}}

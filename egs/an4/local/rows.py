@@ -17,7 +17,6 @@ Every row has the same model, optimiser and augmentation (train.py's defaults); 
 
 from __future__ import annotations
 
-import gzip
 import statistics
 import subprocess
 import sys
@@ -27,7 +26,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 RECIPE = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(RECIPE.parents[1]), str(RECIPE), str(RECIPE / "local")]
@@ -39,7 +37,7 @@ import torch
 from headlines import write_headlines
 from noise_tables import CLIPS
 from noises import prepare_training_noise, write_clips
-from result_files import NOISE, RESULTS, TIMING, noisy_sets, recogs_path, result_path
+from result_files import NOISE, RESULTS, TIMING, noisy_sets, result_path
 from systems import (
     CONDITIONS,
     DEMO,
@@ -63,13 +61,14 @@ from lowbit_k2.asr.evaluation import Evaluation, evaluate
 from lowbit_k2.asr.exporting import ExportConfig, run_export
 from lowbit_k2.asr.model_io import PRETRAINED
 from lowbit_k2.asr.recognizer import DecodeConfig
+from lowbit_k2.asr.result_files import keep, sets_left
 from lowbit_k2.asr.training import Run, set_up_device
 from lowbit_k2.data.datamodule import AsrDataModule
 from lowbit_k2.data.manifests import load_cuts
 from lowbit_k2.data.noisy import Condition
 from lowbit_k2.data.tokenizer import load_tokenizer
 from lowbit_k2.errors import UserError, run_main
-from lowbit_k2.fileio import atomic_write, read_json, write_json
+from lowbit_k2.fileio import read_json, write_json
 from lowbit_k2.progress import progress_bar
 from lowbit_k2.recipe.add_noise import add_noise
 from lowbit_k2.recipe.flags import make_parser, str2bool
@@ -172,8 +171,6 @@ def evaluate_row(r: Row, exp_root: Path, target: Path, test_sets: Sequence[str] 
             decoding(r, exp_root), system.precisions, name, lambda name=name: load_cuts(r.data / "fbank", "an4", name)
         )
     ]
-    for e in evaluations:
-        keep_recognised(target, e, exp_root / r.key, several=len(test_sets) > 1)
     progress = load_checkpoint(exp_root / r.key / f"epoch-{system.epochs}.pt").meta["progress"]
     described = {
         "row": system.name,
@@ -185,28 +182,20 @@ def evaluate_row(r: Row, exp_root: Path, target: Path, test_sets: Sequence[str] 
         "date": time.strftime("%Y-%m-%d"),
         "updates": progress["update"],
         "seconds": round(progress["seconds"]),
-        "evaluations": [],
     }
-    add_results(target, read_json(target) if target.is_file() else described, evaluations)
+    keep(target, described, evaluations, exp_root / r.key, several=len(test_sets) > 1)
 
 
 def decode_demo(r: Row, exp_root: Path, target: Path, test_sets: Sequence[str]) -> None:
     """The same with the model of pretrained/, whose sizes are those of the sets that have results."""
-    known = read_json(target)
+    before = Evaluation(**read_json(target)["evaluations"][0])
     config = replace(decoding(r, exp_root), packed=RECIPE / "pretrained/an4-1bit.safetensors")
     for name in sets_left(target, test_sets):
         found = run_decode(config, lambda name=name: {name: load_cuts(r.data / "fbank", "an4", name)})
         decoded = {method: d for (_, method, _, _), d in found.items()}
-        sizes = (known["evaluations"][0]["file_bytes"], known["evaluations"][0]["float_bytes"])
-        e = Evaluation.of(r.system.precisions[0], name, decoded, sizes, exp_root / r.key)
-        keep_recognised(target, e, exp_root / r.key, several=True)
-        add_results(target, known, [e])
-
-
-def sets_left(target: Path, test_sets: Sequence[str]) -> list[str]:
-    """Those that a result file lacks."""
-    done = {e["test_set"] for e in read_json(target)["evaluations"]} if target.is_file() else set()
-    return [name for name in test_sets if name not in done]
+        on_disk = before.file_bytes, before.float_bytes
+        e = Evaluation.of(before.precision, name, decoded, on_disk, exp_root / r.key)
+        keep(target, {}, [e], exp_root / r.key, several=True)
 
 
 def decoding(r: Row, exp_root: Path) -> DecodeConfig:
@@ -218,19 +207,6 @@ def decoding(r: Row, exp_root: Path) -> DecodeConfig:
         manifest_dir=r.data / "fbank",
         quiet=True,
     )
-
-
-def keep_recognised(target: Path, e: Evaluation, exp_dir: Path, several: bool) -> None:
-    """Beside the result file; with the name of the test set where it is of several."""
-    for method, path in e.recogs.items():
-        kept = recogs_path(target, e.precision, method, e.test_set if several else "")
-        with atomic_write(kept) as temporary:
-            temporary.write_bytes(gzip.compress((exp_dir / path).read_bytes(), mtime=0))
-
-
-def add_results(target: Path, result: dict[str, Any], evaluations: Sequence[Evaluation]) -> None:
-    result["evaluations"] += [e.to_dict() for e in evaluations]
-    write_json(target, result)
 
 
 def time_rows(rows: list[Row], exp_root: Path, rounds: int, further: list[str]) -> dict:

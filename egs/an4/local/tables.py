@@ -5,19 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 
 from noise_tables import MARGIN, draw_in_noise, noise_table, runs_of_deletions, trained_in_noise_table
-from result_files import RESULTS, TIMING, recogs_path, result_path, speaker_of
+from result_files import RESULTS, TIMING, result_path, speaker_of
 from systems import COLUMNS, CTC, FOLD_ROWS, LATTICE, REFERENCE, RNNT, ROWS, STREAMED, SYSTEMS, Row
 
 from lowbit_k2.asr.evaluation import Evaluation
-from lowbit_k2.errors import UserError
+from lowbit_k2.asr.result_files import kept_recogs
 from lowbit_k2.fileio import read_json
 from lowbit_k2.scoring.detail import RUNS
 from lowbit_k2.scoring.recogs import read_recogs
 from lowbit_k2.scoring.significance import compare, matched, matched_pairs
-from lowbit_k2.tables import fill_sections, markdown_table
+from lowbit_k2.tables import fill_page, markdown_table
 
 SECTIONS = {CTC: "ctc", RNNT: "transducer", LATTICE: "tdnnf", STREAMED: "lstm"}  # of RESULTS.md
-PICTURE = RESULTS / "in-noise.png"
+PICTURE, COMMAND = RESULTS / "in-noise.png", "./local/rows.py results"
 
 
 def verdicts() -> str:
@@ -28,8 +28,8 @@ def verdicts() -> str:
             rows = [r for r in FOLD_ROWS if r.system == system]
             pairs = [
                 (
-                    recogs_path(result_path(Row(SYSTEMS[REFERENCE], r.seed, r.fold)), float_bits, method),
-                    recogs_path(result_path(r), system.compared, method),
+                    kept_recogs(result_path(Row(SYSTEMS[REFERENCE], r.seed, r.fold)), float_bits, method),
+                    kept_recogs(result_path(r), system.compared, method),
                 )
                 for r in rows
             ]
@@ -57,22 +57,6 @@ def verdicts() -> str:
     return markdown_table(head, lines)
 
 
-def fill(page: Path, sections: dict[str, str], check: bool) -> bool:
-    """Put the sections into a page, if it has others; whether it had.
-
-    Raises:
-      UserError: `check`, and it has.
-    """
-    text = page.read_text()
-    filled = fill_sections(text, sections)
-    if filled == text:
-        return False
-    if check:
-        raise UserError(f"{page} has other tables than {RESULTS}: run ./local/rows.py results")
-    page.write_text(filled)
-    return True
-
-
 def write_results(page: Path, check: bool) -> None:
     """Put the results into the tables of a page, in the order of ROWS, by the searches that decode them, and draw the
     picture of noise anew where the page had others.
@@ -92,7 +76,7 @@ def write_results(page: Path, check: bool) -> None:
         found = [r for r in ROWS if r.system.methods == methods and result_path(r).is_file()]
         if found:
             sections[name] = format_results(found, methods, ratios)
-    if fill(page, sections, check) and in_noise:
+    if fill_page(page, sections, COMMAND, check) and in_noise:
         draw_in_noise(PICTURE)
 
 
@@ -122,7 +106,7 @@ def format_results(rows: list[Row], methods: tuple[str, ...], ratios: dict[str, 
 
 def deleted_runs(r: Row, precision: str, method: str) -> str:
     """How many runs of at least so many deleted words, `3/1/0`; "" where what was recognised was not kept."""
-    path = recogs_path(result_path(r), precision, method)
+    path = kept_recogs(result_path(r), precision, method)
     return runs_of_deletions(read_recogs(path)) if path.is_file() else ""
 
 
@@ -130,7 +114,7 @@ def p_value(r: Row, precision: str, method: str) -> str:
     """Of MAPSSWE against the float row of the same seed and fold; "-" for that row itself, and where one is missing."""
     reference = SYSTEMS[r.system.reference]
     results = result_path(Row(reference, r.seed, r.fold)), result_path(r)
-    paths = tuple(recogs_path(result, bits, method) for result, bits in zip(results, ("32", precision), strict=True))
+    paths = tuple(kept_recogs(result, bits, method) for result, bits in zip(results, ("32", precision), strict=True))
     if reference == r.system or not all(path.is_file() for path in paths):
         return "-"
     first, second = (read_recogs(path) for path in paths)
