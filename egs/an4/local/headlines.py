@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from result_files import result_path
-from systems import COLUMNS, CTC, HLG, LATTICE, RNNT, ROWS, STREAMED, Row
+from systems import COLUMNS, FAMILIES, ROWS, Row
 from tables import COMMAND
 
 from lowbit_k2.asr.evaluation import Evaluation
@@ -17,12 +17,6 @@ from lowbit_k2.report.figures import COLOURS, NAMES, colour_of, megabytes, new_f
 from lowbit_k2.tables import fill_page, markdown_table
 
 SECTION = "an4"  # of README.md
-FAMILIES = {
-    CTC: ("Conformer, CTC", "o", HLG),
-    LATTICE: ("TDNN-F, LF-MMI", "s", HLG),
-    RNNT: ("Conformer, transducer", "^", "modified_beam_search"),
-    STREAMED: ("LSTM, transducer", "D", "modified_beam_search"),
-}
 HEADLINES = (  # system, bits: of every family float, the smallest, and what is near either
     ("float", "32"),
     ("naive1", "1"),

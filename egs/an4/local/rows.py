@@ -6,6 +6,7 @@
 ./local/rows.py evaluate --exp-root exp/rows                   # trained rows: test set, sizes -> results/*.json
 ./local/rows.py train --only hand16-noise-s1 --noise-dir NOISES # with some of ESC-10's noises; first its float row
 ./local/rows.py noise --noise-dir NOISES                       # float and 1 bit in noise, dev and test -> results/noise
+./local/rows.py audit                                          # every byte of packed files -> results/audit.json
 ./local/rows.py time --rounds 20                               # seconds per update, interleaved -> timing.json
 ./local/rows.py results                                        # results/*.json and recogs -> the tables of RESULTS.md
 ./local/rows.py results --check true                           # are they those?
@@ -35,6 +36,7 @@ use_project_interpreter()
 
 import torch
 from headlines import write_headlines
+from instruments import AUDIT, AUDITED, audit
 from noise_tables import CLIPS
 from noises import prepare_training_noise, write_clips
 from result_files import NOISE, RESULTS, TIMING, noisy_sets, result_path
@@ -62,7 +64,7 @@ from lowbit_k2.asr.exporting import ExportConfig, run_export
 from lowbit_k2.asr.model_io import PRETRAINED
 from lowbit_k2.asr.recognizer import DecodeConfig
 from lowbit_k2.asr.result_files import keep, sets_left
-from lowbit_k2.asr.training import Run, set_up_device
+from lowbit_k2.asr.training import Run, TrainingConfig, set_up_device
 from lowbit_k2.data.datamodule import AsrDataModule
 from lowbit_k2.data.manifests import load_cuts
 from lowbit_k2.data.noisy import Condition
@@ -209,6 +211,11 @@ def decoding(r: Row, exp_root: Path) -> DecodeConfig:
     )
 
 
+def training_config(r: Row, exp_root: Path = Path(), further: Sequence[str] = ()) -> TrainingConfig:
+    """As train.py takes it from the flags of a row."""
+    return read_training_flags(make_training_parser().parse_args([*r.flags(exp_root), *further]))
+
+
 def time_rows(rows: list[Row], exp_root: Path, rounds: int, further: list[str]) -> dict:
     """Seconds per update of every kind of row over those of its float row, on the same batches, in turn.
 
@@ -220,8 +227,8 @@ def time_rows(rows: list[Row], exp_root: Path, rounds: int, further: list[str]) 
     trainers = {}
     with tempfile.TemporaryDirectory() as folder:
         for name, r in sorted(kinds.items(), key=lambda item: ROWS.index(item[1])):
-            flags = [*r.flags(exp_root), "--exp-dir", f"{folder}/{name}", "--tensorboard", "false"]
-            config = read_training_flags(make_training_parser().parse_args([*flags, *further]))
+            flags = ["--exp-dir", f"{folder}/{name}", "--tensorboard", "false", *further]
+            config = training_config(r, exp_root, flags)
             data = AsrDataModule(config.data)
             alone = DistributedContext()
             run = Run(config, alone, set_up_device(config.run.num_threads, config.loop, alone), None)
@@ -252,7 +259,7 @@ def time_rows(rows: list[Row], exp_root: Path, rounds: int, further: list[str]) 
 
 def main() -> None:
     parser = make_parser(__doc__)
-    parser.add_argument("command", choices=("prepare", "train", "evaluate", "noise", "time", "results"))
+    parser.add_argument("command", choices=("prepare", "train", "evaluate", "noise", "audit", "time", "results"))
     parser.add_argument("--exp-root", type=Path, default=RECIPE / "exp/rows")
     parser.add_argument("--only", help="names of rows, by commas, e.g. float-s1,naive1-s1,float-f2-s1")
     parser.add_argument("--folds", type=str2bool, default=False, help="the rows of the cross-validation")
@@ -281,6 +288,9 @@ def main() -> None:
         if not args.only:
             rows = [Row(SYSTEMS[name], 1) for name in (*NOISY_SYSTEMS, *TRAINED_IN_NOISE)]
         evaluate_in_noise(rows, args.exp_root, args.noise_dir)
+    elif args.command == "audit":
+        audited = {f"{name}-{bits}": audit(training_config(Row(SYSTEMS[name], 1)), bits) for name, bits in AUDITED}
+        write_json(AUDIT, audited)
     elif args.command == "time":
         write_json(TIMING, time_rows(rows, args.exp_root, args.rounds, further))
         print(TIMING.read_text())

@@ -26,6 +26,12 @@ LINEAR, SLOW_ALPHAS = "--lr-schedule linear", "--alpha-lr-scale 0.1"
 IN_NOISE = "--enable-musan true --cache-features false"  # of `local/rows.py train --noise-dir`
 TRANSDUCER = "--objective ctc-rnnt --rnnt-warm-step 1000"  # a CTC head, for two hours of speech
 STREAMED, LSTM = ("greedy_search", "modified_beam_search"), "lstm-float"
+FAMILIES = {  # by what decodes them: name, marker in the picture, search of the headlines
+    CTC: ("Conformer, CTC", "o", HLG),
+    LATTICE: ("TDNN-F, LF-MMI", "s", HLG),
+    RNNT: ("Conformer, transducer", "^", "modified_beam_search"),
+    STREAMED: ("LSTM, transducer", "D", "modified_beam_search"),
+}
 LSTM_FLAGS = "--model lstm-tiny --objective ctc-rnnt"
 COLUMNS = {
     GREEDY: "greedy",
@@ -213,6 +219,14 @@ SYSTEMS = {
             "1 bit by `lossless16`, 8 epochs from it, all in noise",
             f"{FROM_FLOAT} {IN_NOISE}",
             ("1",),
+            epochs=8,
+            reference="float-noise",
+        ),
+        System(
+            "hand2-noise",
+            "2 bits by `lossless16`, 8 epochs from it, all in noise",
+            f"{FROM_FLOAT} {IN_NOISE}".replace("--precisions 1", "--precisions 2"),
+            ("2",),
             epochs=8,
             reference="float-noise",
         ),

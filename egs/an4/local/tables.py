@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from instruments import audit_table, failures_table
 from noise_tables import MARGIN, draw_in_noise, noise_table, runs_of_deletions, trained_in_noise_table
 from result_files import RESULTS, TIMING, result_path, speaker_of
 from systems import COLUMNS, CTC, FOLD_ROWS, LATTICE, REFERENCE, RNNT, ROWS, STREAMED, SYSTEMS, Row
@@ -68,7 +69,7 @@ def write_results(page: Path, check: bool) -> None:
       UserError: `check`, and the page has others.
     """
     ratios = read_json(TIMING)["ratio"] if TIMING.is_file() else {}
-    sections = {"verdicts": verdicts(), "noise": noise_table()}
+    sections = {"verdicts": verdicts(), "noise": noise_table(), "failures": failures_table(), "audit": audit_table()}
     in_noise = trained_in_noise_table()
     if in_noise:
         sections["trained-in-noise"] = in_noise
