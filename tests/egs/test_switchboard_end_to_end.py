@@ -94,12 +94,26 @@ def test_a_second_call_does_nothing(data: Path, flags: list[Flag]) -> None:
     assert "Skipped, done before" in run.out and files_of(data) == before
 
 
-def test_simulated_calls_are_decoded_and_scored(exp: Path, data: Path) -> None:
+def test_simulated_calls_are_decoded_and_scored(exp: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """evaluate.py decodes the checkpoint and the packed file, compares them, and scores by NIST's rules."""
     assert load_checkpoint(exp / "epoch-1.pt").meta["features"]["sampling_rate"] == 8000
     methods = [name for name in CTC if "nbest" not in name]
     where = ["--exp-dir", exp, "--data-dir", data, "--lang-dir", data / "lang_bpe_60"]
-    run = call(SWITCHBOARD / "evaluate.py", *where, "--precisions", 2, 1, "--decoding-method", ",".join(methods)).good()
+    run = call(
+        SWITCHBOARD / "evaluate.py",
+        *where,
+        "--precisions",
+        2,
+        1,
+        "--decoding-method",
+        ",".join(methods),
+        "--output",
+        exp / "scores.json",
+    ).good()
+    monkeypatch.syspath_prepend(str(SWITCHBOARD / "local"))
+    from score_table import format_scores, read_scores
+
+    assert format_scores(read_scores(exp / "scores.json")) in run.out
     head, _, *rows, scorer = run.out.splitlines()[-5:]
     for method in methods:
         assert all(f"%WER {part}, {method} |" in head for part in ("swbd", "callhm", "all"))
