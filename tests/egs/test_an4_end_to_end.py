@@ -25,7 +25,7 @@ from lowbit_k2.recipe.training_flags import read_training_flags
 from lowbit_k2.scoring.recogs import write_recogs
 from lowbit_k2.tables import fill_sections
 from lowbit_k2.train.checkpoint import load_checkpoint
-from tests.egs.scripts import AN4, Flag, call, files_of, local_module, spawn
+from tests.egs.scripts import AN4, ROOT, Flag, call, files_of, local_module, spawn
 
 GREEDY = "ctc-greedy-search"
 LATTICE_METHODS = "ctc-decoding,1best,nbest,nbest-rescoring,whole-lattice-rescoring"
@@ -362,6 +362,7 @@ def test_train_takes_the_flags_of_all_rows(tmp_path: Path) -> None:
         if row.architecture(tmp_path) is None:  # what a search writes is not made up here
             assert read_training_flags(args).loop.num_epochs == row.system.epochs
         assert {p for p in row.system.precisions if p.isdigit()} <= set(precisions) - {"sp"}
+        assert str(ROOT) not in row.system.flags, "results would name a folder of the machine"
         assert not row.fold or row.system.compared in row.system.precisions
     assert "choose of" in call(AN4 / "local/rows.py", "results", "--only", "nobody").error()
 

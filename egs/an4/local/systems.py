@@ -54,7 +54,7 @@ class System:
 
     Attributes:
       flags: of train.py; FLOAT is the averaged checkpoint of the float row of the same seed and fold, ALLOCATION the
-        precisions per tensor that were chosen on it, ARCHITECTURE the widths that SEARCH_FLAGS find.
+        precisions per tensor that were chosen on it, ARCHITECTURE the widths that SEARCH_FLAGS find, RECIPE its folder.
       precisions: that are decoded and packed.
       lm_scale: of the graph, chosen on dev for this system.
       compared: precision that takes part in the cross-validation; "" for none.
@@ -126,7 +126,7 @@ class Row:
         first = self.started_from()
         text = self.system.flags.replace("FLOAT", str(exp_root / first.key / PRETRAINED) if first else "")
         text = text.replace("ALLOCATION", str(self.allocation(exp_root)))
-        text = text.replace("ARCHITECTURE", str(self.architecture(exp_root)))
+        text = text.replace("ARCHITECTURE", str(self.architecture(exp_root))).replace("RECIPE", str(RECIPE))
         flags = ["--seed", str(self.seed), "--num-epochs", str(self.system.epochs), *text.split()]
         return [*flags, "--manifest-dir", str(self.data / "fbank"), "--lang-dir", str(self.lang_dir)]
 
@@ -265,7 +265,7 @@ SYSTEMS = {
         lstm(
             "gq-s5b",
             "5 bits, 1 in the first layer, General Quantizer",
-            f"--precisions {RECIPE / 'local/s5b.json'} {GQ}",
+            f"--precisions RECIPE/local/s5b.json {GQ}",
             ("s5b",),
             averaged=False,
         ),
