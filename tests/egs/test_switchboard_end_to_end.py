@@ -14,7 +14,7 @@ from lowbit_k2.data.features import read_feature_config
 from lowbit_k2.data.manifests import load_cuts
 from lowbit_k2.k2_compat import has_k2
 from lowbit_k2.train.checkpoint import load_checkpoint
-from tests.egs.scripts import ROOT, TINY, Flag, Run, call, files_of, spawn
+from tests.egs.scripts import ROOT, TINY, Flag, Run, call, files_of, local_module, spawn
 from tests.egs.swbd_discs import write_discs
 
 SWITCHBOARD = ROOT / "egs/switchboard"
@@ -94,7 +94,7 @@ def test_a_second_call_does_nothing(data: Path, flags: list[Flag]) -> None:
     assert "Skipped, done before" in run.out and files_of(data) == before
 
 
-def test_simulated_calls_are_decoded_and_scored(exp: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_simulated_calls_are_decoded_and_scored(exp: Path, data: Path) -> None:
     """evaluate.py decodes the checkpoint and the packed file, compares them, and scores by NIST's rules."""
     assert load_checkpoint(exp / "epoch-1.pt").meta["features"]["sampling_rate"] == 8000
     methods = [name for name in CTC if "nbest" not in name]
@@ -110,10 +110,8 @@ def test_simulated_calls_are_decoded_and_scored(exp: Path, data: Path, monkeypat
         "--output",
         exp / "scores.json",
     ).good()
-    monkeypatch.syspath_prepend(str(SWITCHBOARD / "local"))
-    from score_table import format_scores, read_scores
-
-    assert format_scores(read_scores(exp / "scores.json")) in run.out
+    table = local_module(SWITCHBOARD / "local", "score_table")
+    assert table.format_scores(table.read_scores(exp / "scores.json")) in run.out
     head, _, *rows, scorer = run.out.splitlines()[-5:]
     for method in methods:
         assert all(f"%WER {part}, {method} |" in head for part in ("swbd", "callhm", "all"))
