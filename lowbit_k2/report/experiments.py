@@ -43,6 +43,8 @@ class Score:
       interval: 95%, as fractions.
       results: what was recognised, where that was kept.
       num_bytes, float_bytes: of the packed file and of its float32 version, where known.
+      key: of its experiment.
+      reference: key of the experiment whose float system it is to be compared with; "": of whichever fits.
     """
 
     system: str
@@ -55,6 +57,8 @@ class Score:
     results: list[Result] | None
     num_bytes: int | None
     float_bytes: int | None
+    key: str = ""
+    reference: str = ""
 
     @property
     def ratio(self) -> float | None:
@@ -189,7 +193,9 @@ def _of_results(path: Path, value: dict[str, Any]) -> Experiment:
     seed = value.get("seed")
     name = f"{value.get('label', path.stem)}" + (f", seed {seed}" if seed is not None else "")
     fold = f" of fold {value['fold']}" if value.get("fold") else ""
-    found = Experiment(name, f"{path.resolve().parent.name}/{path.stem}")
+    folder = path.resolve().parent.name
+    found = Experiment(name, f"{folder}/{path.stem}")
+    reference = f"{folder}/{value['reference']}" if value.get("reference") else ""
     try:
         for e in value["evaluations"]:
             for method, errors in e["errors"].items():
@@ -209,6 +215,8 @@ def _of_results(path: Path, value: dict[str, Any]) -> Experiment:
                         read_recogs(kept[0]) if kept else None,
                         int(e["file_bytes"]),
                         int(e["float_bytes"]),
+                        found.key,
+                        reference,
                     )
                 )
     except (KeyError, TypeError, ValueError, AttributeError) as error:

@@ -142,7 +142,8 @@ def noise(cells: Sequence[NoiseCell]) -> Figure:
         colour = COLOURS[colour_of(precision)]
         dashes = DASHES[drawn.setdefault(colour, 0) % len(DASHES)]
         drawn[colour] += 1
-        label = textwrap.shorten(f"{precision} bit, {system}", 44, placeholder=" ...")
+        bits = f"{precision} bit"
+        label = short_name(f"{bits}, {system}", 44, first=len(bits))
         axes.plot([c.snr for c in own], [100 * c.rate for c in own], dashes, color=colour, linewidth=1.4, label=label)
         for c in own:
             worse = c.worse and c.p is not None and c.p < SIGNIFICANT
@@ -262,8 +263,9 @@ def bits_by_layer(model: PackedModel) -> Figure:
     return figure
 
 
-def short_name(name: str) -> str:
-    return name if len(name) <= 26 else f"...{name[-24:]}"
+def short_name(name: str, most: int = 26, first: int = 0) -> str:
+    """Of a long one the first letters and the end, at which names differ."""
+    return name if len(name) <= most else f"{name[:first]}...{name[first + 2 - most :]}"
 
 
 def bits_of(encoding: str) -> int:

@@ -34,7 +34,12 @@ def escaped_rows(rows: Iterable[Sequence[object]]) -> list[list[str]]:
 
 
 def reference_of(score: Score, scores: Iterable[Score]) -> Score | None:
-    """A float system on the same words by the same search: of the same experiment, else the first that there is."""
+    """A float system on the same words by the same search.
+
+    The one that the score's experiment names; where it names none, that of the experiment itself, or the first one.
+    """
+    if score.reference:
+        scores = [other for other in scores if other.key == score.reference]
     for other in sorted(scores, key=lambda other: other.system != score.system):
         same = (other.test_set, other.method, other.precision) == (score.test_set, score.method, FLOAT)
         if same and other.results and score.results and _words(other) == _words(score):

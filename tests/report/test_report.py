@@ -14,9 +14,9 @@ import pytest
 
 from lowbit_k2.packed import PackedModel, PackedTensor, write_packed
 from lowbit_k2.report.experiments import RECOGS, read_experiment
-from lowbit_k2.report.figures import COLOURS, STYLE_VARIABLES, published
+from lowbit_k2.report.figures import COLOURS, STYLE_VARIABLES, published, short_name
 from lowbit_k2.report.noise import condition_of, format_noise, noise_cells, noise_rows, runs_of
-from lowbit_k2.report.text import alignment
+from lowbit_k2.report.text import alignment, reference_of
 from lowbit_k2.scoring.recogs import write_recogs
 from lowbit_k2.scoring.wer import aligned
 from tests.egs.scripts import call
@@ -240,6 +240,34 @@ def test_an_empty_folder_gives_a_page(tmp_path: Path) -> None:
     (tmp_path / "exp").mkdir()
     call(MAIN, "report", tmp_path / "exp", "--output", tmp_path / "r.html").good()
     assert "no losses in log/" in " ".join(Reader((tmp_path / "r.html").read_text()).words)
+
+
+def test_a_result_file_names_what_it_is_compared_with(tmp_path: Path) -> None:
+    """Not the first float system on the same words; and nothing where that one was not decoded on them."""
+    for name, reference, test_sets in (
+        ("a-float", "", ("test", "dev")),
+        ("float", "", ("test",)),
+        ("low", "float", ("test", "dev")),
+    ):
+        evaluations = []
+        for test_set in test_sets:
+            errors = {"greedy": {"ins": 0, "dels": 0, "sub": 1, "ref_words": 2}}
+            bits = "1" if name == "low" else "32"
+            evaluations.append({"precision": bits, "test_set": test_set, "errors": errors, "intervals": {}})
+            evaluations[-1] |= {"file_bytes": 1, "float_bytes": 2}
+            write_recogs(tmp_path / f"recogs/{name}-{test_set}-{bits}-greedy.txt.gz", [("u", ["a", "b"], ["a", "c"])])
+        (tmp_path / f"{name}.json").write_text(json.dumps({"evaluations": evaluations, "reference": reference}))
+    scores = {(s.key.split("/")[1], s.test_set): s for e in read_experiment(tmp_path) for s in e.scores}
+    every = list(scores.values())
+    assert reference_of(scores["low", "test"], every) is scores["float", "test"]
+    assert reference_of(scores["low", "dev"], every) is None
+    named_nothing = replace(scores["low", "dev"], reference="")
+    assert reference_of(named_nothing, every) is scores["a-float", "dev"]
+
+
+def test_long_names_keep_their_ends() -> None:
+    assert short_name("a" * 26) == "a" * 26 and short_name("b" * 20 + "x" * 24) == "..." + "x" * 24
+    assert short_name("1 bit, " + "b" * 60 + "end", 44, first=5) == "1 bit..." + "b" * 34 + "end"
 
 
 # --- noise --------------------------------------------------------------------------------------------------------

@@ -180,6 +180,7 @@ def evaluate_row(r: Row, exp_root: Path, target: Path, test_sets: Sequence[str] 
         "seed": r.seed,
         "fold": r.fold,
         "flags": system.flags,
+        "reference": Row(SYSTEMS[system.reference], r.seed, r.fold).key,
         "lm_scale": system.lm_scale,
         "date": time.strftime("%Y-%m-%d"),
         "updates": progress["update"],
