@@ -290,7 +290,7 @@ def get_parser() -> argparse.ArgumentParser:
         "--more-later", default="--max-duration 10 --warm-step 20 --lr-factor 0.04", help="and of distillation"
     )
     parser.add_argument(
-        "--more-probe", default="--max-duration 30 --warm-step 50 --lr-factor 0.5", help="and of the recogniser"
+        "--more-probe", default="--max-duration 30 --warm-step 50 --lr-factor 0.25", help="and of the recogniser"
     )
     parser.add_argument("--output", type=Path, help="for `table`: the rows as JSON, as results/hubert.json has them")
     parser.add_argument("--check", type=str2bool, default=False, help="for `results`: write nothing, say if it would")
