@@ -51,7 +51,7 @@ def test_the_flags_of_every_row_are_those_of_training(
     rows: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made, commands = table(rows, tmp_path), []
-    monkeypatch.setattr(made, "run", lambda *command: commands.append(list(map(str, command))))
+    monkeypatch.setattr(rows, "run_script", lambda *command: commands.append(list(map(str, command))))
     monkeypatch.setattr(made, "prepare", lambda: None)
     made.trained(rows.ROWS["float"])
     assert [command[0] for command in commands] == ["-m", "train_hubert.py"]
@@ -124,14 +124,14 @@ def test_rows_are_made_once(
         monkeypatch.setattr(page, "HEADERS", tuple(name for name in page.HEADERS if name != "HLG"))
     commands: list[str] = []
 
-    def run(self: object, script: object, *flags: object) -> None:
+    def run(script: object, *flags: object) -> None:
         commands.append(str(flags[0] if script == "-m" else script))
         if script == "-m":
             call(*flags).good()
         else:
             call((rows.RECIPE / str(script)).resolve(), *flags).good()
 
-    monkeypatch.setattr(rows.Table, "run", run)
+    monkeypatch.setattr(rows, "run_script", run)
     made = table(rows, tmp_path / "exp", *corpora(tmp_path))
     for name in ("filter-banks", "float", "co-trained-1", "co-trained-8"):
         made.make(name)

@@ -26,7 +26,7 @@ PROBES = ("keywords", "speakers")
 COUNTED_SECONDS = 10  # of the utterance that operations are counted in
 HEADERS = (
     *("row", "bits", "distance", "AN4 WER, greedy", "HLG", "keywords", "speakers", "MB", "ratio"),
-    *("GFLOPs", "Gbit", "estimated", "PyTorch"),
+    *("GFLOPs", "Gbit", "estimated", "PyTorch", "matrices, packed"),
 )
 
 
@@ -125,7 +125,8 @@ def line(name: str, rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
         return cells + ["-"] * (len(HEADERS) - len(cells))
     cells += [f"{own['bytes'] / 1e6:.2f}", f"{own['float_bytes'] / own['bytes']:.1f}"]
     cells += [f"{own['gflops']:.2f}", f"{own['gbit']:.2f}", f"{own['estimated']:.2f}", f"{own['measured']:.2f}"]
-    return cells
+    matrices = own.get("matrices")
+    return [*cells, f"{matrices['packed'] / matrices['torch']:.2f}" if matrices else "-"]
 
 
 def against(reference: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,9 +16,7 @@ HuBERT.
 from __future__ import annotations
 
 import argparse
-import os
 import shutil
-import subprocess
 import sys
 import time
 from dataclasses import asdict
@@ -33,6 +31,7 @@ use_project_interpreter()
 
 import torch
 from hubert_table import (
+    COUNTED_SECONDS,
     FBANK,
     FLOAT,
     PAGE,
@@ -46,11 +45,13 @@ from hubert_table import (
     format_rows,
     write_results,
 )
+from scripts import run_script
 
 from lowbit_k2.asr.compared_states import compare
 from lowbit_k2.asr.decoding import run_decode
 from lowbit_k2.asr.exporting import ExportConfig, run_export
 from lowbit_k2.asr.model_io import CheckpointChoice
+from lowbit_k2.asr.packed_matrices import time_matrices
 from lowbit_k2.asr.recognizer import DecodeConfig
 from lowbit_k2.asr.representations import Representation, SpeechConfig
 from lowbit_k2.asr.training import describe_machine
@@ -64,12 +65,14 @@ from lowbit_k2.errors import UserError, run_main
 from lowbit_k2.fileio import atomic_write, read_json, write_json
 from lowbit_k2.progress import progress_bar
 from lowbit_k2.recipe.flags import make_parser, str2bool
+from lowbit_k2.runtime.native import library
 from lowbit_k2.scoring.wer import Result, score
 from lowbit_k2.train.checkpoint import load_checkpoint, numbered
 from lowbit_k2.train.distributed import DistributedContext
 
 EVERY = 3  # so manieth utterance: what is distilled on, and validated on
 SPEECH, KEYWORDS, AN4 = "both", "keywords", "an4"
+FRAMES, MODES = 50 * COUNTED_SECONDS, ("a16", "a8")  # the runtime's arithmetic for float activations, and for others
 WORDS, SPEAKERS = (KEYWORDS, "text", ("all",)), (AN4, "speaker", ("train", "dev"))
 
 
@@ -117,7 +120,7 @@ class Table:
         if not checkpoint.is_file():
             own = ["--objective", "distillation", "--teacher", self.trained(ROWS[FLOAT]), *row.flags]
             own += ["--train-splits", "few", "--num-epochs", self.args.epochs, *self.args.more_later.split()]
-            self.run("train_hubert.py", *self.training(folder), *own)
+            run_script("train_hubert.py", *self.training(folder), *own)
         return checkpoint
 
     def training(self, folder: Path) -> list[object]:
@@ -128,10 +131,10 @@ class Table:
         """By masked prediction of clusters of MFCC, in float."""
         labels = self.root / "labels"
         where = ["--corpus", SPEECH, "--manifest-dir", self.manifests, "--output-dir", labels, *self.threads]
-        self.run("-m", "lowbit_k2.recipe.label_frames", *where, "--splits", "train valid", "--num-clusters", 100)
+        run_script("-m", "lowbit_k2.recipe.label_frames", *where, "--splits", "train valid", "--num-clusters", 100)
         own = ["--labels-dir", labels, "--train-splits", "train", "--model", "tiny"]
         own += ["--num-epochs", self.args.float_epochs, *self.args.more.split()]
-        self.run("train_hubert.py", *self.training(self.root / FLOAT), *own)
+        run_script("train_hubert.py", *self.training(self.root / FLOAT), *own)
 
     def prepare(self) -> None:
         """Manifests: AN4 and LibriSpeech in one, a part of that, and the keywords."""
@@ -161,11 +164,13 @@ class Table:
         packed = ExportConfig(choice, row.precision, output=self.root / f"{name}.safetensors")
         sizes = run_export(packed, load_train_cuts=lambda: None)
         found |= {"bytes": sizes.file.total, "float_bytes": sizes.float_file.total, **counts_of(row, student.config)}
+        if name != FLOAT and library() is not None:  # without a compiler the cell stays empty
+            found["matrices"] = time_matrices(packed.output, FRAMES, MODES[row.bits.split("a")[1] != "32"])._asdict()
         found["updates"] = load_checkpoint(checkpoint).meta["progress"]["update"]
         where = ["--checkpoint", checkpoint, "--precision", row.precision, "--output-dir", states, *self.threads]
         for manifests, corpus, splits in ((self.an4, AN4, "train dev test"), (self.manifests, KEYWORDS, "all")):
             named = ["--manifest-dir", manifests, "--corpus", corpus, "--splits", splits]
-            self.run("-m", "lowbit_k2.recipe.extract_states", *where, *named)
+            run_script("-m", "lowbit_k2.recipe.extract_states", *where, *named)
         layers = student.config.num_layers + 1
         for key, (corpus, label, splits) in zip(PROBES, (WORDS, SPEAKERS), strict=True):
             cuts = load_cuts(states, corpus, splits)
@@ -192,7 +197,7 @@ class Table:
             own += ["--model", "superb-tiny", "--num-states", num_states, "--precisions", 32, "--num-epochs", epochs]
             own += ["--enable-spec-aug", "false", "--scan-for-oom", "false", "--lr-schedule", "linear", *self.threads]
             own += [] if name == FBANK else ["--feature-normalize", "none"]
-            self.run(RECIPE.parent / "an4/train.py", *own, *self.args.more_probe.split())
+            run_script(RECIPE.parent / "an4/train.py", *own, *self.args.more_probe.split())
         config = DecodeConfig(
             CheckpointChoice(folder),
             decoding_method=",".join(SEARCHES),
@@ -208,19 +213,8 @@ class Table:
         """Of AN4, at the one speed that hidden states are taken at."""
         folder = self.root / "fbank"
         where = ["--corpus", AN4, "--manifest-dir", self.an4, "--output-dir", folder]
-        self.run("-m", "lowbit_k2.recipe.compute_fbank", *where, "--splits", "train dev test")
+        run_script("-m", "lowbit_k2.recipe.compute_fbank", *where, "--splits", "train dev test")
         return folder
-
-    def run(self, *command: object) -> None:
-        """A script, by its path from the recipe on, or a module; its output is shown."""
-        named = list(map(str, command))
-        script = named if named[0] == "-m" else [str(RECIPE / named[0]), *named[1:]]
-        print(" ".join(script), flush=True)
-        done = subprocess.run(
-            [sys.executable, *script], check=False, env={**os.environ, "PYTHONPATH": str(RECIPE.parents[1])}
-        )
-        if done.returncode:
-            raise UserError(f"{script[1] if named[0] == '-m' else named[0]} has failed: see its last line")
 
     def summary(self) -> dict[str, Any]:
         """The rows that are done.
