@@ -13,17 +13,14 @@ from lowbit_k2.errors import UserError
 from lowbit_k2.fileio import write_json
 from lowbit_k2.quant import Allocation
 from lowbit_k2.recipe.lm_flags import lm_training_parser, read_lm_training_flags
-from tests.egs.scripts import LIBRISPEECH, call
+from tests.egs.scripts import LIBRISPEECH, call, local_module
 
 SCRIPT = LIBRISPEECH / "local/rows_lm.py"
 
 
 @pytest.fixture
-def rows(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(SCRIPT.parent))
-    import rows_lm
-
-    return rows_lm
+def rows() -> ModuleType:
+    return local_module(SCRIPT.parent, SCRIPT.stem)
 
 
 def table(rows: ModuleType, root: Path):
