@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -146,16 +146,28 @@ def against(reference: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, A
     return found
 
 
-def format_claims(rows: Mapping[str, Mapping[str, Any]]) -> str:
-    """A line for each comparison that can be made."""
+def compared(rows: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Those of COMPARED that can be made, from rows that still have the counts of each utterance."""
+    return [
+        {"row": name, "against": other, "search": search, **found}
+        for name, other in COMPARED
+        if name in rows and other in rows
+        for search, found in against(rows[other], rows[name]).items()
+    ]
+
+
+def without_counts(own: Mapping[str, Any]) -> dict[str, Any]:
+    """A row for results/hubert.json."""
+    return {**own, "asr": {search: {"wer": found["wer"]} for search, found in own["asr"].items()}}
+
+
+def format_claims(claims: Sequence[Mapping[str, Any]]) -> str:
+    """A line for each."""
     lines = []
-    for name, other in COMPARED:
-        if name not in rows or other not in rows:
-            continue
-        for search, found in against(rows[other], rows[name]).items():
-            low, high = (f"{100 * end:+.1f}" for end in found["interval"])
-            difference = f"{100 * found['absolute']:+.1f}"
-            lines.append([name, other, SEARCHES[search], difference, f"{low} to {high}", f"{found['p']:.4f}"])
+    for c in claims:
+        low, high = (f"{100 * end:+.1f}" for end in c["interval"])
+        absolute = f"{100 * c['absolute']:+.1f}"
+        lines.append([c["row"], c["against"], SEARCHES[c["search"]], absolute, f"{low} to {high}", f"{c['p']:.4f}"])
     return markdown_table(("row", "against", "search", "WER, absolute", "95%", "p"), lines)
 
 
@@ -165,8 +177,8 @@ def write_results(page: Path, check: bool) -> None:
     Raises:
       UserError: `check`, and the page has others.
     """
-    text, rows = page.read_text(), read_json(RESULTS)["rows"]
-    filled = fill_sections(text, {SECTION: format_rows(rows), CLAIMS: format_claims(rows)})
+    text, found = page.read_text(), read_json(RESULTS)
+    filled = fill_sections(text, {SECTION: format_rows(found["rows"]), CLAIMS: format_claims(found["claims"])})
     if check and filled != text:
         raise UserError(f"{page} has other tables than {RESULTS}: run ./local/rows_hubert.py results")
     if filled != text:

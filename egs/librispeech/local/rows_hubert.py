@@ -40,9 +40,11 @@ from hubert_table import (
     ROWS,
     SEARCHES,
     Row,
+    compared,
     counts_of,
     format_claims,
     format_rows,
+    without_counts,
     write_results,
 )
 from scripts import run_script
@@ -138,6 +140,8 @@ class Table:
 
     def prepare(self) -> None:
         """Manifests: AN4 and LibriSpeech in one, a part of that, and the keywords."""
+        from lhotse import CutSet
+
         if cuts_path(self.manifests, SPEECH, "valid").is_file():
             return
         sets = {}
@@ -148,8 +152,6 @@ class Table:
         write_keywords(self.args.keywords_dir, self.manifests)
         chosen = {"train": sets["train"], "few": sets["train"][::EVERY], "valid": sets["dev"][::EVERY]}
         for split, cuts in chosen.items():  # valid, which says that all is there, at last
-            from lhotse import CutSet
-
             with atomic_write(cuts_path(self.manifests, SPEECH, split)) as temporary:
                 CutSet.from_cuts(cuts).to_file(temporary)
 
@@ -160,7 +162,7 @@ class Table:
         row, states = ROWS[name], self.root / f"states-{name}"
         choice = CheckpointChoice(checkpoint.parent, checkpoint=checkpoint)
         student = Representation.load(choice, row.precision)
-        found = self.compared(student)
+        found = self.to_teacher(student)
         packed = ExportConfig(choice, row.precision, output=self.root / f"{name}.safetensors")
         sizes = run_export(packed, load_train_cuts=lambda: None)
         found |= {"bytes": sizes.file.total, "float_bytes": sizes.float_file.total, **counts_of(row, student.config)}
@@ -181,7 +183,7 @@ class Table:
         shutil.rmtree(states)
         return found
 
-    def compared(self, student: Representation) -> dict[str, float]:
+    def to_teacher(self, student: Representation) -> dict[str, float]:
         """With the float model, on what is validated on."""
         teacher = Representation.load(CheckpointChoice(checkpoint=self.pretrained))
         speech = SpeechConfig(SPEECH, ("valid",), self.manifests, max_duration=10.0)
@@ -217,7 +219,7 @@ class Table:
         return folder
 
     def summary(self) -> dict[str, Any]:
-        """The rows that are done.
+        """The rows that are done, and how those that are to be compared differ.
 
         Raises:
           UserError: there are none.
@@ -225,7 +227,7 @@ class Table:
         rows = {name: read_json(self.result(name)) for name in ROWS if self.result(name).is_file()}
         if not rows:
             raise UserError(f"{self.root} has no row yet: run make")
-        return {"rows": rows}
+        return {"rows": {name: without_counts(own) for name, own in rows.items()}, "claims": compared(rows)}
 
 
 def seconds_of(found: Any) -> dict[str, float]:
@@ -308,10 +310,10 @@ def main() -> None:
         torch.set_num_threads(args.num_threads)
         for name in progress_bar(names, "rows", unit="row"):
             table.make(name)
-    rows = table.summary()
+    found = table.summary()
     if args.output:
-        write_json(args.output, rows)
-    print(format_rows(rows["rows"]), format_claims(rows["rows"]), sep="\n\n")
+        write_json(args.output, found)
+    print(format_rows(found["rows"]), format_claims(found["claims"]), sep="\n\n")
 
 
 if __name__ == "__main__":
