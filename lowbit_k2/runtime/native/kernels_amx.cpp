@@ -137,7 +137,7 @@ struct Amx : Planes512 {
             for (int n = 0; n < panels; ++n) {
               float(*to)[kLanes] = out[g + i][n];
               scale_planes<P>(c, row, count, panel + n, span_begin, pass.factor, span_begin > chunk, acc[g + i][n], to);
-              if (end == last) store_planes(c, row / P, count, panel + n, chunk == 0 && pass.first, to);
+              if (end == last) store(c, row / P, count, panel + n, chunk == 0 && pass.first, to[0], kLanes, nullptr);
             }
           }
         }

@@ -9,9 +9,6 @@
 namespace lbk {
 namespace {
 
-typedef int32_t IntLanes __attribute__((vector_size(kVectorBytes)));
-typedef uint32_t WordLanes __attribute__((vector_size(kVectorBytes)));
-
 // Blocks whose products are summed in int32: 512 * 64 * 128 * 383 < 2^31, 383 being the farthest that a number of 8 bits is
 // from a zero point.
 constexpr int64_t kIntegerBlocks = 512;
@@ -123,27 +120,6 @@ __attribute__((noinline)) void scale_planes(const Call &c, int64_t first, int64_
     }
 }
 
-// y = or += out times the steps of activations.
-__attribute__((noinline)) void store_planes(const Call &c, int64_t row, int64_t rows, int64_t panel, bool first,
-                                            const float (*out)[kLanes]) {
-  const int64_t begin = panel * kLanes, lanes = least(kLanes, c.w->rows - begin);
-  for (int64_t r = 0; r < rows; ++r) {
-    float *y = c.y + (row + r) * c.y_stride + begin;
-    const float step = c.x_steps[row + r], *before = !first || c.add ? y : c.bias ? c.bias + begin : nullptr;
-    if (lanes == kLanes) {
-      for (int v = 0; v < kVectors; ++v) {
-        FloatLanes value, other = {};
-        memcpy(&value, out[r] + v * kVectorLanes, sizeof value);
-        if (before) memcpy(&other, before + v * kVectorLanes, sizeof other);
-        value = value * step + other;
-        memcpy(y + v * kVectorLanes, &value, sizeof value);
-      }
-    } else {
-      for (int64_t i = 0; i < lanes; ++i) y[i] = out[r][i] * step + (before ? before[i] : 0.f);
-    }
-  }
-}
-
 // ---- products
 
 // Bits FROM .. of every byte, BITS of them, at TO.
@@ -248,7 +224,7 @@ void multiply_planes(const Call &c, const Dot *dots, int64_t begin, int64_t end)
           dot(weights + (block - chunk) * block_bytes, least(span, last - block), place(c, group, group.first, block), acc);
           scale_planes<P>(c, group.first, count, panel, block, pass.factor, block > chunk, acc, out);
         }
-        store_planes(c, group.first / P, count, panel, chunk == 0 && pass.first, out);
+        store(c, group.first / P, count, panel, chunk == 0 && pass.first, out[0], kLanes, nullptr);
       }
     });
 }
