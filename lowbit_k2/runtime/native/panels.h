@@ -3,12 +3,7 @@
 // copy, compiled for its own instructions.
 #pragma once
 
-#include <string.h>
-
-#include "internal.h"
-#if defined(__FMA__)
-#include <immintrin.h>
-#endif
+#include "vectors.h"
 
 namespace lbk {
 namespace {
@@ -16,17 +11,6 @@ namespace {
 constexpr int kFloatChunk = 4;  // blocks of inputs in a tile of floats: 16 KiB
 constexpr int kPiece = kChunk * kBlock;  // activations that are prepared at a time
 
-#if defined(__AVX512F__)
-constexpr int kVectorBytes = 64;
-#elif defined(__AVX__)
-constexpr int kVectorBytes = 32;
-#else
-constexpr int kVectorBytes = 16;  // wider ones than a register would live on the stack
-#endif
-constexpr int kVectorLanes = kVectorBytes / 4, kVectors = kLanes / kVectorLanes;  // of the 16 of a panel
-typedef float FloatLanes __attribute__((vector_size(kVectorBytes)));
-typedef int32_t IntLanes __attribute__((vector_size(kVectorBytes)));
-typedef uint32_t WordLanes __attribute__((vector_size(kVectorBytes)));
 constexpr int kPartBytes = kVectorBytes > 32 ? 32 : kVectorBytes, kPart = kPartBytes / 4;
 typedef float Floats __attribute__((vector_size(kPartBytes)));
 typedef uint32_t Words __attribute__((vector_size(kPartBytes)));
@@ -44,7 +28,6 @@ struct Number {
 
 // f(0), .. f(N-1), written out: arrays of sums that are indexed by these numbers live in registers. With loops, which
 // gcc 12 unrolls too late for that, they live on the stack, and the products take twice the time.
-#define LBK_INLINE __attribute__((always_inline))
 template <int N, class F>
 LBK_INLINE inline void times(const F &f) {
   if constexpr (N > 0) {
@@ -82,7 +65,7 @@ inline int product_bits(const lbk_matrix &w) { return w.entries ? 8 : w.bits; }
 struct Pass {
   const uint8_t *entries;
   float factor;  // of the results
-  bool first;
+  bool first, last;
 };
 
 // f(pass) over those that so many panels need.
@@ -91,7 +74,7 @@ inline void each_pass(const lbk_matrix &w, int64_t panel, int64_t panels, const 
   int passes = 1;
   for (int64_t i = panel; w.entries && i < panel + panels; ++i) passes += passes == 1 && w.high[i];
   for (int i = 0; i < passes; ++i)
-    f(Pass{w.entries ? w.entries + 256 * i : nullptr, i ? 256 * w.unit : w.unit, i == 0});
+    f(Pass{w.entries ? w.entries + 256 * i : nullptr, i ? 256 * w.unit : w.unit, i == 0, i + 1 == passes});
 }
 
 // ---- activations
@@ -206,27 +189,42 @@ __attribute__((noinline)) void prepare_floats(const Call &c, int64_t row, bool t
 
 // ---- results
 
+// f(activation) with that of the call, as a function of vectors.
+template <class F>
+LBK_INLINE inline void with_activation(int activation, const F &f) {
+  if (activation == LBK_SWISH) f([](const Vector &x) LBK_INLINE { return swish(x); });
+  else if (activation == LBK_RELU) f([](const Vector &x) LBK_INLINE { return x < 0.f ? Vector{} : x; });
+  else f([](const Vector &x) LBK_INLINE { return x; });
+}
+
+// f(place, number of values there) over a panel's outputs.
+template <class F>
+LBK_INLINE inline void each_output(int64_t lanes, const F &f) {
+  if (lanes >= kLanes) times<kVectors>([&](auto v) LBK_INLINE { f(v * kWidth, kWidth); });
+  else each_vector(lanes, f);
+}
+
+// What results are added to, or null.
+inline const float *before(const Call &c, int64_t row, int64_t panel, bool first) {
+  if (!first || c.add) return c.y + row * c.y_stride + panel * kLanes;
+  return c.bias ? c.bias + panel * kLanes : nullptr;
+}
+
 // y = or += values (rows, stride) times steps (16,), or times those of rows, of a panel: results of this chunk of inputs on
-// top of those before.
-__attribute__((noinline)) void store(const Call &c, int64_t row, int64_t rows, int64_t panel, bool first,
+// top of those before; behind the last, activated.
+__attribute__((noinline)) void store(const Call &c, int64_t row, int64_t rows, int64_t panel, bool first, bool last,
                                      const float *values, int64_t stride, const float *steps) {
-  const int64_t begin = panel * kLanes, lanes = least(kLanes, c.w->rows - begin);
-  for (int64_t r = row; r < row + rows; ++r, values += stride) {
-    float *y = c.y + r * c.y_stride + begin;
-    const float *before = !first || c.add ? y : c.bias ? c.bias + begin : nullptr, factor = steps ? 1 : c.x_steps[r];
-    if (lanes == kLanes) {
-      for (int v = 0; v < kVectors; ++v) {
-        FloatLanes value, step = FloatLanes{} + factor, other = {};
-        memcpy(&value, values + v * kVectorLanes, sizeof value);
-        if (steps) memcpy(&step, steps + v * kVectorLanes, sizeof step);
-        if (before) memcpy(&other, before + v * kVectorLanes, sizeof other);
-        value = value * step + other;
-        memcpy(y + v * kVectorLanes, &value, sizeof value);
-      }
-    } else {
-      for (int64_t i = 0; i < lanes; ++i) y[i] = values[i] * (steps ? steps[i] : factor) + (before ? before[i] : 0.f);
+  const int64_t lanes = c.w->rows - panel * kLanes;
+  with_activation(last ? c.activation : kAsItIs, [&](const auto &activate) LBK_INLINE {
+    for (int64_t r = row; r < row + rows; ++r, values += stride) {
+      float *y = c.y + r * c.y_stride + panel * kLanes;
+      const float *under = before(c, r, panel, first);
+      each_output(lanes, [&](int64_t i, int count) LBK_INLINE {
+        const Vector step = steps ? read(steps + i) : Vector{} + c.x_steps[r];
+        write(activate(read(values + i) * step + (under ? read(under + i, count) : Vector{})), y + i, count);
+      });
     }
-  }
+  });
 }
 
 // ---- integers
@@ -246,15 +244,15 @@ __attribute__((noinline)) void add_scaled(const Call &c, int64_t row, int64_t ro
     const uint32_t correction = static_cast<uint32_t>(w.base) * static_cast<uint32_t>(sum);
     const float zero = static_cast<float>(w.zero_point) * static_cast<float>(sum);
     for (int v = 0; v < kVectors; ++v) {
-      WordLanes words;
-      FloatLanes step, before = {};
-      memcpy(&words, acc[r] + v * kVectorLanes, sizeof words);
-      memcpy(&step, steps + v * kVectorLanes, sizeof step);
-      if (add) memcpy(&before, out[r] + v * kVectorLanes, sizeof before);
+      Naturals words;
+      Vector step, before = {};
+      memcpy(&words, acc[r] + v * kWidth, sizeof words);
+      memcpy(&step, steps + v * kWidth, sizeof step);
+      if (add) memcpy(&before, out[r] + v * kWidth, sizeof before);
       words = words * mult - correction;
-      const auto product = __builtin_convertvector(reinterpret_cast<const IntLanes &>(words), FloatLanes);
-      const FloatLanes value = (product - zero) * step * factor + before;
-      memcpy(out[r] + v * kVectorLanes, &value, sizeof value);
+      const auto product = __builtin_convertvector(reinterpret_cast<const Integers &>(words), Vector);
+      const Vector value = (product - zero) * step * factor + before;
+      memcpy(out[r] + v * kWidth, &value, sizeof value);
     }
   }
 }
@@ -288,7 +286,7 @@ void multiply_integers(const Call &c, int64_t begin, int64_t end) {
             Isa::template dot<BITS, WIDE, false, R>(lines + b * kLineBytes, span, x, c.row_bytes, acc);
           add_scaled(c, row, R, panel, block + b, span, acc, pass.factor, b > 0, out);
         }
-        store(c, row, R, panel, block == 0 && pass.first, out[0], kLanes, nullptr);
+        store(c, row, R, panel, block == 0 && pass.first, block + kChunk >= w.blocks && pass.last, out[0], kLanes, nullptr);
       });
     });
 }
@@ -360,14 +358,14 @@ template <int R, int P>
 __attribute__((noinline)) void dot_floats(const float *tile, int64_t panel_stride, int64_t count, const float *x,
                                           int64_t stride, float (*out)[P * kLanes]) {
   constexpr int N = P * kVectors, kWanted = 8 / (R * N), kChains = kWanted > 2 ? 4 : kWanted == 2 || R == 3 ? 2 : 1;
-  FloatLanes acc[kChains][R][N];
+  Vector acc[kChains][R][N];
   times<kChains>([&](auto chain) LBK_INLINE { times<R>([&](auto r) LBK_INLINE {
-    times<N>([&](auto v) LBK_INLINE { acc[chain][r][v] = FloatLanes{}; });
+    times<N>([&](auto v) LBK_INLINE { acc[chain][r][v] = Vector{}; });
   }); });
   const auto add = [&](int64_t k, auto chain) LBK_INLINE {
-    FloatLanes w[N];
+    Vector w[N];
     times<N>([&](auto v) LBK_INLINE {
-      memcpy(&w[v], tile + v / kVectors * panel_stride + kLanes * k + v % kVectors * kVectorLanes, sizeof w[v]);
+      memcpy(&w[v], tile + v / kVectors * panel_stride + kLanes * k + v % kVectors * kWidth, sizeof w[v]);
     });
     times<R>([&](auto r) LBK_INLINE {
       const float value = x[r * stride + k];
@@ -379,7 +377,7 @@ __attribute__((noinline)) void dot_floats(const float *tile, int64_t panel_strid
   for (; k < count; ++k) add(k, Number<0>{});
   times<R>([&](auto r) LBK_INLINE { times<N>([&](auto v) LBK_INLINE {
     times<kChains - 1>([&](auto chain) LBK_INLINE { acc[0][r][v] += acc[chain + 1][r][v]; });
-    memcpy(out[r] + v * kVectorLanes, &acc[0][r][v], sizeof acc[0][r][v]);
+    memcpy(out[r] + v * kWidth, &acc[0][r][v], sizeof acc[0][r][v]);
   }); });
 }
 
@@ -391,10 +389,11 @@ struct Ones {
   }
 };
 
+alignas(64) constexpr Ones kOnes;
+
 // BITS: 0 with a table.
 template <class Isa, int BITS>
 void multiply_floats(const Call &c, int64_t begin, int64_t end) {
-  static constexpr Ones ones;
   const lbk_matrix &w = *c.w;
   constexpr int P = Isa::kFloatPanels;
   constexpr int64_t kAtOnce = kFloatChunk, kTile = kAtOnce * kBlock * kLanes;  // 16 KiB beside the rows
@@ -420,8 +419,8 @@ void multiply_floats(const Call &c, int64_t begin, int64_t end) {
         alignas(64) float out[R][P * kLanes];
         dot_floats<R, P>(weights, panel_stride, count, x + row * stride + first, stride, out);
         for (int64_t p = 0; p < panels; ++p) {
-          const float *steps = w.granularity == LBK_BLOCK64 ? ones.of : steps_of(w, panel + p, block);
-          store(c, row, R, panel + p, block == 0, out[0] + p * kLanes, P * kLanes, steps);
+          const float *steps = w.granularity == LBK_BLOCK64 ? kOnes.of : steps_of(w, panel + p, block);
+          store(c, row, R, panel + p, block == 0, block + kAtOnce >= w.blocks, out[0] + p * kLanes, P * kLanes, steps);
         }
       });
     }
@@ -441,7 +440,7 @@ void multiply_tables(const Call &c, int64_t begin, int64_t end) {
         float out[R][kLanes];
         Isa::template dot_tables<R>(w.lines + (panel * lines + block * of_block) * 64, blocks * of_block,
                                     c.prepared + row * c.row_bytes + block * of_block * 256, c.row_bytes, out);
-        store(c, row, R, panel, block == 0, out[0], kLanes, steps_of(w, panel, block));
+        store(c, row, R, panel, block == 0, block + span >= w.blocks, out[0], kLanes, steps_of(w, panel, block));
       }
     });
 }
