@@ -132,6 +132,16 @@ def test_tables_without_the_library(name: str, tmp_path: Path, monkeypatch: pyte
         assert difference(PackedCtc.load(path, mode)(utterance()), expected[mode]) < error
 
 
+def test_positions_of_utterances_of_many_lengths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shorter and longer than the one before, and longer than what is kept."""
+    monkeypatch.setattr("lowbit_k2.runtime.conformer.KEPT_FRAMES", 50)
+    encoder = PackedCtc.load(export(random_model(QuantConfig.preset("paper")), tmp_path / "a"), "exact").encoder
+    for frames in (1, 17, 3, 17, 50, 49, 51, 2):
+        expected = relative_positions(frames, encoder.config.d_model)
+        assert np.array_equal(encoder.positions(frames), expected)
+    assert len(encoder.positions(50)) == 99 == len(encoder._positions)
+
+
 def test_threads_give_the_same_bits(tmp_path: Path) -> None:
     path = export(random_model(QuantConfig.preset("paper")), tmp_path / "a")
     one, three = (PackedCtc.load(path, "a8", threads)(utterance(300)) for threads in (1, 3))
