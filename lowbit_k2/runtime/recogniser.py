@@ -42,14 +42,14 @@ from lowbit_k2.runtime.units import read_units
 class Recogniser:
     """A packed network with its features, tokens and search.
 
-    Several threads of Python may use one at a time each: nothing is kept between calls.
+    Several threads of Python may use one at a time each: nothing of what was heard is kept.
     """
 
     def __init__(
         self, network: PackedNetwork, search: SearchConfig | None = None, chunking: ChunkConfig | None = None
     ) -> None:
         """Raises:
-        UnsupportedError: units of another topology than CTC's, or kaldi-native-fbank is missing.
+        UnsupportedError: units of another topology than CTC's.
         UserError: damaged tokens or features, or a search that the model does not fit.
         """
         packed = network.packed
