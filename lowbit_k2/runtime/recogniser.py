@@ -49,7 +49,7 @@ class Recogniser:
         self, network: PackedNetwork, search: SearchConfig | None = None, chunking: ChunkConfig | None = None
     ) -> None:
         """Raises:
-        UnsupportedError: units of another topology than CTC's.
+        UnsupportedError: units of another topology than CTC's, or kaldi-native-fbank is missing.
         UserError: damaged tokens or features, or a search that the model does not fit.
         """
         packed = network.packed

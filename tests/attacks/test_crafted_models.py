@@ -38,6 +38,7 @@ from lowbit_k2.train.checkpoint import Checkpoint, load_checkpoint, save_checkpo
 from lowbit_k2.train.initialise import InitialState
 from tests.attacks.trials import count_trial, factor, trials
 from tests.packed.samples import forge
+from tests.runtime.packages import needs_fbank
 
 pytestmark = pytest.mark.attack
 
@@ -65,7 +66,7 @@ def by_runtime(path: Path) -> None:
     Recogniser.load(path).transcribe(NOISE)
 
 
-READERS = [by_torch, by_runtime]
+READERS = [by_torch, pytest.param(by_runtime, marks=needs_fbank)]
 
 
 @pytest.fixture(scope="module", params=MODELS)
@@ -159,6 +160,7 @@ def test_bits_flipped_under_a_right_checksum(packed: Path, tmp_path: Path, read:
     assert refused > 3
 
 
+@needs_fbank
 @pytest.mark.parametrize("encoding, table", [("ternary", None), ("index4", np.ones(3))])
 def test_rows_that_are_unpacked_late(packed: Path, tmp_path: Path, encoding: str, table) -> None:
     """A transducer's embedding is read row by row while it searches; its bytes are checked before."""

@@ -12,8 +12,10 @@ from lowbit_k2.errors import UserError
 from lowbit_k2.fileio import read_json, sha256
 from lowbit_k2.runtime import Recogniser
 from tests.egs.scripts import local_module
+from tests.runtime.packages import needs_fbank
 from tests.runtime.test_recogniser import packed_file
 
+pytestmark = needs_fbank
 SCRIPT = "egs/an4/local/demo.py"
 
 

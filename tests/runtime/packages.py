@@ -1,4 +1,4 @@
-"""What tests of the runtime compare it with."""
+"""What tests of the runtime need beside the shared environment."""
 
 from __future__ import annotations
 

@@ -28,6 +28,7 @@ from lowbit_k2.runtime.native import MODES
 from tests.runtime.embedded import SOURCES, Embedded, recogniser_library
 from tests.runtime.forged import forged, joined, parts
 from tests.runtime.models import export, random_model, schemes, with_rare_codes
+from tests.runtime.packages import needs_fbank
 from tests.runtime.test_encoder import CONFIGS, utterance
 from tests.runtime.test_features import CONFIGS as FEATURES
 from tests.runtime.test_features import sound
@@ -54,6 +55,7 @@ def samples_of(path: Path) -> np.ndarray:
     return soundfile.read(path, dtype="float32")[0]
 
 
+@needs_fbank
 @pytest.mark.parametrize("name", MODELS)
 def test_words_are_those_of_python(library, name: str, tmp_path: Path) -> None:
     """In all modes, and of what is too short for a frame of the network."""
@@ -67,6 +69,7 @@ def test_words_are_those_of_python(library, name: str, tmp_path: Path) -> None:
         assert texts[0] and not texts[1]
 
 
+@needs_fbank
 @pytest.mark.parametrize("name", ["ctc, pieces", "transducer", "transducer, CTC head"])
 def test_chunks_are_those_of_python(library, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """From the very same features: in 900 frames of a random network some classes are as good as level."""
@@ -136,9 +139,10 @@ def in_float64(samples: np.ndarray, config: FeatureConfig) -> np.ndarray:
     return np.log(np.maximum(power @ filters.T, np.finfo(np.float32).eps))
 
 
+@needs_fbank
 @pytest.mark.parametrize("name", FEATURES)
 def test_features(library, name: str, tmp_path: Path) -> None:
-    """Python's, which tests/runtime/test_features.py holds to Kaldi's, and those of their definition."""
+    """Those of kaldi-native-fbank, up to its float32 transform where a quiet bin lies beside loud ones."""
     packed = packed_file(tmp_path, "bpe", num_features=FEATURES[name].num_mel_bins)
     for normalization in NORMALIZATIONS:
         config = replace(FEATURES[name], normalize=normalization)
@@ -147,11 +151,12 @@ def test_features(library, name: str, tmp_path: Path) -> None:
         for count in (900, 12345):
             samples = sound(count)
             found = embedded.features(samples)
-            python = normalize(FeatureStream(config, [samples]).take(0, num_frames(config, count)), config)
+            kaldi = normalize(FeatureStream(config, [samples]).take(0, num_frames(config, count)), config)
             exact = normalize(in_float64(samples, config).astype(np.float32), config)
-            assert found.shape == python.shape == exact.shape
+            assert found.shape == kaldi.shape == exact.shape
             assert np.abs(found - exact).max() < 2e-4
-            assert np.abs(found - python).max() < 1e-4
+            far = np.abs(found - kaldi)
+            assert far.max() < 3e-4 and np.quantile(far, 0.999) < 1e-4
 
 
 def test_streams_that_explode(library, tmp_path: Path) -> None:
@@ -254,6 +259,7 @@ def test_damaged_files_under_sanitizers(native, tmp_path: Path) -> None:
     assert opened >= 3 and refused > 0.8 * len(files) and opened + refused == len(files), done.stdout
 
 
+@needs_fbank
 def test_a_program_in_c(library, tmp_path: Path) -> None:
     """As docs/embedding.md has it, without warnings."""
     program, libraries = tmp_path / "transcribe", (recogniser_library(), build.library_path())

@@ -31,7 +31,9 @@ from lowbit_k2.recipe.train_bpe import train_sentencepiece
 from lowbit_k2.runtime import Recogniser, SearchConfig, Transcript, UnsupportedError
 from tests.export.toy import toy_tokenizer
 from tests.runtime.models import export, random_model
+from tests.runtime.packages import needs_fbank
 
+pytestmark = needs_fbank
 SENTENCES = ["DIE KATZE LIEGT AUF DER MATTE", "EINE GANS IM GRAS", "ÄPFEL UND ÖL IM EIMER"] * 3
 FEATURES = FeatureConfig(num_mel_bins=20).to_dict()
 TOKENIZERS = {
@@ -177,8 +179,8 @@ loaded = {name.split(".")[0] for name in set(sys.modules) - before} - sys.stdlib
 print(json.dumps([sorted(loaded), peak_memory()]), file=sys.stderr)
 """
 # What a bare environment has behind `pip install` of the wheel
-RUNTIME = {"lowbit_k2", "numpy", "safetensors", "soundfile", "cffi"}
-RUNTIME |= {"_soundfile", "_soundfile_data", "_cffi_backend", "packaging", "typing_extensions"}
+RUNTIME = {"lowbit_k2", "numpy", "safetensors", "soundfile", "kaldi_native_fbank", "cffi"}
+RUNTIME |= {"_soundfile", "_soundfile_data", "_kaldi_native_fbank", "_cffi_backend", "packaging", "typing_extensions"}
 
 
 def in_a_process(repo_root: Path, *arguments: object) -> tuple[list[str], set[str], float]:
@@ -198,7 +200,7 @@ def test_the_command_needs_no_torch(kind: type, method: str, tmp_path: Path, rep
     flags = ["--mode", "exact", "--threads", 1, "--decoding-method", method, "--blank-penalty", 2.0]
     lines, loaded, _ = in_a_process(repo_root, "--packed", packed, *audio, *flags)
     loaded = {name for name in loaded if "cython" not in name}  # numpy's, of numpy 1
-    assert loaded <= RUNTIME
+    assert loaded <= RUNTIME and "kaldi_native_fbank" in loaded
     search = SearchConfig(method, blank_penalty=2.0)
     assert lines == [f"{path}\t{by_torch(packed, path, search).text}" for path in audio]
 

@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 
 from lowbit_k2.cli import get_parser
+from tests.runtime.packages import needs_fbank
 from tests.runtime.test_recogniser import packed_file, write_sound
 
 
+@needs_fbank
 def test_the_example(tmp_path: Path, repo_root: Path, capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
     examples = re.findall(r"```python\n(.*?)```", (repo_root / "docs/runtime.md").read_text(), re.DOTALL)
     packed_file(tmp_path, "bpe").rename(tmp_path / "1bit.safetensors")

@@ -14,6 +14,7 @@ from lowbit_k2.core.models import CtcConfig
 from lowbit_k2.runtime import PackedCtc, Recogniser
 from lowbit_k2.runtime.transcript import Word, make_transcript
 from lowbit_k2.runtime.units import Units
+from tests.runtime.packages import needs_fbank
 
 UNITS = Units(("<blk>", "<unk>", "▁", "▁GO", "A", "T", "▁N"), "", frozenset([0, 1]))
 
@@ -31,6 +32,7 @@ class Tones(PackedCtc):
         return np.where(loud[:, None] == [[False, True]], -0.1, -3.0).astype(np.float32)
 
 
+@needs_fbank
 @pytest.mark.parametrize("rate", [16000, 11025])  # of the second a frame's shift is no whole number of samples
 @pytest.mark.parametrize("chunk_seconds", [0.0, 5.0])
 def test_times_are_right_to_a_frame(rate: int, chunk_seconds: float) -> None:
