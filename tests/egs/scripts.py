@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
+import pytest
 import torch
 
 from lowbit_k2.errors import run_main
@@ -58,6 +59,7 @@ def call(script: Path | str, *flags: Flag) -> Run:
         sys.argv = [str(script), *map(str, flags)]
         try:
             if isinstance(script, Path):
+                make_room(script)
                 runpy.run_path(str(script), run_name="__main__")
             else:
                 run_main(importlib.import_module(script).main)
@@ -108,14 +110,17 @@ def refused(tmp_path: Path, script: Path | str, *flags: Flag, status: int = 1) -
 
 
 def local_module(folder: Path, name: str) -> ModuleType:
-    """A module of a recipe's local/ folder, whose modules see each other as scripts do; other recipes' make room."""
-    folder = folder.resolve()
-    for known, module in list(sys.modules.items()):
-        place = Path(getattr(module, "__file__", None) or ".").resolve().parent
-        if place.name == "local" and place != folder:
-            del sys.modules[known]
-    sys.path.insert(0, str(folder))
-    try:
+    """A module of a recipe's local/ folder, whose modules see each other as scripts do."""
+    make_room(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(folder.resolve())
         return importlib.import_module(name)
-    finally:
-        sys.path.remove(str(folder))
+
+
+def make_room(script: Path) -> None:
+    """Recipes have modules of one name, `prepare_manifests` or `train`: other files' go, which this process knows."""
+    recipe = next((folder for folder in script.resolve().parents if folder.parent.name == "egs"), None)
+    for path in [*recipe.glob("*.py"), *recipe.glob("local/*.py")] if recipe else []:
+        module = sys.modules.get(path.stem)
+        if module is not None and Path(getattr(module, "__file__", None) or ".").resolve() != path:
+            del sys.modules[path.stem]

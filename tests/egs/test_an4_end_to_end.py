@@ -25,7 +25,7 @@ from lowbit_k2.recipe.training_flags import read_training_flags
 from lowbit_k2.scoring.recogs import write_recogs
 from lowbit_k2.tables import fill_sections
 from lowbit_k2.train.checkpoint import load_checkpoint
-from tests.egs.scripts import AN4, Flag, call, files_of, spawn
+from tests.egs.scripts import AN4, ROOT, Flag, call, files_of, local_module, spawn
 
 GREEDY = "ctc-greedy-search"
 LATTICE_METHODS = "ctc-decoding,1best,nbest,nbest-rescoring,whole-lattice-rescoring"
@@ -347,11 +347,9 @@ def test_lhuc_flags_that_make_no_sense(recipe: str, tmp_path: Path) -> None:
 # --- the table of results -------------------------------------------------------------------------------------
 
 
-def test_train_takes_the_flags_of_all_rows(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_train_takes_the_flags_of_all_rows(tmp_path: Path) -> None:
     """An error in a row would show only when the rows before it have been trained for hours."""
-    monkeypatch.syspath_prepend(str(AN4 / "local"))
-    monkeypatch.delitem(sys.modules, "train", raising=False)  # the package tests/train: rows.py wants the recipe's
-    import rows
+    rows = local_module(AN4 / "local", "rows")
 
     assert len({row.key for row in [*rows.ROWS, *rows.FOLD_ROWS]}) == len(rows.ROWS) + len(rows.FOLD_ROWS)
     for row in [*rows.ROWS, *rows.FOLD_ROWS]:
@@ -364,27 +362,27 @@ def test_train_takes_the_flags_of_all_rows(monkeypatch: pytest.MonkeyPatch, tmp_
         if row.architecture(tmp_path) is None:  # what a search writes is not made up here
             assert read_training_flags(args).loop.num_epochs == row.system.epochs
         assert {p for p in row.system.precisions if p.isdigit()} <= set(precisions) - {"sp"}
+        assert str(ROOT) not in row.system.flags, "results would name a folder of the machine"
         assert not row.fold or row.system.compared in row.system.precisions
     assert "choose of" in call(AN4 / "local/rows.py", "results", "--only", "nobody").error()
 
 
-def test_the_tables_of_the_results_have_not_drifted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, "train", raising=False)  # as above
+def test_the_tables_of_the_results_have_not_drifted() -> None:
     call(AN4 / "local/rows.py", "results", "--check", "true").good()
 
 
 def test_a_table_that_has_drifted_is_seen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A figure that was changed by hand: refused by the check, and put right by the command."""
-    monkeypatch.syspath_prepend(str(AN4 / "local"))
-    monkeypatch.delitem(sys.modules, "train", raising=False)
-    import tables
+    tables = local_module(AN4 / "local", "tables")
 
     # one table is enough, and quick
     monkeypatch.setattr(tables, "ROWS", [row for row in tables.ROWS if row.system.methods == tables.RNNT])
     monkeypatch.setattr(tables, "FOLD_ROWS", [])
     monkeypatch.setattr(tables, "noise_table", lambda: "none")
+    for name in ("trained_in_noise_table", "failures_table", "audit_table"):
+        monkeypatch.setattr(tables, name, lambda: "")
     text, page = (AN4 / "RESULTS.md").read_text(), tmp_path / "RESULTS.md"
-    text = fill_sections(text, {"verdicts": tables.verdicts(), "noise": "none"})
+    text = fill_sections(text, {"verdicts": tables.verdicts(), "noise": "none", "failures": "", "audit": ""})
     page.write_text(text)
     tables.write_results(page, check=True)
     page.write_text(text.replace("| 4/6/42 |", "| 4/6/41 |"))
@@ -394,10 +392,8 @@ def test_a_table_that_has_drifted_is_seen(monkeypatch: pytest.MonkeyPatch, tmp_p
     assert page.read_text() == text
 
 
-def test_the_readme_s_table_comes_with_its_picture(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.syspath_prepend(str(AN4 / "local"))
-    monkeypatch.delitem(sys.modules, "train", raising=False)
-    import rows
+def test_the_readme_s_table_comes_with_its_picture(tmp_path: Path) -> None:
+    rows = local_module(AN4 / "local", "rows")
 
     text, page, picture = (AN4.parents[1] / "README.md").read_text(), tmp_path / "README.md", tmp_path / "sizes.png"
     page.write_text(text)
@@ -412,35 +408,32 @@ def test_the_readme_s_table_comes_with_its_picture(monkeypatch: pytest.MonkeyPat
     assert drawn.shape == kept.shape and abs(drawn - kept).mean() < 0.02  # letters differ by versions
 
 
-def test_no_generated_table_goes_unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_generated_table_goes_unchecked() -> None:
     """A recipe whose RESULTS.md has sections for generated tables needs a test like the ones above."""
-    monkeypatch.syspath_prepend(str(AN4 / "local"))
-    monkeypatch.delitem(sys.modules, "train", raising=False)
-    import tables
+    tables = local_module(AN4 / "local", "tables")
 
     generated = {
         page.parent.name: set(re.findall(r"^<!-- (?!end of)(\S+) -->$", page.read_text(), flags=re.MULTILINE))
         for page in AN4.parent.glob("*/RESULTS.md")
     }
-    assert {"ctc", "transducer", "verdicts"} <= generated["an4"] <= {*tables.SECTIONS.values(), "verdicts", "noise"}
+    known = {*tables.SECTIONS.values(), "verdicts", "noise", "trained-in-noise", "failures", "audit"}
+    assert {"ctc", "transducer", "verdicts"} <= generated["an4"] <= known
     assert generated["librispeech"] == {"language-models"}  # test_rows_lm.py
     del generated["an4"], generated["librispeech"]
     assert {recipe: names for recipe, names in generated.items() if names} == {}
 
 
 def test_verdicts_of_the_folds_that_are_done(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.syspath_prepend(str(AN4 / "local"))
-    monkeypatch.delitem(sys.modules, "train", raising=False)
-    import tables
+    tables, result_files = (local_module(AN4 / "local", name) for name in ("tables", "result_files"))
 
-    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    monkeypatch.setattr(result_files, "RESULTS", tmp_path)
     for row in tables.FOLD_ROWS:
         if row.seed == 1 and row.fold <= 2 and row.system.name in (tables.REFERENCE, "naive1-l2"):
             right, wrong = ["GO", "HOME", "NOW"], ["GO", "HOME", "ON"]
             names = [f"an1-s{row.fold}{n % 12}-{n}" for n in range(48)]
             bad = 6 if row.system.name == tables.REFERENCE else 1
             found = [(name, right, wrong if n % bad == 0 else right) for n, name in enumerate(names)]
-            path = tables.recogs_path(tables.result_path(row), row.system.compared, "ctc-greedy-search")
+            path = tables.kept_recogs(tables.result_path(row), row.system.compared, "ctc-greedy-search")
             write_recogs(path, found)
     lines = tables.verdicts().splitlines()
     assert len(lines) == 3 and lines[2].startswith("| naive 1-bit | greedy | 2 | 5.56 | 33.33 | +500.0% |")

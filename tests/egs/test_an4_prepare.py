@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 import shutil
 import subprocess
@@ -14,19 +13,14 @@ import pytest
 import soundfile
 
 from lowbit_k2.data.manifests import read_cuts
-from tests.egs.scripts import AN4, call, spawn
+from tests.egs.scripts import AN4, call, local_module, spawn
 
 PREPARE, MANIFESTS, DICT = AN4 / "prepare.sh", AN4 / "local/prepare_manifests.py", AN4 / "local/prepare_dict.py"
 
 
 @pytest.fixture(scope="module")
 def module() -> ModuleType:
-    """local/prepare_manifests.py, under a name that no other recipe's script has."""
-    spec = importlib.util.spec_from_file_location("an4_prepare_manifests", MANIFESTS)
-    loaded = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = loaded  # where dataclasses look for it
-    spec.loader.exec_module(loaded)
-    return loaded
+    return local_module(AN4 / "local", "prepare_manifests")
 
 
 @pytest.fixture(scope="module")

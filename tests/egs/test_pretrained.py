@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import runpy
 import shutil
 import sys
 from pathlib import Path
@@ -12,6 +11,7 @@ import pytest
 from lowbit_k2.errors import UserError
 from lowbit_k2.fileio import read_json, sha256
 from lowbit_k2.runtime import Recogniser
+from tests.egs.scripts import local_module
 from tests.runtime.test_recogniser import packed_file
 
 SCRIPT = "egs/an4/local/demo.py"
@@ -19,7 +19,7 @@ SCRIPT = "egs/an4/local/demo.py"
 
 @pytest.fixture(scope="module")
 def demo(repo_root: Path) -> dict:
-    return runpy.run_path(str(repo_root / SCRIPT))
+    return vars(local_module(repo_root / "egs/an4/local", "demo"))
 
 
 @pytest.mark.parametrize("mode", ["exact", "a16"])

@@ -13,17 +13,14 @@ from lowbit_k2.errors import UserError
 from lowbit_k2.fileio import write_json
 from lowbit_k2.quant import Allocation
 from lowbit_k2.recipe.lm_flags import lm_training_parser, read_lm_training_flags
-from tests.egs.scripts import LIBRISPEECH, call
+from tests.egs.scripts import LIBRISPEECH, call, local_module
 
 SCRIPT = LIBRISPEECH / "local/rows_lm.py"
 
 
 @pytest.fixture
-def rows(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(SCRIPT.parent))
-    import rows_lm
-
-    return rows_lm
+def rows() -> ModuleType:
+    return local_module(SCRIPT.parent, SCRIPT.stem)
 
 
 def table(rows: ModuleType, root: Path):
@@ -36,7 +33,7 @@ def test_the_flags_of_every_row_are_those_of_training(
     rows: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made, commands = table(rows, tmp_path), []
-    monkeypatch.setattr(made, "run", lambda *command: commands.append(list(map(str, command))))
+    monkeypatch.setattr(rows, "run_script", lambda *command: commands.append(list(map(str, command))))
     monkeypatch.setattr(made, "score", lambda packed: {"words": [], "losses": []})
     monkeypatch.setattr(made, "choose", lambda measure: tmp_path / f"mixed-{measure}.json")
     Allocation.uniform(4).save(tmp_path / "mixed-kl.json")
@@ -94,7 +91,7 @@ def test_the_table_of_the_results_has_not_drifted(
     call(SCRIPT, "results", "--check", "true").good()
     text, page = rows.PAGE.read_text(), tmp_path / "RESULTS.md"
     page.write_text(text.replace("| float-on | 32 |", "| float-on | 31 |"))
-    with pytest.raises(UserError, match="another table than"):
+    with pytest.raises(UserError, match="other tables than"):
         rows.write_results(page, check=True)
     rows.write_results(page, check=False)
     assert page.read_text() == text

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import csv
-import importlib
-import importlib.util
 import re
 import sys
 from collections import Counter, defaultdict
@@ -261,12 +259,7 @@ def test_other_corpus_and_bad_flags_are_refused(corpus: Path, tmp_path: Path):
 
 
 def test_failure_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Loaded under a name of its own: the LibriSpeech recipe has a script of the same name."""
-    plan = local_module("mini_calls").make_plan(0.02)
-    monkeypatch.syspath_prepend(str(LOCAL))  # where a script finds its neighbours
-    spec = importlib.util.spec_from_file_location("swbd_make_mini_corpus", LOCAL / "make_mini_corpus.py")
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
+    plan, script = local_module("mini_calls").make_plan(0.02), local_module("make_mini_corpus")
 
     def fail(*_: object, **__: object) -> None:
         raise KeyboardInterrupt

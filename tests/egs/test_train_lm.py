@@ -5,13 +5,17 @@ from __future__ import annotations
 import gzip
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from kaldialign import edit_distance
 
 from lowbit_k2.asr.language_model import load_language_model
 from lowbit_k2.asr.model_io import CheckpointChoice, describe_tokenizer, load_trained
+from lowbit_k2.asr.pairs import NONE, evaluate_pairs, format_pairs, settings
+from lowbit_k2.asr.recognizer import DecodeConfig
 from lowbit_k2.cli import run as cli
 from lowbit_k2.data.lm_text import TokenText
 from lowbit_k2.data.text_config import TextConfig
@@ -282,6 +286,53 @@ def test_lists_are_rescored_at_all_scales_in_one_run(
     packed = decoded(recogniser, corpus, "--rescore-lm", tmp_path / "packed", "--rescore-lm-scale", "30")
     assert "of an earlier call" not in capsys.readouterr().out
     assert packed["rescore_30_ngram_1"] == found["rescore_30_ngram_1"]
+
+
+def test_pairs_of_recognisers_and_language_models(
+    recogniser: Path, corpus: Corpus, float_lm: Path, low_lm: tuple[Path, str], tmp_path: Path
+) -> None:
+    """Both by their packed files; scales are those with the fewest errors on dev, found by decoding at each alone."""
+    files = {name: tmp_path / f"{name}.packed" for name in ("asr", "lm32", "lm1")}
+    export = LIBRISPEECH / "export.py"
+    call(export, "--exp-dir", recogniser, "--epoch", 1, "--precision", 2, "--output", files["asr"]).good()
+    call(export, "--exp-dir", float_lm, "--precision", 32, "--output", files["lm32"]).good()
+    call(export, "--exp-dir", low_lm[0], "--precision", 1, "--output", files["lm1"]).good()
+    config = DecodeConfig(
+        CheckpointChoice(tmp_path),
+        lang_dir=corpus.lang_dir,
+        manifest_dir=corpus.where[1],
+        decoding_method="modified_beam_search",
+        rescore_lm_scale=(0.0, 30.0),
+        quiet=True,
+    )
+    lms = {"32": files["lm32"], "1": files["lm1"]}
+    sets = {"dev": corpus.cuts, "test": corpus.cuts}
+    pairs = evaluate_pairs(config, {"2": files["asr"]}, lms, "dev", "test", sets.get, tmp_path / "pairs")
+    assert [(pair.recogniser, pair.lm) for pair in pairs] == [("2", "32"), ("2", "1"), ("2", NONE)]
+    for pair, lm in zip(pairs, (*lms.values(), None), strict=True):
+        more = ["--packed", files["asr"], *(["--rescore-lm", lm, "--rescore-lm-scale", "0,30"] if lm else [])]
+        errors = {
+            setting: sum(edit_distance(list(ref), list(hyp))["total"] for _, ref, hyp in results)
+            for setting, results in decoded(tmp_path / f"alone-{pair.lm}", corpus, *more).items()
+        }
+        assert pair.dev_errors == min(errors.values()) == errors[pair.setting]
+        assert pair.errors["ins"] + pair.errors["dels"] + pair.errors["sub"] == pair.dev_errors  # the same cuts
+        assert pair.bytes == files["asr"].stat().st_size + (lm.stat().st_size if lm else 0)
+    assert pairs[0].interval is None and pairs[1].interval is not None
+    *_, first, second, third = format_pairs(pairs).splitlines()
+    assert (
+        first.startswith("| 2 | 32 | rescore")
+        and "| 1.0 | - | - | - | - |" in first
+        and third.startswith("| 2 | none |")
+    )
+    for change, line in [
+        ({"decoding_method": "greedy_search"}, "needs lists of hypotheses"),
+        ({"decoding_method": "greedy_search,modified_beam_search", "rescore_lm": None}, "give one method"),
+    ]:
+        with pytest.raises(UserError, match=line):
+            list(settings(replace(config, packed=files["asr"], **{"rescore_lm": files["lm1"], **change})))
+    with pytest.raises(UserError, match="gone is no file: give packed files of export.py"):
+        evaluate_pairs(config, {"2": tmp_path / "gone"}, lms, "dev", "test", sets.get, tmp_path / "pairs")
 
 
 def test_shallow_fusion_by_a_language_model(recogniser: Path, corpus: Corpus, float_lm: Path, tmp_path: Path) -> None:

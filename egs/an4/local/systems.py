@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,20 @@ RNNT = ("greedy_search", "modified_beam_search", "fast_beam_search", "fast_beam_
 AS_AUTHORS = "--alpha-init one"
 LOSSLESS16 = 496_400  # bytes of the packed tensors of `tiny` at 1 bit by that preset: train.py --dry-run true
 REFERENCE, TDNNF = "float-linear", "tdnnf-float"  # what the others are compared with, and what FLOAT stands for
-NOISY_SYSTEMS, NOISY_SETS = (REFERENCE, "hand16"), ("dev", "test")  # of the table of noise; float is the first
-CONDITIONS = ("snr20", "snr10", "snr5", "snr0", "mulaw")
+# of the tables of noise: trained without it and with it, float first
+NOISY_SYSTEMS, TRAINED_IN_NOISE = (REFERENCE, "hand16"), ("float-noise", "hand16-noise")
+NOISY_SETS, CONDITIONS, ROOMS = ("dev", "test"), ("snr20", "snr10", "snr5", "snr0", "mulaw"), ("room", "room+snr10")
+DEMO = "hand16"  # whose packed file is in pretrained/
 LINEAR, SLOW_ALPHAS = "--lr-schedule linear", "--alpha-lr-scale 0.1"
+IN_NOISE = "--enable-musan true --cache-features false"  # of `local/rows.py train --noise-dir`
 TRANSDUCER = "--objective ctc-rnnt --rnnt-warm-step 1000"  # a CTC head, for two hours of speech
 STREAMED, LSTM = ("greedy_search", "modified_beam_search"), "lstm-float"
+FAMILIES = {  # by what decodes them: name, marker in the picture, search of the headlines
+    CTC: ("Conformer, CTC", "o", HLG),
+    LATTICE: ("TDNN-F, LF-MMI", "s", HLG),
+    RNNT: ("Conformer, transducer", "^", "modified_beam_search"),
+    STREAMED: ("LSTM, transducer", "D", "modified_beam_search"),
+}
 LSTM_FLAGS = "--model lstm-tiny --objective ctc-rnnt"
 COLUMNS = {
     GREEDY: "greedy",
@@ -54,7 +64,7 @@ class System:
 
     Attributes:
       flags: of train.py; FLOAT is the averaged checkpoint of the float row of the same seed and fold, ALLOCATION the
-        precisions per tensor that were chosen on it, ARCHITECTURE the widths that SEARCH_FLAGS find.
+        precisions per tensor that were chosen on it, ARCHITECTURE the widths that SEARCH_FLAGS find, RECIPE its folder.
       precisions: that are decoded and packed.
       lm_scale: of the graph, chosen on dev for this system.
       compared: precision that takes part in the cross-validation; "" for none.
@@ -126,7 +136,7 @@ class Row:
         first = self.started_from()
         text = self.system.flags.replace("FLOAT", str(exp_root / first.key / PRETRAINED) if first else "")
         text = text.replace("ALLOCATION", str(self.allocation(exp_root)))
-        text = text.replace("ARCHITECTURE", str(self.architecture(exp_root)))
+        text = text.replace("ARCHITECTURE", str(self.architecture(exp_root))).replace("RECIPE", str(RECIPE))
         flags = ["--seed", str(self.seed), "--num-epochs", str(self.system.epochs), *text.split()]
         return [*flags, "--manifest-dir", str(self.data / "fbank"), "--lang-dir", str(self.lang_dir)]
 
@@ -167,13 +177,29 @@ GENERAL = (  # the papers' methods, and what they are compared with
     ("kmeans", "learned tables", f"--quantizer codebook {SLOW_ALPHAS}", ("4",)),
 )
 ON_TABLES = ("gq", "s8bqat")  # at the last update only
-OF_LSTM = {"methods": STREAMED, "reference": LSTM, "seeds": (1,)}
+OF_LSTM = {"methods": STREAMED, "reference": LSTM, "seeds": (1, 2)}
 
 
 def lstm(name: str, label: str, flags: str, precisions: tuple[str, ...], **more: Any) -> System:
     """An LSTM transducer that begins with the float one, and is trained on with every matrix quantized."""
     flags = f"{LSTM_FLAGS} --rnnt-warm-step 1 --quant-config mixed --init-from FLOAT {LINEAR} {flags}"
     return System(f"lstm-{name}", label, flags, precisions, epochs=6, **OF_LSTM, **more)
+
+
+def conformer(name: str, label: str, flags: str, precisions: tuple[str, ...], **more: Any) -> System:
+    """The same of a Conformer with CTC."""
+    flags = f"--quant-config mixed --init-from FLOAT {LINEAR} {flags}"
+    return System(f"conformer-{name}", label, flags, precisions, epochs=6, **more)
+
+
+def general(make: Callable[..., System]) -> Iterator[System]:
+    """The rows of the General Quantizer's table for one kind of model, but for its float row."""
+    yield make("more", "float, for as many epochs more", "--precisions 32", ("32",))
+    for name, label, flags, bits in GENERAL:
+        for b in bits:
+            words, precision = f"{in_words(b)}, {label}", f"--precisions {b}"
+            yield make(f"{name}{b}", words, f"{precision} {flags}", (b,), averaged=name not in ON_TABLES)
+    yield make("cotrain", "co-trained, plain", f"--precisions 2,1 --lambda2 0 {SLOW_ALPHAS}", ("2", "1"))
 
 
 def in_words(bits: str) -> str:
@@ -204,6 +230,23 @@ SYSTEMS = {
             search=Search("kl20", "kl", "--ratio 20.5"),  # of the tensors: with header, tokens and settings over 20
         ),
         System("hand16", "1 bit by `lossless16`, 8 epochs from float, which teaches", FROM_FLOAT, ("1",), epochs=8),
+        System("float-noise", "float, trained in noise", f"--precisions 32 {LINEAR} {IN_NOISE}", ("32",)),
+        System(
+            "hand16-noise",
+            "1 bit by `lossless16`, 8 epochs from it, all in noise",
+            f"{FROM_FLOAT} {IN_NOISE}",
+            ("1",),
+            epochs=8,
+            reference="float-noise",
+        ),
+        System(
+            "hand2-noise",
+            "2 bits by `lossless16`, 8 epochs from it, all in noise",
+            f"{FROM_FLOAT} {IN_NOISE}".replace("--precisions 1", "--precisions 2"),
+            ("2",),
+            epochs=8,
+            reference="float-noise",
+        ),
         System(
             "searched16",
             "its bytes by descent, 8 epochs from float, which teaches",
@@ -250,26 +293,15 @@ SYSTEMS = {
             for b in ("4", "2", "1")
         ),
         System(LSTM, "float", f"{LSTM_FLAGS} --rnnt-warm-step 1000 --precisions 32 {LINEAR}", ("32",), **OF_LSTM),
-        lstm("more", "float, for as many epochs more", "--precisions 32", ("32",)),
-        *(
-            lstm(
-                f"{name}{b}",
-                f"{in_words(b)}, {label}",
-                f"--precisions {b} {flags}",
-                (b,),
-                averaged=name not in ON_TABLES,
-            )
-            for name, label, flags, bits in GENERAL
-            for b in bits
-        ),
+        *general(lstm),
         lstm(
             "gq-s5b",
             "5 bits, 1 in the first layer, General Quantizer",
-            f"--precisions {RECIPE / 'local/s5b.json'} {GQ}",
+            f"--precisions RECIPE/local/s5b.json {GQ}",
             ("s5b",),
             averaged=False,
         ),
-        lstm("cotrain", "co-trained, plain", f"--precisions 2,1 --lambda2 0 {SLOW_ALPHAS}", ("2", "1")),
+        *general(conformer),
         System("rnnt-cotrain-plain", "co-trained, plain", f"{TRANSDUCER} {PLAIN}", ("2", "1"), RNNT, 0.4, (1, 2)),
     )
 }

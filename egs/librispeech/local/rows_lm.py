@@ -16,8 +16,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
-import subprocess
 import sys
 import time
 from collections.abc import Mapping
@@ -28,21 +26,23 @@ from typing import Any
 import numpy as np
 
 RECIPE = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(RECIPE.parents[1]))
+sys.path[:0] = [str(RECIPE.parents[1]), str(RECIPE / "local")]
 from lowbit_k2.launch import use_project_interpreter
 
 use_project_interpreter()
+
+from scripts import run_script
 
 from lowbit_k2.asr.language_model import load_language_model
 from lowbit_k2.asr.perplexity import per_word, row_log_probs
 from lowbit_k2.data.lm_text import TokenText, text_lines
 from lowbit_k2.data.text_config import TextConfig
 from lowbit_k2.errors import UserError, run_main
-from lowbit_k2.fileio import atomic_write, read_json, write_json
+from lowbit_k2.fileio import read_json, write_json
 from lowbit_k2.progress import progress_bar
 from lowbit_k2.recipe.flags import make_parser, str2bool
 from lowbit_k2.scoring.significance import paired_bootstrap
-from lowbit_k2.tables import fill_sections, markdown_table
+from lowbit_k2.tables import fill_page, markdown_table
 from lowbit_k2.train.checkpoint import numbered
 
 FLOAT, CONTROL, COTRAIN = "float", "float-on", "cotrain"
@@ -103,9 +103,9 @@ class Table:
             flags = [*row.flags, *([self.choose(row.measure)] if row.measure else [])]
             if name != FLOAT:
                 flags += ["--init-from", self.pretrained(), *self.args.more_later.split()]
-            self.run("train_lm.py", *self.training(folder, epochs), *flags)
+            run_script("train_lm.py", *self.training(folder, epochs), *flags)
         packed = folder / f"{name}.safetensors"
-        self.run("export.py", "--exp-dir", folder, "--precision", row.precision, "--output", packed)
+        run_script("export.py", "--exp-dir", folder, "--precision", row.precision, "--output", packed)
         write_json(self.result(name), self.score(packed) | {"bits": self.bits(row)})
 
     def bits(self, row: Row) -> str:
@@ -128,7 +128,7 @@ class Table:
             source = ["--checkpoint", self.pretrained(), "--text", *str(self.args.train_text).split(","), *self.reading]
             table = ["--measure", measure, "--table", chosen.with_suffix(".table.json"), "--num-batches", 2]
             budget = ["--average-bits", self.args.average_bits, "--output", chosen]
-            self.run("-m", "lowbit_k2.recipe.allocate", *source, *table, *budget)
+            run_script("-m", "lowbit_k2.recipe.allocate", *source, *table, *budget)
         return chosen
 
     def score(self, packed: Path) -> dict[str, Any]:
@@ -149,17 +149,6 @@ class Table:
             "losses": losses.round(4).tolist(),
             "words": [line.count(" ") + 2 for _, line in text_lines([path], self.text)],
         }
-
-    def run(self, *command: object) -> None:
-        """A script of the recipe, or a module; its output is shown."""
-        named = list(map(str, command))
-        script = named if named[0] == "-m" else [str(RECIPE / named[0]), *named[1:]]
-        print(" ".join(script), flush=True)
-        done = subprocess.run(
-            [sys.executable, *script], check=False, env={**os.environ, "PYTHONPATH": str(RECIPE.parents[1])}
-        )
-        if done.returncode:
-            raise UserError(f"{script[1] if named[0] == '-m' else named[0]} has failed: see its last line")
 
     def summary(self) -> dict[str, dict[str, Any]]:
         """The rows that are done, each against `float-on`.
@@ -214,13 +203,7 @@ def write_results(page: Path, check: bool) -> None:
     Raises:
       UserError: `check`, and the page has another one.
     """
-    text = page.read_text()
-    filled = fill_sections(text, {SECTION: format_rows(read_json(RESULTS))})
-    if check and filled != text:
-        raise UserError(f"{page} has another table than {RESULTS}: run ./local/rows_lm.py results")
-    if filled != text:
-        with atomic_write(page) as target:
-            target.write_text(filled)
+    fill_page(page, {SECTION: format_rows(read_json(RESULTS))}, "./local/rows_lm.py results", check)
 
 
 def get_parser() -> argparse.ArgumentParser:
