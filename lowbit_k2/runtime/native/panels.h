@@ -3,6 +3,8 @@
 // copy, compiled for its own instructions.
 #pragma once
 
+#include <utility>
+
 #include "vectors.h"
 
 namespace lbk {
@@ -26,14 +28,16 @@ struct Number {
   constexpr operator int() const { return N; }
 };
 
+template <class F, int... I>
+LBK_INLINE inline void times_of(const F &f, std::integer_sequence<int, I...>) {
+  (f(Number<I>{}), ...);
+}
+
 // f(0), .. f(N-1), written out: arrays of sums that are indexed by these numbers live in registers. With loops, which
 // gcc 12 unrolls too late for that, they live on the stack, and the products take twice the time.
 template <int N, class F>
 LBK_INLINE inline void times(const F &f) {
-  if constexpr (N > 0) {
-    times<N - 1>(f);
-    f(Number<N - 1>{});
-  }
+  times_of(f, std::make_integer_sequence<int, N>{});
 }
 
 }  // namespace
@@ -44,12 +48,12 @@ LBK_INLINE inline void times(const F &f) {
 namespace lbk {
 namespace {
 
-// f(Number<R>, row) over groups of R rows, and of fewer at the end.
+// f(Number<R>, row) over groups of R rows, and of fewer at the end: R / 2 and so on, since each size is compiled by itself.
 template <int R, class F>
 inline void each_group(int64_t row, int64_t rows, const F &f) {
   for (; row + R <= rows; row += R) f(Number<R>{}, row);
   if constexpr (R > 1) {
-    if (row < rows) each_group<R - 1>(row, rows, f);
+    if (row < rows) each_group<(R > 3 ? R / 2 : R - 1)>(row, rows, f);
   }
 }
 
