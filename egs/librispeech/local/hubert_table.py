@@ -50,7 +50,7 @@ class Row:
 
 
 WEIGHTS_ALONE = ("--quant-config", "bit-l", "--input-bits", "0")
-TOGETHER = ",".join(map(str, BITS))
+TOGETHER = ",".join([*map(str, BITS), "sp"])  # and stochastic precision: a draw for each layer
 
 
 def _alone(name: str, *flags: str, scheme: str = "", inputs: str = "32") -> dict[str, Row]:
