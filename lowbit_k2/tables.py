@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from lowbit_k2.core.text import printable
 from lowbit_k2.errors import UserError
+from lowbit_k2.fileio import atomic_write
 
 
 def text_table(headers: Sequence[object], rows: Sequence[Sequence[object]], left: Sequence[int] = (0,)) -> str:
@@ -40,3 +42,23 @@ def fill_sections(page: str, sections: Mapping[str, str]) -> str:
             raise UserError(f"the page needs one section between {first.strip()} and {last.strip()}")
         page = page[: page.index(first) + len(first)] + text.strip() + "\n" + page[page.index(last) :]
     return page
+
+
+def fill_page(page: Path, sections: Mapping[str, str], command: str, check: bool = False) -> bool:
+    """Put the sections into a page, if it has others; whether it had.
+
+    Args:
+      command: that does so, for who reads the error.
+
+    Raises:
+      UserError: `check`, and it has; or it lacks a section.
+    """
+    text = page.read_text(encoding="utf-8")
+    filled = fill_sections(text, sections)
+    if filled == text:
+        return False
+    if check:
+        raise UserError(f"{page} has other tables than its result files: run {command}")
+    with atomic_write(page) as temporary:
+        temporary.write_text(filled, encoding="utf-8")
+    return True

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from lowbit_k2.errors import UserError
-from lowbit_k2.tables import fill_sections, markdown_table, text_table
+from lowbit_k2.tables import fill_page, fill_sections, markdown_table, text_table
 
 
 def test_text_is_aligned() -> None:
@@ -35,3 +37,15 @@ def test_sections_are_filled_and_the_rest_stays() -> None:
     for wrong in (page + page, page.replace("<!-- end of a -->", ""), "<!-- end of a -->\n<!-- a -->\n"):
         with pytest.raises(UserError, match="one section between <!-- a --> and <!-- end of a -->"):
             fill_sections(wrong, {"a": "new"})
+
+
+def test_a_page_is_written_only_where_it_has_other_tables(tmp_path: Path) -> None:
+    page, other = tmp_path / "RESULTS.md", "<!-- a -->\n1 \u1ecd\n<!-- end of a -->\n"
+    page.write_text(other, encoding="utf-8")
+    assert not fill_page(page, {"a": "1 \u1ecd"}, "./rows.py", check=True)
+    with pytest.raises(UserError, match=r"RESULTS.md has other tables than its result files: run ./rows.py$"):
+        fill_page(page, {"a": "2"}, "./rows.py", check=True)
+    assert page.read_text(encoding="utf-8") == other
+    assert fill_page(page, {"a": "2"}, "./rows.py") and page.read_text(encoding="utf-8") == other.replace(
+        "1 \u1ecd", "2"
+    )

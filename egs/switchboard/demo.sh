@@ -9,6 +9,7 @@ option exp_root exp-mini "the trained models go here"
 option num_epochs 10 "passes over the corpus"
 option hours "" "of training speech to make (1.2)"
 option lm_scale 1.2 "of the decoding graph; chosen on dev"
+option output "" "also write the scores to this file, as JSON (results/mini.json: RESULTS.md's)"
 parse_options "$@"
 cd "$(dirname "${BASH_SOURCE[0]}")"
 average=$((num_epochs < 3 ? num_epochs : 3))
@@ -24,4 +25,4 @@ log "3/4 training: 2 bit, 1 bit and stochastic precision in every update"
 
 log "4/4 decoding, packing and scoring: float, 2, 1.5 and 1 bit"
 "$python" ./evaluate.py --mini true --exp-dir "$exp_root/demo" --float-exp-dir "$exp_root/float" --precisions 2 1.5 1 \
-  --avg "$average" --use-averaged-model true --lm-scale "$lm_scale"
+  --avg "$average" --use-averaged-model true --lm-scale "$lm_scale" ${output:+--output "$output"}

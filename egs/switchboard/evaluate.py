@@ -15,28 +15,19 @@ from dataclasses import replace
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parents[1]))
+sys.path[:0] = [str(HERE.parents[1]), str(HERE / "local")]
 from lowbit_k2.launch import use_project_interpreter
 
 use_project_interpreter()
 
-from lowbit_k2.asr.evaluation import Evaluation, evaluate
+from score_table import Rows, format_scores, write_scores
+
+from lowbit_k2.asr.evaluation import evaluate
 from lowbit_k2.data.manifests import load_cuts
 from lowbit_k2.errors import UserError, run_main
 from lowbit_k2.recipe.decoding_flags import add_decoding_flags, decoding_errors, read_decoding_flags
 from lowbit_k2.recipe.flags import add_mini_argument, make_parser
-from lowbit_k2.scoring.hub5 import NAMES, SCORERS, Score, score
-from lowbit_k2.tables import markdown_table
-
-
-def format_scores(rows: list[tuple[Evaluation, dict[str, Score]]]) -> str:
-    """Markdown: for each precision the error rates of the test set's parts by each method, MB on disk, ratio."""
-    head = ["bits"] + [f"%WER {part}, {method}" for method, done in rows[0][1].items() for part in done.subsets]
-    table = []
-    for e, scores in rows:
-        rates = [f"{100 * stats.rate:.2f}" for done in scores.values() for stats in done.subsets.values()]
-        table.append([e.precision, *rates, f"{e.file_bytes / 1e6:.3f}", f"{e.ratio:.1f}"])
-    return markdown_table([*head, "MB", "ratio"], table)
+from lowbit_k2.scoring.hub5 import NAMES, SCORERS, score
 
 
 def main() -> None:
@@ -51,6 +42,7 @@ def main() -> None:
     parser.add_argument("--exp-dir", type=Path, required=True, help="the folder that train.py wrote")
     add_decoding_flags(parser, precisions=False)
     parser.set_defaults(decoding_method="ctc-greedy-search,1best", manifest_dir=None)
+    parser.add_argument("--output", type=Path, help="also write the scores to this file, as JSON")
     args = parser.parse_args()
     data = args.data_dir or HERE / ("data-mini" if args.mini else "data")
     args.lang_dir = args.lang_dir or data / ("lang_char" if args.mini else "lang_bpe_2000")
@@ -61,7 +53,7 @@ def main() -> None:
         raise UserError(f"{stm} does not exist: run stage 2 of prepare.sh with the discs of {args.test_set}")
     cuts = load_cuts(config.manifest_dir, "swbd", args.test_set)
     models = [(args.float_exp_dir, ["32"])] if args.float_exp_dir else []
-    rows: list[tuple[Evaluation, dict[str, Score]]] = []
+    rows: Rows = []
     for exp_dir, precisions in [*models, (config.choice.exp_dir, args.precisions)]:
         chosen = replace(config, choice=replace(config.choice, exp_dir=exp_dir))
         with decoding_errors():
@@ -70,6 +62,8 @@ def main() -> None:
             files = {method: exp_dir / name for method, name in e.recogs.items()}
             folders = {m: f.with_name(f"score-{f.stem.removeprefix('recogs-')}") for m, f in files.items()}
             rows.append((e, {m: score(f, cuts, stm, glm, folders[m], args.scorer) for m, f in files.items()}))
+    if args.output:
+        write_scores(args.output, rows)
     print(f"\n{format_scores(rows)}")
     print(f"Scored by {NAMES[next(iter(rows[0][1].values())).scorer]}; details in score-* beside the recogs files.")
 

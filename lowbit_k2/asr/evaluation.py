@@ -39,6 +39,25 @@ class Evaluation:
     float_bytes: int
     recogs: dict[str, str] = field(default_factory=dict)  # method -> file of the hypotheses, from the exp-dir on
 
+    @classmethod
+    def of(
+        cls, precision: str, test_set: str, decoded: Mapping[str, Decoded], on_disk: tuple[int, int], exp_dir: Path
+    ) -> Evaluation:
+        """Of what `run_decode` found by each method, in a folder.
+
+        Args:
+          on_disk: bytes of the packed file, and of its float32 version.
+        """
+        return cls(
+            precision,
+            test_set,
+            errors={method: asdict(d.stats) for method, d in decoded.items()},
+            intervals={method: d.interval for method, d in decoded.items() if d.interval},
+            file_bytes=on_disk[0],
+            float_bytes=on_disk[1],
+            recogs={method: str(d.recogs.relative_to(exp_dir)) for method, d in decoded.items()},
+        )
+
     @property
     def ratio(self) -> float:
         return self.float_bytes / self.file_bytes
@@ -81,17 +100,8 @@ def evaluate(
         packed = exp_dir / "packed" / f"{precision_in_names(precision)}.safetensors"
         sizes = run_export(ExportConfig(decode.choice, precision, output=packed), load_train_cuts=lambda: None)
         check_same_words(packed, decoded, run(replace(decode, packed=packed, precision=())))
-        results.append(
-            Evaluation(
-                precision=precision,
-                test_set=test_set,
-                errors={method: asdict(d.stats) for method, d in decoded.items()},
-                intervals={method: d.interval for method, d in decoded.items() if d.interval},
-                file_bytes=sizes.file.total,
-                float_bytes=sizes.float_file.total,
-                recogs={method: str(d.recogs.relative_to(exp_dir)) for method, d in decoded.items()},
-            )
-        )
+        on_disk = sizes.file.total, sizes.float_file.total
+        results.append(Evaluation.of(precision, test_set, decoded, on_disk, exp_dir))
     return results
 
 

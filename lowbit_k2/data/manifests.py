@@ -127,7 +127,10 @@ def load_noise(manifest_dir: str | Path) -> CutSet:
 
     paths = sorted(Path(manifest_dir).glob("musan_cuts*.jsonl.gz"))
     if not paths:
-        raise ConfigError("enable_musan", f"finds no musan_cuts*.jsonl.gz in {manifest_dir}: prepare MUSAN first")
+        raise ConfigError(
+            "enable_musan",
+            f"finds no musan_cuts*.jsonl.gz in {manifest_dir}: prepare MUSAN first, or a folder by prepare_noise",
+        )
     return CutSet.from_cuts(cut for path in paths for cut in read_cuts(path))
 
 

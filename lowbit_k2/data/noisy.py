@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -63,30 +63,40 @@ class Condition:
         return cls(name, steps, levels[0] if levels else None)
 
 
-def read_noises(folder: Path, sampling_rate: int) -> list[np.ndarray]:
-    """All audio files below a folder, in the order of their names. -> float32 (n,) each
+def find_noises(folder: Path) -> dict[str, Path]:
+    """All audio files below a folder by their paths in it, sorted.
 
     Raises:
-      UserError: there are none, or one cannot be read.
+      UserError: there are none.
     """
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in AUDIO)
     if not paths:
         raise UserError(f"{folder} holds no audio ({', '.join(AUDIO)}): give a folder of noises, as MUSAN's noise/")
-    noises = [np.concatenate(list(AudioFile(path, sampling_rate).blocks())) for path in paths]
-    loud = [noise for noise in noises if np.any(noise)]
+    return {path.relative_to(folder).as_posix(): path for path in paths}
+
+
+def read_noises(folder: Path, sampling_rate: int) -> dict[str, np.ndarray]:
+    """All audio files below a folder, but for those of silence, as `find_noises` names them. -> float32 (n,) each
+
+    Raises:
+      UserError: there are none, or one cannot be read.
+    """
+    paths = find_noises(folder)
+    noises = {name: np.concatenate(list(AudioFile(path, sampling_rate).blocks())) for name, path in paths.items()}
+    loud = {name: noise for name, noise in noises.items() if np.any(noise)}
     if not loud:
         raise UserError(f"{folder} holds nothing but silence")
     return loud
 
 
 def degrade(
-    speech: np.ndarray, sampling_rate: int, condition: Condition, noises: Sequence[np.ndarray], key: str
+    speech: np.ndarray, sampling_rate: int, condition: Condition, noises: Mapping[str, np.ndarray], key: str
 ) -> np.ndarray:
     """One utterance under a condition.
 
     Args:
       speech: (n,) float32.
-      noises: at the same rate; not looked at without an SNR.
+      noises: by name, at the same rate; not looked at without an SNR.
       key: names the draws, e.g. seed and id.
 
     Returns:
@@ -100,14 +110,19 @@ def degrade(
         if step in steps:
             speech = steps[step](speech)
         else:
-            noise = draw_noise(noises, len(speech), random.Random(f"{key}/noise"))
-            speech = mix(speech, noise, condition.snr)
+            name, rng = draw_noise(noises, key)
+            speech = mix(speech, stretch_of(noises[name], len(speech), rng), condition.snr)
     return speech.astype(np.float32)
 
 
-def draw_noise(noises: Sequence[np.ndarray], size: int, rng: random.Random) -> np.ndarray:
-    """A stretch of one noise, from anywhere in it; a shorter one is repeated. -> (size,)"""
-    noise = rng.choice(noises)
+def draw_noise(names: Iterable[str], key: str) -> tuple[str, random.Random]:
+    """The noise that an utterance gets at any level, and the generator that draws where in it."""
+    rng = random.Random(f"{key}/noise")
+    return rng.choice(list(names)), rng
+
+
+def stretch_of(noise: np.ndarray, size: int, rng: random.Random) -> np.ndarray:
+    """A stretch from anywhere in a noise; a shorter one is repeated. -> (size,)"""
     start = rng.randrange(max(1, len(noise) - size + 1))
     stretch = np.resize(noise[start:], size) if len(noise) < size else noise[start : start + size]
     return stretch if np.any(stretch) else np.resize(noise, size)
@@ -152,7 +167,9 @@ def in_room(speech: np.ndarray, sampling_rate: int, rng: random.Random) -> np.nd
     try:
         import pyroomacoustics
     except ImportError:
-        raise UserError("rooms need the package pyroomacoustics: pip install pyroomacoustics") from None
+        raise UserError(
+            "rooms need pyroomacoustics, which is not installed: pip install -r requirements-rooms.txt"
+        ) from None
     size = [rng.uniform(*span) for span in SIZES]
     seconds = rng.uniform(*REVERBERATION)
     absorption, order = pyroomacoustics.inverse_sabine(seconds, size)
@@ -180,11 +197,12 @@ def reverberate(speech: np.ndarray, response: np.ndarray) -> np.ndarray:
     return heard * (power / found) ** 0.5 if found else heard
 
 
-def noisy_cut(cut: Cut, samples: np.ndarray, condition: Condition, path: Path) -> MonoCut:
-    """Write the audio, and a cut of the same id and supervisions on it; `snr` is among its own fields.
+def noisy_cut(cut: Cut, samples: np.ndarray, custom: dict[str, str | float], path: Path) -> MonoCut:
+    """Write the audio, and a cut of the same id and supervisions on it.
 
     Args:
       samples: (n,), at the cut's rate.
+      custom: the cut's own fields.
       path: FLAC of 16 bits.
     """
     import soundfile
@@ -198,14 +216,20 @@ def noisy_cut(cut: Cut, samples: np.ndarray, condition: Condition, path: Path) -
         )
     recording = Recording.from_file(path, recording_id=cut.id)
     supervisions = [fastcopy(s, recording_id=cut.id, channel=0) for s in cut.supervisions]
-    custom = {"condition": condition.name, **({} if condition.snr is None else {"snr": condition.snr})}
     return fastcopy(recording.to_cut(), id=cut.id, supervisions=supervisions, custom=custom)
 
 
 def noisy_copy(
-    cuts: CutSet, condition: Condition, noises: Sequence[np.ndarray], folder: Path, seed: int, sampling_rate: int
+    cuts: CutSet,
+    condition: Condition,
+    noises: Mapping[str, np.ndarray],
+    folder: Path,
+    seed: int,
+    sampling_rate: int,
 ) -> CutSet:
     """All cuts under a condition, their audio written into a folder; shows progress.
+
+    The condition's name, with noise its `snr` and the name of the `noise`, are among the cuts' own fields.
 
     Raises:
       UserError: audio that cannot be read.
@@ -223,6 +247,9 @@ def noisy_copy(
             speech = cut.drop_features().resample(sampling_rate).load_audio()[0]
         except Exception as error:  # the audio libraries have no common class
             raise UserError(unreadable(cut, "recording", error)) from None
-        samples = degrade(speech, sampling_rate, condition, noises, f"{seed}/{cut.id}")
-        made.append(noisy_cut(cut.resample(sampling_rate), samples, condition, folder / f"{cut.id}.flac"))
+        key, custom = f"{seed}/{cut.id}", {"condition": condition.name}
+        if condition.snr is not None:
+            custom |= {"snr": condition.snr, "noise": draw_noise(noises, key)[0]}
+        samples = degrade(speech, sampling_rate, condition, noises, key)
+        made.append(noisy_cut(cut.resample(sampling_rate), samples, custom, folder / f"{cut.id}.flac"))
     return CutSet.from_cuts(made)

@@ -49,7 +49,7 @@ def add_noise(
         raise ConfigError("noise_dir", "is missing: conditions with an SNR take their noises from a folder")
     source, features = cuts_path(manifest_dir, corpus, split), read_feature_config(manifest_dir)
     cuts = read_cuts(source)
-    noises = read_noises(noise_dir, features.sampling_rate) if noisy else []
+    noises = read_noises(noise_dir, features.sampling_rate) if noisy else {}
     names = sorted(p.relative_to(noise_dir).as_posix() for p in noise_dir.rglob("*") if p.is_file()) if noisy else []
     of_noises = [[name, sha256(noise_dir / name)] for name in names]
     for condition in conditions:

@@ -189,7 +189,7 @@ def _of_results(path: Path, value: dict[str, Any]) -> Experiment:
     seed = value.get("seed")
     name = f"{value.get('label', path.stem)}" + (f", seed {seed}" if seed is not None else "")
     fold = f" of fold {value['fold']}" if value.get("fold") else ""
-    found = Experiment(name, path.stem)
+    found = Experiment(name, f"{path.resolve().parent.name}/{path.stem}")
     try:
         for e in value["evaluations"]:
             for method, errors in e["errors"].items():

@@ -44,6 +44,7 @@ NAMES["mixed"] = "mixed, stochastic"
 STYLE_VARIABLES = (*COLOURS, "page", "wrong", "lost", "added")  # that report.css defines, light and dark
 WIDTH, HEIGHT = 4.8, 3.3  # inches
 SIGNIFICANT = 0.05
+DASHES, MOST_NAMED = ("-", "--", ":", "-."), 6  # of systems in the figure of noise; of more, none is named
 PUBLISHED = Path(__file__).with_name("published.json")
 LAYER = re.compile(r"(?P<layer>.*?layers\.\d+)\.(?P<rest>.+)")
 
@@ -126,23 +127,34 @@ def _top(scores: Sequence[Score]) -> float:
 
 
 def noise(cells: Sequence[NoiseCell]) -> Figure:
-    """WER against the level of noise, a line for each system and precision; crosses: significantly worse than float."""
+    """WER against the level of noise, a line for each system and precision; crosses: significantly worse than float.
+
+    Colours tell precisions, dashes systems of the same precision.
+    """
     figure, axes = new_figure()
     lines: dict[tuple[str, str], list[NoiseCell]] = {}
     for cell in cells:
         if cell.snr is not None:
             lines.setdefault((cell.system, cell.precision), []).append(cell)
-    for (_, precision), own in lines.items():
+    drawn: dict[str, int] = {}  # lines of each colour
+    for (system, precision), own in lines.items():
         own.sort(key=lambda cell: cell.snr)
         colour = COLOURS[colour_of(precision)]
-        axes.plot([c.snr for c in own], [100 * c.rate for c in own], "-", color=colour, linewidth=1.4)
+        dashes = DASHES[drawn.setdefault(colour, 0) % len(DASHES)]
+        drawn[colour] += 1
+        label = textwrap.shorten(f"{precision} bit, {system}", 44, placeholder=" ...")
+        axes.plot([c.snr for c in own], [100 * c.rate for c in own], dashes, color=colour, linewidth=1.4, label=label)
         for c in own:
             worse = c.worse and c.p is not None and c.p < SIGNIFICANT
             axes.plot([c.snr], [100 * c.rate], "X" if worse else "o", color=colour, markersize=8 if worse else 4)
+    levels = sorted({cell.snr for own in lines.values() for cell in own})
+    axes.set_xticks(levels, [f"{level:g}" for level in levels])
     axes.set_xlabel("dB of speech over noise")
     axes.set_ylabel("%WER")
     axes.set_ylim(bottom=0)
     axes.invert_xaxis()
+    if 0 < len(lines) <= MOST_NAMED:
+        axes.legend(fontsize=8, frameon=False, labelcolor=COLOURS["muted"], loc="upper left")
     return figure
 
 
@@ -307,6 +319,7 @@ def deletions(counts: Mapping[str, Mapping[int, int]], precisions: Mapping[str, 
     axes.set_yticks(range(len(counts)), [textwrap.fill(name, 26) for name in counts], fontsize=8)
     axes.set_ylim(len(counts) - 0.5, -0.5)
     axes.set_xlabel("runs of deleted words")
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.grid(axis="y", visible=False)
     axes.margins(x=0.2)
     return figure

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from lowbit_k2.errors import UserError
 from lowbit_k2.report.experiments import Score
 from lowbit_k2.report.text import p_value, reference_of
+from lowbit_k2.scoring.detail import format_runs
 from lowbit_k2.tables import markdown_table
 
 CLEAN = "clean"
@@ -27,6 +28,7 @@ class NoiseCell:
       rate: word errors over reference words.
       errors: of which MAPSSWE tells whether they are others than float's under the same condition: `p`.
       lost: rate over the system's own on the clean set.
+      runs: of deleted words, how many of at least so many, where what was recognised was kept.
     """
 
     condition: str
@@ -38,6 +40,7 @@ class NoiseCell:
     p: float | None
     worse: bool
     lost: float | None
+    runs: dict[int, int] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
@@ -45,8 +48,13 @@ class NoiseCell:
 
     def __str__(self) -> str:
         """`12.68 **`; stars where it is worse than float, plus signs where it is better."""
-        marks = next((mark for limit, mark in MARKS if self.p is not None and self.p < limit), "")
-        return f"{100 * self.rate:.2f} {marks if self.worse else marks.replace('*', '+')}".strip()
+        return marked(self.rate, self.p, self.worse)
+
+
+def marked(rate: float, p: float | None, worse: bool) -> str:
+    """A rate in percent and its marks, as NOTE has them."""
+    marks = next((mark for limit, mark in MARKS if p is not None and p < limit), "")
+    return f"{100 * rate:.2f} {marks if worse else marks.replace('*', '+')}".strip()
 
 
 def condition_of(test_set: str, clean: str) -> str | None:
@@ -58,7 +66,9 @@ def condition_of(test_set: str, clean: str) -> str | None:
 
 
 def noise_cells(scores: Sequence[Score], clean: str, method: str) -> list[NoiseCell]:
-    """All systems under all conditions, the clean set first, then by falling SNR, then others by name.
+    """Systems under all conditions, the clean set first, then by falling SNR, then others by name.
+
+    Systems that were decoded on no noisy copy are left out.
 
     Raises:
       UserError: no such results, or none of a noisy copy.
@@ -70,8 +80,9 @@ def noise_cells(scores: Sequence[Score], clean: str, method: str) -> list[NoiseC
     if all(s.test_set == clean for s in own):
         raise UserError(f"there are no results of noisy copies of {clean}: make some with add_noise, and decode them")
     at_clean = {s.label: s.stats.rate for s in own if s.test_set == clean}
+    in_noise = {s.label for s in own if s.test_set != clean}
     cells = []
-    for s in own:
+    for s in (s for s in own if s.label in in_noise):
         condition = condition_of(s.test_set, clean)
         match = SNR.fullmatch(condition)
         reference = reference_of(s, own)
@@ -87,23 +98,33 @@ def noise_cells(scores: Sequence[Score], clean: str, method: str) -> list[NoiseC
                 p_value(s, reference) if compared else None,
                 compared and s.stats.rate > reference.stats.rate,
                 s.stats.rate / at_clean[s.label] if at_clean.get(s.label) else None,
+                s.runs(),
             )
         )
     return sorted(cells, key=lambda c: (c.condition != CLEAN, c.snr is None, -(c.snr or 0), c.condition))
 
 
-def noise_rows(cells: Sequence[NoiseCell]) -> tuple[list[str], list[list[str]]]:
-    """Head and rows of a table: a row for each condition, a column for each system and precision."""
-    columns = list(dict.fromkeys((c.system, c.precision) for c in cells))
+def noise_rows(
+    cells: Sequence[NoiseCell], shown: Callable[[NoiseCell], str] = str
+) -> tuple[list[str], list[list[str]]]:
+    """Head and rows of a table: a row for each system and precision, a column for each condition.
+
+    Args:
+      shown: what is in a cell of the table.
+    """
+    conditions = {c.condition: c.condition if c.snr is None else f"{c.snr:g} dB" for c in cells}
     rows = []
-    for condition in dict.fromkeys(c.condition for c in cells):
-        found = {(c.system, c.precision): c for c in cells if c.condition == condition}
-        snr = next(iter(found.values())).snr
-        name = condition if snr is None else f"{snr:g} dB"
-        rows.append([name, *(str(found[column]) if column in found else "-" for column in columns)])
-    return ["%WER", *(f"{name}, {bits} bit" for name, bits in columns)], rows
+    for system, precision in dict.fromkeys((c.system, c.precision) for c in cells):
+        found = {c.condition: c for c in cells if (c.system, c.precision) == (system, precision)}
+        rows.append([system, precision, *(shown(found[name]) if name in found else "-" for name in conditions)])
+    return ["system", "bits", *conditions.values()], rows
+
+
+def runs_of(cell: NoiseCell) -> str:
+    """`3/1/0` runs of so many deleted words and more."""
+    return "-" if cell.runs is None else format_runs(cell.runs)
 
 
 def format_noise(cells: Sequence[NoiseCell]) -> str:
     """Markdown."""
-    return f"{markdown_table(*noise_rows(cells))}\n\n{NOTE}"
+    return f"%WER\n\n{markdown_table(*noise_rows(cells))}\n\n{NOTE}"

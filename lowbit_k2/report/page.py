@@ -15,7 +15,7 @@ from lowbit_k2.fileio import atomic_write
 from lowbit_k2.progress import progress_bar
 from lowbit_k2.report import figures, text
 from lowbit_k2.report.experiments import Experiment, Score, read_experiment
-from lowbit_k2.report.noise import NOTE, condition_of, noise_cells, noise_rows
+from lowbit_k2.report.noise import NOTE, condition_of, noise_cells, noise_rows, runs_of
 from lowbit_k2.report.text import escaped
 from lowbit_k2.scoring.detail import by_length, group_rows
 
@@ -142,10 +142,11 @@ def _by_test(scores: Sequence[Score]) -> Iterator[tuple[str, str, list[Score]]]:
         yield *key, [s for s in scores if (s.test_set, s.method) == key]
 
 
-def is_noisy(test_set: str, scores: Sequence[Score]) -> bool:
-    """Whether it is a copy of another test set, which has figures of its own."""
-    others = {s.test_set for s in scores} - {test_set}
-    return any(condition_of(test_set, clean) for clean in others)
+def _not_noisy(scores: Sequence[Score]) -> list[Score]:
+    """Those that are of no noisy copy of another test set: these have a section of their own."""
+    names = {s.test_set for s in scores}
+    noisy = {name for name in names if any(condition_of(name, clean) for clean in names - {name})}
+    return [s for s in scores if s.test_set not in noisy]
 
 
 def _sizes_and_errors(page: _Page, scores: Sequence[Score]) -> None:
@@ -154,12 +155,12 @@ def _sizes_and_errors(page: _Page, scores: Sequence[Score]) -> None:
         "Bars: 95% intervals by bootstrap over utterances. Systems that fail altogether may lie above the axis.",
     )
     elements = []
-    for test_set, method, own in _by_test(scores):
+    for test_set, method, own in _by_test(_not_noisy(scores)):
         rivals = [
             (p["system"], p["bits"], p["mb"], p["wer"][test_set]) for p in figures.published() if test_set in p["wer"]
         ]
         sized = [s for s in own if s.num_bytes is not None]
-        if sized and not is_noisy(test_set, scores):
+        if sized:
             drawn = figures.error_rates(sized, rivals)
             elements.append(page.figure(f"wer-mb-{test_set}-{method}", f"{test_set}, {method}", drawn))
     for test_set in LIBRISPEECH:
@@ -168,9 +169,10 @@ def _sizes_and_errors(page: _Page, scores: Sequence[Score]) -> None:
             drawn = figures.published_rates([test_set])
             elements.append(page.figure(f"published-{test_set}", f"Published, {test_set}", drawn, note))
     page.grid(elements)
-    for number, (test_set, method, own) in enumerate(_by_test(scores)):
+    for number, (test_set, method, own) in enumerate(_by_test(_not_noisy(scores))):
         opened = " open" if number < 2 and len(own) <= 12 else ""
-        page.add(f"<details{opened}><summary>{escaped(test_set)}, {escaped(method)}: {len(own)} systems</summary>")
+        systems = f"{len(own)} system{'s' * (len(own) != 1)}"
+        page.add(f"<details{opened}><summary>{escaped(test_set)}, {escaped(method)}: {systems}</summary>")
         page.add(f'<div class="card">{text.score_table(own, scores)}</div></details>')
 
 
@@ -186,14 +188,16 @@ def _noise(page: _Page, scores: Sequence[Score]) -> None:
             cells = noise_cells(own, test_set, method)
             title = f"{test_set}, {method}"
             elements.append(page.figure(f"noise-{test_set}-{method}", title, figures.noise(cells)))
-            head, rows = noise_rows(cells)
-            tables.append(
-                f'<div class="card"><h3>{escaped(title)}</h3>{text.table(head, text.escaped_rows(rows))}</div>'
+            rates, runs = (
+                text.table(head, text.escaped_rows(rows))
+                for head, rows in (noise_rows(cells), noise_rows(cells, runs_of))
             )
+            runs = f"<details><summary>runs of 3+/5+/11+ deleted words</summary>{runs}</details>"
+            tables.append(f'<div class="card"><h3>{escaped(title)}: %WER</h3>{rates}{runs}</div>')
     if elements:
         page.section("Noise", f"{escaped(NOTE)}. Crosses: worse than float, p &lt; {figures.SIGNIFICANT:g}.")
         page.grid(elements)
-        page.add("<p></p>", *tables)
+        page.add("<p></p>", '<div class="stack">', *tables, "</div>")
 
 
 def _layers(page: _Page, found: Sequence[Experiment]) -> None:
@@ -221,14 +225,14 @@ def _training(page: _Page, found: Sequence[Experiment]) -> None:
 
 def _deletions(page: _Page, scores: Sequence[Score]) -> None:
     """Only systems that lose phrases; the number of the others is said."""
-    known = [(s, runs) for s in scores if (runs := s.runs()) is not None]
+    known = [s for s in _not_noisy(scores) if s.runs() is not None]
     if not known:
         return
     page.section(
         "Runs of deleted words, and errors by length", "Models of few bits that are too weak lose whole phrases."
     )
     elements, quiet = [], []
-    for test_set, method, own in _by_test([s for s, _ in known]):
+    for test_set, method, own in _by_test(known):
         runs = {s.label: s.runs() for s in own}
         losing = sorted((label for label in runs if any(runs[label].values())), key=lambda n: -min(runs[n].items())[1])
         if losing:
@@ -238,7 +242,7 @@ def _deletions(page: _Page, scores: Sequence[Score]) -> None:
         if len(runs) > len(losing):
             quiet.append(f"{escaped(test_set)}, {escaped(method)}: {len(runs) - len(losing)} of {len(runs)}")
     page.grid(elements)
-    for test_set, method, own in _by_test([s for s, _ in known]):
+    for test_set, method, own in _by_test(known):
         head, rows = group_rows({s.label: by_length(s.results) for s in own})
         page.add(f"<details><summary>{escaped(test_set)}, {escaped(method)}: %WER by words of the reference</summary>")
         page.add(f'<div class="card">{text.table(head, text.escaped_rows(rows))}</div></details>')

@@ -379,8 +379,10 @@ def test_a_table_that_has_drifted_is_seen(monkeypatch: pytest.MonkeyPatch, tmp_p
     monkeypatch.setattr(tables, "ROWS", [row for row in tables.ROWS if row.system.methods == tables.RNNT])
     monkeypatch.setattr(tables, "FOLD_ROWS", [])
     monkeypatch.setattr(tables, "noise_table", lambda: "none")
+    for name in ("trained_in_noise_table", "failures_table", "audit_table"):
+        monkeypatch.setattr(tables, name, lambda: "")
     text, page = (AN4 / "RESULTS.md").read_text(), tmp_path / "RESULTS.md"
-    text = fill_sections(text, {"verdicts": tables.verdicts(), "noise": "none"})
+    text = fill_sections(text, {"verdicts": tables.verdicts(), "noise": "none", "failures": "", "audit": ""})
     page.write_text(text)
     tables.write_results(page, check=True)
     page.write_text(text.replace("| 4/6/42 |", "| 4/6/41 |"))
@@ -414,23 +416,24 @@ def test_no_generated_table_goes_unchecked() -> None:
         page.parent.name: set(re.findall(r"^<!-- (?!end of)(\S+) -->$", page.read_text(), flags=re.MULTILINE))
         for page in AN4.parent.glob("*/RESULTS.md")
     }
-    assert {"ctc", "transducer", "verdicts"} <= generated["an4"] <= {*tables.SECTIONS.values(), "verdicts", "noise"}
+    known = {*tables.SECTIONS.values(), "verdicts", "noise", "trained-in-noise", "failures", "audit"}
+    assert {"ctc", "transducer", "verdicts"} <= generated["an4"] <= known
     assert generated["librispeech"] == {"language-models"}  # test_rows_lm.py
     del generated["an4"], generated["librispeech"]
     assert {recipe: names for recipe, names in generated.items() if names} == {}
 
 
 def test_verdicts_of_the_folds_that_are_done(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    tables = local_module(AN4 / "local", "tables")
+    tables, result_files = (local_module(AN4 / "local", name) for name in ("tables", "result_files"))
 
-    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    monkeypatch.setattr(result_files, "RESULTS", tmp_path)
     for row in tables.FOLD_ROWS:
         if row.seed == 1 and row.fold <= 2 and row.system.name in (tables.REFERENCE, "naive1-l2"):
             right, wrong = ["GO", "HOME", "NOW"], ["GO", "HOME", "ON"]
             names = [f"an1-s{row.fold}{n % 12}-{n}" for n in range(48)]
             bad = 6 if row.system.name == tables.REFERENCE else 1
             found = [(name, right, wrong if n % bad == 0 else right) for n, name in enumerate(names)]
-            path = tables.recogs_path(tables.result_path(row), row.system.compared, "ctc-greedy-search")
+            path = tables.kept_recogs(tables.result_path(row), row.system.compared, "ctc-greedy-search")
             write_recogs(path, found)
     lines = tables.verdicts().splitlines()
     assert len(lines) == 3 and lines[2].startswith("| naive 1-bit | greedy | 2 | 5.56 | 33.33 | +500.0% |")

@@ -91,7 +91,7 @@ def test_the_table_of_the_results_has_not_drifted(
     call(SCRIPT, "results", "--check", "true").good()
     text, page = rows.PAGE.read_text(), tmp_path / "RESULTS.md"
     page.write_text(text.replace("| float-on | 32 |", "| float-on | 31 |"))
-    with pytest.raises(UserError, match="another table than"):
+    with pytest.raises(UserError, match="other tables than"):
         rows.write_results(page, check=True)
     rows.write_results(page, check=False)
     assert page.read_text() == text

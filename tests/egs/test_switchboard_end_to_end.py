@@ -14,7 +14,7 @@ from lowbit_k2.data.features import read_feature_config
 from lowbit_k2.data.manifests import load_cuts
 from lowbit_k2.k2_compat import has_k2
 from lowbit_k2.train.checkpoint import load_checkpoint
-from tests.egs.scripts import ROOT, TINY, Flag, Run, call, files_of, spawn
+from tests.egs.scripts import ROOT, TINY, Flag, Run, call, files_of, local_module, spawn
 from tests.egs.swbd_discs import write_discs
 
 SWITCHBOARD = ROOT / "egs/switchboard"
@@ -99,7 +99,19 @@ def test_simulated_calls_are_decoded_and_scored(exp: Path, data: Path) -> None:
     assert load_checkpoint(exp / "epoch-1.pt").meta["features"]["sampling_rate"] == 8000
     methods = [name for name in CTC if "nbest" not in name]
     where = ["--exp-dir", exp, "--data-dir", data, "--lang-dir", data / "lang_bpe_60"]
-    run = call(SWITCHBOARD / "evaluate.py", *where, "--precisions", 2, 1, "--decoding-method", ",".join(methods)).good()
+    run = call(
+        SWITCHBOARD / "evaluate.py",
+        *where,
+        "--precisions",
+        2,
+        1,
+        "--decoding-method",
+        ",".join(methods),
+        "--output",
+        exp / "scores.json",
+    ).good()
+    table = local_module(SWITCHBOARD / "local", "score_table")
+    assert table.format_scores(table.read_scores(exp / "scores.json")) in run.out
     head, _, *rows, scorer = run.out.splitlines()[-5:]
     for method in methods:
         assert all(f"%WER {part}, {method} |" in head for part in ("swbd", "callhm", "all"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import pytest
 from lowbit_k2.packed import PackedModel, PackedTensor, write_packed
 from lowbit_k2.report.experiments import RECOGS, read_experiment
 from lowbit_k2.report.figures import COLOURS, STYLE_VARIABLES, published
-from lowbit_k2.report.noise import condition_of, format_noise, noise_cells
+from lowbit_k2.report.noise import condition_of, format_noise, noise_cells, noise_rows, runs_of
 from lowbit_k2.report.text import alignment
 from lowbit_k2.scoring.recogs import write_recogs
 from lowbit_k2.scoring.wer import aligned
@@ -259,8 +260,11 @@ def test_the_table_of_noise(experiments: Path) -> None:
     assert str(found["clean", "cotrain", "1"]) == "23.81 **" and str(found["clean", "cotrain", "2"]) == "4.76"
     assert found["snr5", "cotrain", "1"].p == 1 and found["snr5", "cotrain", "1"].lost == pytest.approx(1)
     lines = format_noise(cells).splitlines()
-    assert lines[0] == "| %WER | float, 32 bit | cotrain, 1 bit | cotrain, 2 bit |"
-    assert lines[2] == "| clean | 4.76 | 23.81 ** | 4.76 |" and lines[3] == "| 5 dB | 23.81 | 23.81 | 23.81 |"
+    assert lines[2] == "| system | bits | clean | 5 dB |"
+    assert lines[4:6] == ["| float | 32 | 4.76 | 23.81 |", "| cotrain | 1 | 23.81 ** | 23.81 |"]
+    assert noise_rows(cells, runs_of)[1][0] == ["float", "32", "0/0/0", "10/10/0"]
+    only_clean = [replace(s, system="new") for s in scores if s.test_set == "test"]
+    assert noise_cells([*scores, *only_clean], "test", "ctc-greedy-search") == cells
     out = call(MAIN, "noise", *folders, "--json").good().out
     assert [cell["errors"] for cell in json.loads(out)] == [c.errors for c in cells]
 

@@ -7,21 +7,16 @@ from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
-from systems import COLUMNS, CTC, HLG, LATTICE, RNNT, ROWS, STREAMED, Row
-from tables import fill, result_path
+from result_files import result_path
+from systems import COLUMNS, FAMILIES, ROWS, Row
+from tables import COMMAND
 
 from lowbit_k2.asr.evaluation import Evaluation
 from lowbit_k2.fileio import read_json
 from lowbit_k2.report.figures import COLOURS, NAMES, colour_of, megabytes, new_figure
-from lowbit_k2.tables import markdown_table
+from lowbit_k2.tables import fill_page, markdown_table
 
 SECTION = "an4"  # of README.md
-FAMILIES = {
-    CTC: ("Conformer, CTC", "o", HLG),
-    LATTICE: ("TDNN-F, LF-MMI", "s", HLG),
-    RNNT: ("Conformer, transducer", "^", "modified_beam_search"),
-    STREAMED: ("LSTM, transducer", "D", "modified_beam_search"),
-}
 HEADLINES = (  # system, bits: of every family float, the smallest, and what is near either
     ("float", "32"),
     ("naive1", "1"),
@@ -74,7 +69,7 @@ def write_headlines(page: Path, picture: Path, check: bool) -> None:
       UserError: `check`, and the page has another table.
     """
     found = headlines()
-    if fill(page, {SECTION: headline_table(found)}, check):
+    if fill_page(page, {SECTION: headline_table(found)}, COMMAND, check):
         draw(found, picture)
 
 

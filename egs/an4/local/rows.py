@@ -4,7 +4,9 @@
 ./local/rows.py train --exp-root exp/rows --use-bf16 true      # all rows, one after the other; call again to go on
 ./local/rows.py train --exp-root exp/rows --only float-s1
 ./local/rows.py evaluate --exp-root exp/rows                   # trained rows: test set, sizes -> results/*.json
+./local/rows.py train --only hand16-noise-s1 --noise-dir NOISES # with some of ESC-10's noises; first its float row
 ./local/rows.py noise --noise-dir NOISES                       # float and 1 bit in noise, dev and test -> results/noise
+./local/rows.py audit                                          # every byte of packed files -> results/audit.json
 ./local/rows.py time --rounds 20                               # seconds per update, interleaved -> timing.json
 ./local/rows.py results                                        # results/*.json and recogs -> the tables of RESULTS.md
 ./local/rows.py results --check true                           # are they those?
@@ -16,13 +18,13 @@ Every row has the same model, optimiser and augmentation (train.py's defaults); 
 
 from __future__ import annotations
 
-import gzip
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -34,32 +36,41 @@ use_project_interpreter()
 
 import torch
 from headlines import write_headlines
+from instruments import AUDIT, AUDITED, audit
+from noise_tables import CLIPS
+from noises import prepare_training_noise, write_clips
+from result_files import NOISE, RESULTS, TIMING, noisy_sets, result_path
 from systems import (
     CONDITIONS,
+    DEMO,
     FOLD_ROWS,
     NOISY_SETS,
     NOISY_SYSTEMS,
     NUM_FOLDS,
+    ROOMS,
     ROWS,
     SEARCH_FLAGS,
     SYSTEMS,
+    TRAINED_IN_NOISE,
     Row,
 )
-from tables import NOISE, RESULTS, TIMING, in_noise, recogs_path, result_path, write_results
+from tables import write_results
 from train import make_parser as make_training_parser
 from train import make_trainer
 
-from lowbit_k2.asr.evaluation import evaluate
+from lowbit_k2.asr.decoding import run_decode
+from lowbit_k2.asr.evaluation import Evaluation, evaluate
 from lowbit_k2.asr.exporting import ExportConfig, run_export
 from lowbit_k2.asr.model_io import PRETRAINED
 from lowbit_k2.asr.recognizer import DecodeConfig
-from lowbit_k2.asr.training import Run, set_up_device
+from lowbit_k2.asr.result_files import keep, sets_left
+from lowbit_k2.asr.training import Run, TrainingConfig, set_up_device
 from lowbit_k2.data.datamodule import AsrDataModule
 from lowbit_k2.data.manifests import load_cuts
 from lowbit_k2.data.noisy import Condition
 from lowbit_k2.data.tokenizer import load_tokenizer
 from lowbit_k2.errors import UserError, run_main
-from lowbit_k2.fileio import atomic_write, write_json
+from lowbit_k2.fileio import read_json, write_json
 from lowbit_k2.progress import progress_bar
 from lowbit_k2.recipe.add_noise import add_noise
 from lowbit_k2.recipe.flags import make_parser, str2bool
@@ -129,61 +140,80 @@ def evaluate_rows(rows: list[Row], exp_root: Path) -> None:
 def evaluate_in_noise(rows: list[Row], exp_root: Path, noise_dir: Path) -> None:
     """Make the noisy copies of dev and test that are not there yet, and evaluate rows on them, and without noise.
 
+    The 1-bit system whose packed file is in pretrained/ needs no training for it.
+
     Raises:
       UserError: a row is not trained.
     """
-    for r in rows:
-        if r.system.epochs not in numbered(exp_root / r.key, "epoch"):
-            raise UserError(f"{exp_root / r.key} is not trained: ./local/rows.py train --only {r.key}")
-    fbank = rows[0].data / "fbank"
+    fbank = RECIPE / "data/fbank"
     for split in NOISY_SETS:
-        add_noise(fbank, "an4", split, [Condition.parse(name) for name in CONDITIONS], noise_dir)
+        add_noise(fbank, "an4", split, [Condition.parse(name) for name in (*CONDITIONS, *ROOMS)], noise_dir)
+    write_clips(CLIPS, noise_dir, {split: load_cuts(fbank, "an4", f"{split}-{CONDITIONS[0]}") for split in NOISY_SETS})
+    sets = [name for split in NOISY_SETS for name in noisy_sets(split).values()]
     for r in rows:
-        evaluate_row(r, exp_root, result_path(r, NOISE), [name for split in NOISY_SETS for name in in_noise(split)])
+        target = result_path(r, NOISE)
+        if r.system.epochs in numbered(exp_root / r.key, "epoch"):
+            evaluate_row(r, exp_root, target, sets)
+        elif r.system.name == DEMO and target.is_file():
+            decode_demo(r, exp_root, target, sets)
+        else:
+            raise UserError(f"{exp_root / r.key} is not trained: ./local/rows.py train --only {r.key}")
 
 
 def evaluate_row(r: Row, exp_root: Path, target: Path, test_sets: Sequence[str] = ("test",)) -> None:
-    """Decode and pack a row, unless there are results; keep what was recognised beside them."""
-    if target.is_file():
+    """Decode and pack a row on the sets that it has no results of; keep what was recognised beside them."""
+    left = sets_left(target, test_sets)
+    if not left:
         return
     system = r.system
-    decode = DecodeConfig(
+    evaluations = [
+        evaluation
+        for name in left
+        for evaluation in evaluate(
+            decoding(r, exp_root), system.precisions, name, lambda name=name: load_cuts(r.data / "fbank", "an4", name)
+        )
+    ]
+    progress = load_checkpoint(exp_root / r.key / f"epoch-{system.epochs}.pt").meta["progress"]
+    described = {
+        "row": system.name,
+        "label": system.label,
+        "seed": r.seed,
+        "fold": r.fold,
+        "flags": system.flags,
+        "lm_scale": system.lm_scale,
+        "date": time.strftime("%Y-%m-%d"),
+        "updates": progress["update"],
+        "seconds": round(progress["seconds"]),
+    }
+    keep(target, described, evaluations, exp_root / r.key, several=len(test_sets) > 1)
+
+
+def decode_demo(r: Row, exp_root: Path, target: Path, test_sets: Sequence[str]) -> None:
+    """The same with the model of pretrained/, whose sizes are those of the sets that have results."""
+    before = Evaluation(**read_json(target)["evaluations"][0])
+    config = replace(decoding(r, exp_root), packed=RECIPE / "pretrained/an4-1bit.safetensors")
+    for name in sets_left(target, test_sets):
+        found = run_decode(config, lambda name=name: {name: load_cuts(r.data / "fbank", "an4", name)})
+        decoded = {method: d for (_, method, _, _), d in found.items()}
+        on_disk = before.file_bytes, before.float_bytes
+        e = Evaluation.of(before.precision, name, decoded, on_disk, exp_root / r.key)
+        keep(target, {}, [e], exp_root / r.key, several=True)
+
+
+def decoding(r: Row, exp_root: Path) -> DecodeConfig:
+    return DecodeConfig(
         r.choice(exp_root),
-        decoding_method=",".join(system.methods),
+        decoding_method=",".join(r.system.methods),
         lang_dir=r.lang_dir,
-        lm_scale=(system.lm_scale,),
+        lm_scale=(r.system.lm_scale,),
         manifest_dir=r.data / "fbank",
         quiet=True,
     )
-    evaluations = [
-        evaluation
-        for name in test_sets
-        for evaluation in evaluate(
-            decode, system.precisions, name, lambda name=name: load_cuts(r.data / "fbank", "an4", name)
-        )
-    ]
-    for e in evaluations:
-        for method, path in e.recogs.items():
-            text = (exp_root / r.key / path).read_bytes()
-            kept = recogs_path(target, e.precision, method, e.test_set if len(test_sets) > 1 else "")
-            with atomic_write(kept) as temporary:
-                temporary.write_bytes(gzip.compress(text, mtime=0))
-    progress = load_checkpoint(exp_root / r.key / f"epoch-{system.epochs}.pt").meta["progress"]
-    write_json(
-        target,
-        {
-            "row": system.name,
-            "label": system.label,
-            "seed": r.seed,
-            "fold": r.fold,
-            "flags": system.flags,
-            "lm_scale": system.lm_scale,
-            "date": time.strftime("%Y-%m-%d"),
-            "updates": progress["update"],
-            "seconds": round(progress["seconds"]),
-            "evaluations": [e.to_dict() for e in evaluations],
-        },
-    )
+
+
+def training_config(r: Row, exp_root: Path = Path(), further: Sequence[str] = ()) -> TrainingConfig:
+    """As train.py takes it from the flags of a row."""
+    return read_training_flags(make_training_parser().parse_args([*r.flags(exp_root), *further]))
 
 
 def time_rows(rows: list[Row], exp_root: Path, rounds: int, further: list[str]) -> dict:
@@ -197,8 +227,8 @@ def time_rows(rows: list[Row], exp_root: Path, rounds: int, further: list[str]) 
     trainers = {}
     with tempfile.TemporaryDirectory() as folder:
         for name, r in sorted(kinds.items(), key=lambda item: ROWS.index(item[1])):
-            flags = [*r.flags(exp_root), "--exp-dir", f"{folder}/{name}", "--tensorboard", "false"]
-            config = read_training_flags(make_training_parser().parse_args([*flags, *further]))
+            flags = ["--exp-dir", f"{folder}/{name}", "--tensorboard", "false", *further]
+            config = training_config(r, exp_root, flags)
             data = AsrDataModule(config.data)
             alone = DistributedContext()
             run = Run(config, alone, set_up_device(config.run.num_threads, config.loop, alone), None)
@@ -229,11 +259,13 @@ def time_rows(rows: list[Row], exp_root: Path, rounds: int, further: list[str]) 
 
 def main() -> None:
     parser = make_parser(__doc__)
-    parser.add_argument("command", choices=("prepare", "train", "evaluate", "noise", "time", "results"))
+    parser.add_argument("command", choices=("prepare", "train", "evaluate", "noise", "audit", "time", "results"))
     parser.add_argument("--exp-root", type=Path, default=RECIPE / "exp/rows")
     parser.add_argument("--only", help="names of rows, by commas, e.g. float-s1,naive1-s1,float-f2-s1")
     parser.add_argument("--folds", type=str2bool, default=False, help="the rows of the cross-validation")
-    parser.add_argument("--noise-dir", type=Path, help="for `noise`: audio files of noises, in any folders below")
+    parser.add_argument(
+        "--noise-dir", type=Path, help="audio files of ESC-10: to `train` rows in noise, and for `noise`"
+    )
     parser.add_argument("--rounds", type=int, default=20, help="batches for `time`")
     parser.add_argument("--check", type=str2bool, default=False, help="for `results`: write nothing, say if it would")
     args, further = parser.parse_known_args()
@@ -247,11 +279,18 @@ def main() -> None:
         for fold in range(1, NUM_FOLDS + 1):
             subprocess.run([str(RECIPE / "prepare.sh"), "--fold", str(fold), *further], check=True)
     elif args.command == "train":
+        if args.noise_dir is not None:
+            prepare_training_noise(args.noise_dir, RECIPE / "data")
         train(rows, args.exp_root, further)
     elif args.command == "evaluate":
         evaluate_rows(rows, args.exp_root)
     elif args.command == "noise":
-        evaluate_in_noise([Row(SYSTEMS[name], 1) for name in NOISY_SYSTEMS], args.exp_root, args.noise_dir)
+        if not args.only:
+            rows = [Row(SYSTEMS[name], 1) for name in (*NOISY_SYSTEMS, *TRAINED_IN_NOISE)]
+        evaluate_in_noise(rows, args.exp_root, args.noise_dir)
+    elif args.command == "audit":
+        audited = {f"{name}-{bits}": audit(training_config(Row(SYSTEMS[name], 1)), bits) for name, bits in AUDITED}
+        write_json(AUDIT, audited)
     elif args.command == "time":
         write_json(TIMING, time_rows(rows, args.exp_root, args.rounds, further))
         print(TIMING.read_text())

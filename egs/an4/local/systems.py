@@ -19,11 +19,20 @@ RNNT = ("greedy_search", "modified_beam_search", "fast_beam_search", "fast_beam_
 AS_AUTHORS = "--alpha-init one"
 LOSSLESS16 = 496_400  # bytes of the packed tensors of `tiny` at 1 bit by that preset: train.py --dry-run true
 REFERENCE, TDNNF = "float-linear", "tdnnf-float"  # what the others are compared with, and what FLOAT stands for
-NOISY_SYSTEMS, NOISY_SETS = (REFERENCE, "hand16"), ("dev", "test")  # of the table of noise; float is the first
-CONDITIONS = ("snr20", "snr10", "snr5", "snr0", "mulaw")
+# of the tables of noise: trained without it and with it, float first
+NOISY_SYSTEMS, TRAINED_IN_NOISE = (REFERENCE, "hand16"), ("float-noise", "hand16-noise")
+NOISY_SETS, CONDITIONS, ROOMS = ("dev", "test"), ("snr20", "snr10", "snr5", "snr0", "mulaw"), ("room", "room+snr10")
+DEMO = "hand16"  # whose packed file is in pretrained/
 LINEAR, SLOW_ALPHAS = "--lr-schedule linear", "--alpha-lr-scale 0.1"
+IN_NOISE = "--enable-musan true --cache-features false"  # of `local/rows.py train --noise-dir`
 TRANSDUCER = "--objective ctc-rnnt --rnnt-warm-step 1000"  # a CTC head, for two hours of speech
 STREAMED, LSTM = ("greedy_search", "modified_beam_search"), "lstm-float"
+FAMILIES = {  # by what decodes them: name, marker in the picture, search of the headlines
+    CTC: ("Conformer, CTC", "o", HLG),
+    LATTICE: ("TDNN-F, LF-MMI", "s", HLG),
+    RNNT: ("Conformer, transducer", "^", "modified_beam_search"),
+    STREAMED: ("LSTM, transducer", "D", "modified_beam_search"),
+}
 LSTM_FLAGS = "--model lstm-tiny --objective ctc-rnnt"
 COLUMNS = {
     GREEDY: "greedy",
@@ -221,6 +230,23 @@ SYSTEMS = {
             search=Search("kl20", "kl", "--ratio 20.5"),  # of the tensors: with header, tokens and settings over 20
         ),
         System("hand16", "1 bit by `lossless16`, 8 epochs from float, which teaches", FROM_FLOAT, ("1",), epochs=8),
+        System("float-noise", "float, trained in noise", f"--precisions 32 {LINEAR} {IN_NOISE}", ("32",)),
+        System(
+            "hand16-noise",
+            "1 bit by `lossless16`, 8 epochs from it, all in noise",
+            f"{FROM_FLOAT} {IN_NOISE}",
+            ("1",),
+            epochs=8,
+            reference="float-noise",
+        ),
+        System(
+            "hand2-noise",
+            "2 bits by `lossless16`, 8 epochs from it, all in noise",
+            f"{FROM_FLOAT} {IN_NOISE}".replace("--precisions 1", "--precisions 2"),
+            ("2",),
+            epochs=8,
+            reference="float-noise",
+        ),
         System(
             "searched16",
             "its bytes by descent, 8 epochs from float, which teaches",

@@ -38,11 +38,11 @@ from lowbit_k2.asr.perplexity import per_word, row_log_probs
 from lowbit_k2.data.lm_text import TokenText, text_lines
 from lowbit_k2.data.text_config import TextConfig
 from lowbit_k2.errors import UserError, run_main
-from lowbit_k2.fileio import atomic_write, read_json, write_json
+from lowbit_k2.fileio import read_json, write_json
 from lowbit_k2.progress import progress_bar
 from lowbit_k2.recipe.flags import make_parser, str2bool
 from lowbit_k2.scoring.significance import paired_bootstrap
-from lowbit_k2.tables import fill_sections, markdown_table
+from lowbit_k2.tables import fill_page, markdown_table
 from lowbit_k2.train.checkpoint import numbered
 
 FLOAT, CONTROL, COTRAIN = "float", "float-on", "cotrain"
@@ -203,13 +203,7 @@ def write_results(page: Path, check: bool) -> None:
     Raises:
       UserError: `check`, and the page has another one.
     """
-    text = page.read_text()
-    filled = fill_sections(text, {SECTION: format_rows(read_json(RESULTS))})
-    if check and filled != text:
-        raise UserError(f"{page} has another table than {RESULTS}: run ./local/rows_lm.py results")
-    if filled != text:
-        with atomic_write(page) as target:
-            target.write_text(filled)
+    fill_page(page, {SECTION: format_rows(read_json(RESULTS))}, "./local/rows_lm.py results", check)
 
 
 def get_parser() -> argparse.ArgumentParser:
