@@ -221,3 +221,7 @@ def test_a_page_that_has_drifted_is_seen(page: ModuleType, tmp_path: Path, monke
     page.write_results(target, check=False)
     assert target.read_text() == text
     assert read_json(tmp_path / "hubert.json") == kept
+
+
+def test_the_tables_of_the_results_have_not_drifted() -> None:
+    call(SCRIPT, "results", "--check", "true").good()
