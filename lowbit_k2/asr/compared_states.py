@@ -45,15 +45,17 @@ def compare(student: Representation, teacher: Representation, module: WaveformMo
     if student.config.compared_on != teacher.config.compared_on:
         raise UserError("the two models differ in frames, layers, width or heads: compare a student with its teacher")
     criterion, total, frames, audio = RepresentationCriterion(), 0.0, 0, 0
-    spent = [0.0, 0.0]
+    spent = {"teacher": 0.0, "student": 0.0}
+    sides = [("teacher", teacher), ("student", student)]
     for batch in module.valid_batches(cuts):
-        found = []
-        for i, side in enumerate((teacher, student)):
+        found = {}
+        sides.reverse()  # whoever comes second finds the batch in the cache
+        for name, side in sides:
             start = time.process_time()
             with use_precision(side.loaded.model, side.allocation):
-                found.append(criterion(side.loaded.model, batch))
-            spent[i] += time.process_time() - start
-        total += float(divergence(as_targets(found[0].terms), found[1].terms, {}))
-        frames += found[0].num_frames
+                found[name] = criterion(side.loaded.model, batch)
+            spent[name] += time.process_time() - start
+        total += float(divergence(as_targets(found["teacher"].terms), found["student"].terms, {}))
+        frames += found["teacher"].num_frames
         audio += int(batch.input_lens.sum())
-    return Comparison(total / frames, spent[1], spent[0], audio / module.features.sampling_rate)
+    return Comparison(total / frames, spent["student"], spent["teacher"], audio / module.features.sampling_rate)

@@ -144,6 +144,8 @@ def test_rows_are_made_once(
         assert counts.shape == (6, 2) and counts[:, 1].sum() == 12
         assert own["asr"][GREEDY] == {"wer": counts[:, 0].sum() / 12}
     one = found["co-trained-1"]
+    assert set(found["filter-banks"]["commits"]) == {"probe"}
+    assert all(len(commits) == 1 and commits[0] for commits in one["commits"].values()) and len(one["commits"]) == 2
     assert one["keywords"]["tested"] == 2 and one["keywords"]["classes"] == 2
     assert one["speakers"]["tested"] == 2 and one["speakers"]["classes"] == 4
     packed = tmp_path / "exp/co-trained-1.safetensors"
@@ -221,3 +223,7 @@ def test_a_page_that_has_drifted_is_seen(page: ModuleType, tmp_path: Path, monke
     page.write_results(target, check=False)
     assert target.read_text() == text
     assert read_json(tmp_path / "hubert.json") == kept
+
+
+def test_the_tables_of_the_results_have_not_drifted() -> None:
+    call(SCRIPT, "results", "--check", "true").good()

@@ -13,9 +13,9 @@ from lowbit_k2.core.grids import HALF_BITS
 from lowbit_k2.core.hubert import HubertConfig
 from lowbit_k2.core.operations import Operations
 from lowbit_k2.errors import UserError
-from lowbit_k2.fileio import atomic_write, read_json
+from lowbit_k2.fileio import read_json
 from lowbit_k2.scoring.significance import paired_bootstrap
-from lowbit_k2.tables import fill_sections, markdown_table
+from lowbit_k2.tables import fill_page, markdown_table
 
 RECIPE = Path(__file__).resolve().parents[1]
 PAGE, RESULTS, SECTION, CLAIMS = RECIPE / "RESULTS-hubert.md", RECIPE / "results/hubert.json", "rows", "claims"
@@ -50,7 +50,7 @@ class Row:
 
 
 WEIGHTS_ALONE = ("--quant-config", "bit-l", "--input-bits", "0")
-TOGETHER = ",".join(map(str, BITS))
+TOGETHER = ",".join([*map(str, BITS), "sp"])  # and stochastic precision: a draw for each layer
 
 
 def _alone(name: str, *flags: str, scheme: str = "", inputs: str = "32") -> dict[str, Row]:
@@ -177,10 +177,6 @@ def write_results(page: Path, check: bool) -> None:
     Raises:
       UserError: `check`, and the page has others.
     """
-    text, found = page.read_text(), read_json(RESULTS)
-    filled = fill_sections(text, {SECTION: format_rows(found["rows"]), CLAIMS: format_claims(found["claims"])})
-    if check and filled != text:
-        raise UserError(f"{page} has other tables than {RESULTS}: run ./local/rows_hubert.py results")
-    if filled != text:
-        with atomic_write(page) as target:
-            target.write_text(filled)
+    found = read_json(RESULTS)
+    sections = {SECTION: format_rows(found["rows"]), CLAIMS: format_claims(found["claims"])}
+    fill_page(page, sections, "./local/rows_hubert.py results", check)

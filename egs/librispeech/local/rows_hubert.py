@@ -104,9 +104,15 @@ class Table:
             own = {"asr": self.recognise(name, self.filter_banks(), num_states=1)}
         else:
             own = self.measure(name, self.trained(ROWS[name]))
-        machine = describe_machine(torch.device("cpu"), DistributedContext())
+        _, versions, _, machine = describe_machine(torch.device("cpu"), DistributedContext())
         own |= {"date": time.strftime("%Y-%m-%d"), "minutes": round((time.perf_counter() - start) / 60, 1)}
-        write_json(self.result(name), own | {"machine": machine[1:]})
+        own["commits"] = {part: commits_of(folder) for part, folder in self.trainings(name).items()}
+        write_json(self.result(name), own | {"machine": [versions, machine]})
+
+    def trainings(self, name: str) -> dict[str, Path]:
+        """Folders of what was trained for a row."""
+        own = {} if name == FBANK else {"training": self.root / ROWS[name].of}
+        return {**own, "probe": self.root / f"probe-{name}"}
 
     # --- training -----------------------------------------------------------------------------------------------
 
@@ -242,6 +248,12 @@ def word_errors(results: list[Result]) -> dict[str, Any]:
         stats = score([result])
         counts.append([stats.errors, stats.ref_words])
     return {"wer": sum(errors for errors, _ in counts) / sum(words for _, words in counts), "counts": counts}
+
+
+def commits_of(folder: Path) -> list[str]:
+    """Those of the source tree that a training ran at, in the order of its logs; "-dirty" where files had changed."""
+    lines = [line for log in sorted(folder.glob("log/*")) for line in log.read_text().splitlines()]
+    return list(dict.fromkeys(line.removeprefix("commit: ") for line in lines if line.startswith("commit: ")))
 
 
 def write_keywords(folder: Path, manifest_dir: Path) -> None:
