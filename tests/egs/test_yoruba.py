@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from lowbit_k2.data.manifests import load_cuts, read_split
+from lowbit_k2.errors import UserError
 from lowbit_k2.scoring.recogs import write_recogs
 from lowbit_k2.textfile import read_lines
-from tests.egs.scripts import ROOT, TINY, call, spawn
+from tests.egs.scripts import ROOT, TINY, call, local_module, spawn
 
 YORUBA = ROOT / "egs/yoruba"
 MANIFESTS, SCORE = YORUBA / "local/prepare_manifests.py", YORUBA / "local/score_tones.py"
@@ -83,3 +84,41 @@ def test_bad_corpora(corpus: Path, tmp_path: Path, text: str | None, words: str)
     assert not (tmp_path / "manifests").exists()
     line = call(MANIFESTS, "--corpus-dir", tmp_path / "no", "--manifest-dir", tmp_path / "manifests").error()
     assert "no corpus at" in line
+
+
+# --- the tables of results -------------------------------------------------------------------------------------
+
+
+def test_the_tables_of_the_results_have_not_drifted() -> None:
+    call(YORUBA / "local/rows.py", "results", "--check", "true").good()
+
+
+def test_tables_of_result_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Float makes one error of tone in every fourth utterance, 1 bit in every second, and one of letters in each."""
+    rows = local_module(YORUBA / "local", "rows")
+    monkeypatch.setattr(rows, "RESULTS", tmp_path / "results")
+    wrong = {"float": ("32", lambda n: ["\u00f2" if n % 4 == 0 else "\u00f3", "ba"])}
+    wrong["naive1"] = ("1", lambda n: ["\u00f2" if n % 2 == 0 else "\u00f3", "bi"])
+    for name, (precision, hypothesis) in wrong.items():
+        recogs = f"{rows.GREEDY}/recogs-test.txt"
+        write_recogs(tmp_path / recogs, [(f"u{n:02}", ["\u00f3", "ba"], hypothesis(n)) for n in range(40)])
+        evaluation = rows.Evaluation(precision, "test", {}, {}, 100_000, 800_000, {rows.GREEDY: recogs})
+        rows.keep(rows.RESULTS / f"{name}.json", {}, [evaluation], tmp_path)
+    rates = rows.rates_table().splitlines()
+    assert rates[2] == "| float | 32 | 12.50 | 8.33 | 0.00 | 0.00 | 0.100 | 8.0 |"
+    assert rates[3] == "| naive 1-bit | 1 | 75.00 | 50.00 | 50.00 | 33.33 | 0.100 | 8.0 |"
+    verdicts = [line.split(" | ") for line in rows.verdicts_table().splitlines()[2:]]
+    assert [line[2] for line in verdicts] == [
+        "words",
+        "words without tone marks",
+        "letters",
+        "letters without tone marks",
+    ]
+    assert verdicts[0][3:6] == ["12.50", "75.00", "+500.0%"] and {line[-1] for line in verdicts} == {"worse |"}
+
+    page = tmp_path / "RESULTS.md"
+    page.write_text("<!-- rates -->\n<!-- end of rates -->\n<!-- verdicts -->\n<!-- end of verdicts -->\n")
+    with pytest.raises(UserError, match="run ./local/rows.py results"):
+        rows.write_results(page, check=True)
+    rows.write_results(page, check=False)
+    assert rates[3] in page.read_text(encoding="utf-8")

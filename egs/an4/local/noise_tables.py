@@ -143,14 +143,13 @@ def paired(own: Sequence[Result], other: Sequence[Result]) -> MatchedPairs:
 def draw_in_noise(path: Path, split: str = "test", method: str = GREEDY) -> None:
     """%WER against the level of noises that no model was trained on; crosses: worse than float, trained alike."""
     figure, axes = new_figure(6.4, 3.6)
-    unseen = UnseenNoise(split)
+    unseen, levels = UnseenNoise(split), [float(SNR.fullmatch(name)[1]) for name in SNRS]
     for names, trained, style in ((NOISY_SYSTEMS, "without noise", "--"), (TRAINED_IN_NOISE, "in noise", "-")):
         reference = Row(SYSTEMS[names[0]], 1)
         for r in (Row(SYSTEMS[name], 1) for name in names):
             bits = r.system.precisions[0]
             colour = COLOURS[colour_of(bits)]
             label = f"{'float' if r == reference else f'{bits} bit'}, trained {trained}"
-            levels = [float(SNR.fullmatch(name)[1]) for name in SNRS]
             found = [unseen.of(r, method, name) for name in SNRS]
             rates = [100 * score(results).rate for results in found]
             axes.plot(levels, rates, style, color=colour, linewidth=1.4, label=label)
@@ -158,6 +157,7 @@ def draw_in_noise(path: Path, split: str = "test", method: str = GREEDY) -> None
                 pairs = paired(results, unseen.of(reference, method, name))
                 worse = pairs.mean > 0 and pairs.p < SIGNIFICANT
                 axes.plot([level], [rate], "X" if worse else "o", color=colour, markersize=8 if worse else 4)
+    axes.set_xticks(levels, [f"{level:g}" for level in levels])
     axes.set_xlabel("dB of speech over noise")
     axes.set_ylabel(f"%WER, AN4 {split}, {COLUMNS[method]}")
     axes.set_ylim(bottom=0)

@@ -105,8 +105,7 @@ def verdicts_table() -> str:
         if (name, e.precision) == FLOAT:
             continue
         for kind, errors in kinds.items():
-            found = compare([errors(reference)], [errors(recognised(name, e.precision))])
-            d = found.pooled
+            d = compare([errors(reference)], [errors(recognised(name, e.precision))]).pooled
             lines.append(
                 [
                     LABELS[name],
@@ -116,7 +115,7 @@ def verdicts_table() -> str:
                     f"{100 * d.other:.2f}",
                     f"{100 * d.relative:+.1f}%",
                     " .. ".join(f"{100 * end:+.1f}" for end in d.relative_interval),
-                    f"{found.cells[0].pairs.p:.3f}",
+                    f"{d.p:.4f}",
                     d.verdict(MARGIN),
                 ]
             )
