@@ -5,7 +5,7 @@ python benchmarks/recogniser.py                              # 12 x 256/2048 on 
 python benchmarks/recogniser.py --models 12x256 17x512 --seconds 10 30 600 --repeats 3
 python benchmarks/recogniser.py --packed 1bit.safetensors --audio speech.wav
 python benchmarks/recogniser.py --engines "native a16" "torch float32" "onnxruntime int8" "sherpa-onnx int8"
-python benchmarks/recogniser.py --audio speech.wav --moonshine FOLDER    # unzipped wheel of moonshine-voice 0.0.62
+python benchmarks/recogniser.py --audio speech.wav --moonshine FOLDER    # of the command below
 
 Models without --packed are untrained: their words mean nothing, their speed does. Every engine has a process of its
 own, which runs by turns with the others, so that a machine that is busy for a while is so for all of them; times are
@@ -15,7 +15,12 @@ posteriors, of audio that goes through it whole. PyTorch has the same weights in
 
 onnxruntime and sherpa-onnx run the model as export.py writes it (docs/onnx.md): the former with the features, chunks
 and search of the native runtime, the latter with its own, and without chunks. Moonshine is another model, which cuts
-audio by a voice detector of its own: it needs speech. What is not installed is left out, with a line that says so.
+audio by a voice detector of its own: it needs speech, and tells its first words with all others. Its weights and what
+it needs come by
+
+pip install --target FOLDER moonshine-voice==0.0.62
+
+What is not installed is left out, with a line that says so.
 """
 
 from __future__ import annotations
@@ -156,7 +161,7 @@ def sherpa_engine(model: Path, threads: int) -> Run:
 
 def moonshine_engine(folder: Path, threads: int) -> Run:
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-threads:])  # it has no flag for threads
-    sys.path.insert(0, str(folder))
+    sys.path.append(str(folder))
     from moonshine_voice.moonshine_api import ModelArch
     from moonshine_voice.transcriber import Transcriber
 
@@ -376,7 +381,7 @@ def main() -> None:
     parser.add_argument("--packed", type=Path, help="a packed file instead of untrained models")
     parser.add_argument("--audio", type=Path, nargs="+", help="audio files instead of noise")
     parser.add_argument("--engines", nargs="+", choices=ENGINES, default=[*NATIVE, TORCH])
-    parser.add_argument("--moonshine", type=Path, help="folder of the unzipped wheel, for that engine")
+    parser.add_argument("--moonshine", type=Path, help="folder where its package is, for that engine")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument(
         "--clock", choices=CLOCKS, default="wall", help="cpu: of the process, where others want the CPU, too; 1 thread"

@@ -5,6 +5,7 @@ python -m lowbit_k2.recipe.label_frames --splits "train-clean-100 dev-clean" --o
 ./train_hubert.py --labels-dir data/labels-mfcc --precisions 32 --exp-dir exp/hubert
 ./train_hubert.py --objective distillation --teacher exp/hubert/epoch-20.pt --quant-config bit-la --precisions 1
 ./train_hubert.py --objective distillation --teacher exp/hubert/epoch-20.pt --precisions 8,4,2,1,sp     # co-training
+./train_hubert.py --model base --dry-run                   # MB, operations and run time by scheme and bits
 ./export.py --exp-dir exp/hubert-distilled --precision 1
 """
 
@@ -29,6 +30,7 @@ from lowbit_k2.losses.co_training import CoTraining
 from lowbit_k2.losses.objectives import make_criterion
 from lowbit_k2.models import make_model
 from lowbit_k2.quant import quantize_model
+from lowbit_k2.recipe.hubert_costs import describe
 from lowbit_k2.recipe.hubert_flags import hubert_errors, hubert_parser, read_hubert_flags
 from lowbit_k2.train.drawing import drawn_weights
 from lowbit_k2.train.epochs import remaining_epochs, save_epoch, train_epoch, validate
@@ -50,7 +52,10 @@ DEFAULTS = {
 
 
 def main() -> None:
-    config = read_hubert_flags(hubert_parser(__doc__, **DEFAULTS).parse_args())
+    args = hubert_parser(__doc__, **DEFAULTS).parse_args()
+    if args.dry_run:
+        return print("\n".join(describe(args.model)))
+    config = read_hubert_flags(args)
     with hubert_errors(), start_run(config) as run:
         labels = load_labels(config)
         model_config = hubert_config(config, labels)

@@ -19,6 +19,7 @@ from lowbit_k2.asr.results import Decoded
 from lowbit_k2.core.config import ConfigError
 from lowbit_k2.data.manifests import speakers_of
 from lowbit_k2.errors import UserError
+from lowbit_k2.fileio import read_json
 from lowbit_k2.scoring.significance import compare
 from lowbit_k2.tables import markdown_table
 
@@ -157,6 +158,11 @@ def against(pair: Pair, first: list, decoded: Decoded, speakers: Mapping[str, st
     return replace(
         pair, relative=d.relative, interval=d.relative_interval, p=found.cells[0].pairs.p, verdict=d.verdict(MARGIN)
     )
+
+
+def load_pairs(path: Path) -> list[Pair]:
+    """What `Pair.to_dict` has written."""
+    return [Pair(**pair) for pair in read_json(path)]
 
 
 def format_pairs(pairs: list[Pair]) -> str:

@@ -121,17 +121,19 @@ class Representation:
                     yield name, row[:frames]
 
 
-def long_enough(cuts: CutSet, network: HubertConfig) -> CutSet:
+def long_enough(cuts: CutSet, network: HubertConfig, split: str) -> CutSet:
     """Those that have a frame; the others are counted.
 
     Raises:
       UserError: none has.
     """
     kept = cuts.filter(lambda cut: network.output_lens(cut.num_samples) > 0).to_eager()
-    if len(kept) < len(cuts):
-        logging.warning("%d cuts are shorter than a frame: left out", len(cuts) - len(kept))
+    short = f"shorter than the window of one frame, {network.min_frames} samples at 16 kHz"
     if not len(kept):
-        raise UserError("no cut is as long as a frame: look at the manifests")
+        raise UserError(f"{split}: every cut is {short}: give longer audio, or look at the manifests")
+    if len(kept) < len(cuts):
+        first = next(cut.id for cut in cuts if cut.id not in kept)
+        logging.warning("%s: %d cuts are left out, first %s: %s", split, len(cuts) - len(kept), first, short)
     return kept
 
 

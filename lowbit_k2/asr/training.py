@@ -36,6 +36,7 @@ from lowbit_k2.losses.co_training import CoTrainingConfig, split_names
 from lowbit_k2.losses.objectives import OBJECTIVES
 from lowbit_k2.quant import ACTIVATION_PRESETS, DEFAULT_RULES, PRESETS, QUANTIZERS, QuantConfig
 from lowbit_k2.quant.admm import with_fitted_steps
+from lowbit_k2.quant.config import INPUT_BITS, SAME
 from lowbit_k2.quant.fake_quant import ALPHA_GRAD_SCALES, ALPHA_GRADS, WEIGHT_GRADS
 from lowbit_k2.quant.least_squares import ALPHA_INITS
 from lowbit_k2.quant.presets import preset_quantizer
@@ -90,6 +91,11 @@ class QuantOptions(Config):
     )
     granularity: str | None = option(
         None, "weights that share a step, in the switched tensors; default: tensor", choices=GRANULARITIES
+    )
+    input_bits: str | None = option(
+        None,
+        "activations in front of the switched matrices, 0: float, same: as the weights; default: the preset's",
+        choices=tuple(map(str, INPUT_BITS)),
     )
     alpha_grad: str = option(
         "chain", "gradient of alpha: with the factor s, or as the authors' code has it", choices=ALPHA_GRADS
@@ -160,6 +166,8 @@ class TrainingConfig:
         options = {
             name: value for name, value in self.quant.to_dict().items() if name != "preset" and value is not None
         }
+        if (bits := options.get("input_bits")) not in (None, SAME):
+            options["input_bits"] = int(bits)
         if self.quant.quantizer == "gq":
             options["scale"] = self.gq.gq_scale
         try:

@@ -35,6 +35,7 @@ from lowbit_k2.quant.quantizer import quantizer_class
 PRESETS = ("float", "paper", "lossless16", "all-low", "mixed")
 ACTIVATION_PRESETS = ("bit-l", "bit-la", "sqwq")
 SWITCHED_OPTIONS = ("scale", "granularity", "quantizer", "input_bits", "input_quantizer")
+FLOAT_INPUTS = (0, 16)  # bits of activations that no learned grid is for
 PRODUCT = "product"
 LEFTOVER_MATRICES = ("subsampling", "embedding", "decoder", "joiner", "output")
 
@@ -56,6 +57,8 @@ def build_preset(name: str, precisions: tuple[int, ...], overrides: Mapping[str,
     """The body of `QuantConfig.preset`."""
     overrides = dict(overrides)
     options = _ACTIVATION_OPTIONS.get(name, {}) | {o: overrides.pop(o) for o in SWITCHED_OPTIONS if o in overrides}
+    if options.get("input_bits") in FLOAT_INPUTS:
+        options.pop("input_quantizer", None)
     switched = TensorScheme(precisions, **options)
     schemes = {role: _in_kind(scheme, switched) for role, scheme in _schemes(name, switched).items()}
     schemes |= overrides.pop("schemes", {})

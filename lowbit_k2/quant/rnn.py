@@ -38,7 +38,7 @@ class QuantizableRNN:
         weights = self._flat_weights
         self.__dict__["_weights_of_pass"] = weights
         try:
-            if not (weights[0].dtype == torch.float32 and weights[0].device.type == "cpu" and needs_float32()):
+            if not has_float32_alone(weights[0]):
                 return super().forward(input, hx)
             with torch.autocast("cpu", enabled=False):
                 states = tuple(state.float() for state in hx) if isinstance(hx, tuple) else hx
@@ -68,6 +68,31 @@ class QuantizableRNN:
 class LSTM(QuantizableRNN, nn.LSTM):
     """`nn.LSTM`, to be quantized."""
 
+    def each_way(self, forth: Tensor, back: Tensor) -> tuple[Tensor, Tensor]:
+        """What the two directions of a bidirectional LSTM of one layer make of an input each, both from zero states.
+
+        Args:
+          forth: (N, T, C), where batches come first.
+          back: (N, T, C), already in the order in which the way back reads it, which is that of its output, too.
+
+        Returns:
+          Two times (N, T, C'), in float32 under autocast to a type that the CPU has no kernel for.
+        """
+        assert self.bidirectional and self.num_layers == 1, "one layer in both directions"
+        weights = self._flat_weights
+        half = len(weights) // 2
+        ways = ((forth, weights[:half]), (back, weights[half:]))
+        if has_float32_alone(weights[0]):
+            with torch.autocast("cpu", enabled=False):
+                return tuple(self._one_way(x.float(), own) for x, own in ways)
+        return tuple(self._one_way(x, own) for x, own in ways)
+
+    def _one_way(self, x: Tensor, weights: list[Tensor]) -> Tensor:
+        batch = x.size(0 if self.batch_first else 1)
+        sizes = (self.proj_size or self.hidden_size, self.hidden_size)
+        state = tuple(x.new_zeros(1, batch, size) for size in sizes)
+        return torch.lstm(x, state, weights, self.bias, 1, 0.0, self.training, False, self.batch_first)[0]
+
 
 class GRU(QuantizableRNN, nn.GRU):
     """`nn.GRU`, to be quantized."""
@@ -95,6 +120,11 @@ def replace_rnns(model: nn.Module) -> list[str]:
         module.__dict__.pop("_flat_weights", None)
         module.__class__ = QUANTIZABLE[type(module)]
     return list(found)
+
+
+def has_float32_alone(weight: Tensor) -> bool:
+    """Whether autocast wants a type for this weight's kernel that its device has none for."""
+    return weight.dtype == torch.float32 and weight.device.type == "cpu" and needs_float32()
 
 
 def needs_float32() -> bool:

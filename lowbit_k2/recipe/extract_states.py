@@ -71,7 +71,7 @@ def extract_states(config: ExtractConfig, speech: SpeechConfig, choice: Checkpoi
         with exclusive(output_dir / f".{speech.corpus}_{split}.lock"):
             if is_done(target, origin):
                 continue
-            cuts = long_enough(speech.cuts(split), model.config)
+            cuts = long_enough(speech.cuts(split), model.config, split)
             rows = model.states(speech.module(model.config.norm_first), cuts, layers)
             stored = store(cuts, progress_bar(rows, f"states of {split}", total=len(cuts)), output_dir, target, shift)
             write_feature_config(output_dir, features)

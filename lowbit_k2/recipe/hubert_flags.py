@@ -15,7 +15,7 @@ from lowbit_k2.data.datamodule import DataConfig
 from lowbit_k2.data.noise import NoiseConfig
 from lowbit_k2.losses.co_training import MEAN
 from lowbit_k2.losses.objectives import OBJECTIVES, objectives_of
-from lowbit_k2.recipe.flags import add_flags, make_parser, read_flags
+from lowbit_k2.recipe.flags import add_flags, make_parser, read_flags, str2bool
 from lowbit_k2.recipe.training_flags import (
     NOISE,
     add_learning_flags,
@@ -31,7 +31,15 @@ FEATURES = {"on_the_fly_feats", "cache_features", "feature_normalize"}  # fields
 def hubert_parser(description: str | None, **defaults: Any) -> argparse.ArgumentParser:
     """All flags on training and data, with a recipe's defaults."""
     parser = make_parser(description)
-    add_run_flags(parser, only=set(RunConfig.__dataclass_fields__) - UNITS)
+    run = add_run_flags(parser, only=set(RunConfig.__dataclass_fields__) - UNITS)
+    run.add_argument(
+        "--dry-run",
+        type=str2bool,
+        nargs="?",
+        const=True,
+        default=False,
+        help="print storage, operations and estimated run time of --model by scheme and bits, and stop; needs no data",
+    )
     model = parser.add_argument_group("model and objective")
     objectives = objectives_of((HubertConfig,))
     model.add_argument("--objective", default=next(iter(objectives)), choices=list(objectives), help="what is learnt")

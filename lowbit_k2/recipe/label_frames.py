@@ -92,7 +92,7 @@ def label_frames(config: LabelConfig, speech: SpeechConfig, clusters: ClusterCon
         origin = {**frames.origin, "clusters": sha256(path), **made_from(speech, split)}
         if is_done(target, origin):
             continue
-        cuts = long_enough(speech.cuts(split), frames.network)
+        cuts = long_enough(speech.cuts(split), frames.network, split)
         rows = progress_bar(frames.of(cuts), f"labels of {split}", total=len(cuts))
         labels = FrameLabels({name: found.assign(row) for name, row in rows}, len(found.centroids))
         write_origin(target, origin)
@@ -105,7 +105,7 @@ def make_clusters(config: LabelConfig, speech: SpeechConfig, clusters: ClusterCo
     split, target = speech.splits[0], config.output_dir / "clusters.safetensors"
     origin = {**frames.origin, **clusters.to_dict(), **made_from(speech, split)}
     if not is_done(target, origin):
-        cuts = long_enough(speech.cuts(split), frames.network)
+        cuts = long_enough(speech.cuts(split), frames.network, split)
         cuts = drawn(cuts, frames.network, clusters)
         rows = progress_bar(frames.of(cuts), "frames to cluster", total=len(cuts))
         every = np.concatenate([row for _, row in rows])

@@ -19,12 +19,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lowbit_k2.asr.model_io import CheckpointChoice
-from lowbit_k2.asr.pairs import NONE, Pair, evaluate_pairs, format_pairs
+from lowbit_k2.asr.pairs import NONE, Pair, evaluate_pairs, format_pairs, load_pairs
 from lowbit_k2.asr.recognizer import DecodeConfig
 from lowbit_k2.data.manifests import load_cuts
 from lowbit_k2.decode.lattice import SearchConfig
 from lowbit_k2.errors import UserError, run_main
-from lowbit_k2.fileio import read_json, write_json
+from lowbit_k2.fileio import write_json
 from lowbit_k2.recipe.flags import add_flags, errors_name_flags, make_parser, read_flags
 
 SEARCHES = ("lang_dir", "lm_dir", "decoding_method", "lm_scale", "rescore_lm_scale", "rescore_ngram_scale")
@@ -87,7 +87,7 @@ def run(args: argparse.Namespace) -> list[Pair]:
 def main() -> None:
     logging.basicConfig(format="%(asctime)s %(message)s", level=logging.INFO, datefmt="%Y-%m-%d %H:%M:%S")
     args = get_parser().parse_args()
-    pairs = [Pair(**pair) for pair in read_json(args.show)] if args.show else run(args)
+    pairs = load_pairs(args.show) if args.show else run(args)
     if args.output:
         write_json(args.output, [pair.to_dict() for pair in pairs])
     sys.stdout.write(format_pairs(pairs) + "\n")

@@ -12,6 +12,8 @@ from lowbit_k2.runtime.matrix import feed_forward
 from lowbit_k2.runtime.subsampling import Subsampling
 from lowbit_k2.runtime.weights import Weights
 
+KEPT_FRAMES = 1024  # at most, of positions that are kept
+
 
 def relative_positions(num_frames: int, d_model: int) -> np.ndarray:
     """Sinusoids for the distances num_frames-1 .. -(num_frames-1): (2 * num_frames - 1, d_model), float32.
@@ -100,11 +102,22 @@ class ConformerEncoder:
         self.subsampling = Subsampling(config, weights, f"{name}.subsampling")
         self.layers = [Layer(weights, f"{name}.layers.{i}", config.conv_norm) for i in range(config.num_layers)]
         self.norm = weights.layer_norm(f"{name}.norm")
+        self._positions = relative_positions(1, config.d_model)  # of the longest utterance so far
+
+    def positions(self, num_frames: int) -> np.ndarray:
+        """`relative_positions`: a part of those of a longer utterance."""
+        kept = self._positions
+        if len(kept) < 2 * num_frames - 1:
+            kept = relative_positions(num_frames, self.config.d_model)
+            if num_frames <= KEPT_FRAMES:
+                self._positions = kept
+        middle = len(kept) // 2
+        return kept[middle - num_frames + 1 : middle + num_frames]  # (2T-1, C)
 
     def __call__(self, features: np.ndarray) -> np.ndarray:
         """features (T, F) with T >= config.min_frames."""
         x = self.subsampling(features) * np.float32(self.config.d_model**0.5)
-        positions = relative_positions(*x.shape)
+        positions = self.positions(len(x))
         for layer in self.layers:
             x = layer(x, positions)
         return self.norm(x)

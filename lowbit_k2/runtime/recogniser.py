@@ -42,7 +42,7 @@ from lowbit_k2.runtime.units import read_units
 class Recogniser:
     """A packed network with its features, tokens and search.
 
-    Several threads of Python may use one at a time each: nothing is kept between calls.
+    Several threads of Python may use one at a time each: nothing of what was heard is kept.
     """
 
     def __init__(

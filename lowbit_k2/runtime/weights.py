@@ -11,9 +11,10 @@ from lowbit_k2.packed import PackedModel, PackedTensor
 from lowbit_k2.runtime.layers import add_norm, depthwise, layer_norm
 from lowbit_k2.runtime.matrix import DEFAULT_MODE, PackedMatrix
 from lowbit_k2.runtime.native import MODES
-from lowbit_k2.runtime.reference import SMALLEST_MODEL_STEP
+from lowbit_k2.runtime.reference import SMALLEST_MODEL_STEP, SMALLEST_NORMAL
 
 BATCH_NORM_EPSILON = np.float32(1e-5)
+WEIGHT_TOP = 127  # of floats that are rounded to 8 bits
 
 
 @dataclass(frozen=True)
@@ -35,9 +36,11 @@ class Arithmetic:
 
 
 class Linear:
-    """x (T, K) -> (T, N)."""
+    """x (T, K) -> (T, N). Weights that are floats are rounded to integers in "a8", as what they multiply is."""
 
     def __init__(self, weight: PackedTensor, bias: np.ndarray | None, how: Arithmetic) -> None:
+        if how.mode == "a8":
+            weight = rounded_floats(weight)
         self.matrix, self.bias, self.how = PackedMatrix(weight), bias, how
 
     def __call__(self, x: np.ndarray, to: np.ndarray | None = None) -> np.ndarray:
@@ -116,6 +119,17 @@ class Weights:
 
     def depthwise(self, name: str) -> Depthwise:
         return Depthwise(self.tensors[f"{name}.weight"], self.floats(f"{name}.bias"), self.how)
+
+
+def rounded_floats(weight: PackedTensor) -> PackedTensor:
+    """A tensor of floats on a grid of 8 bits for each output; any other as it is."""
+    if not weight.is_float:
+        return weight
+    values = weight.dequantize().reshape(weight.shape[0], -1)  # (N, K)
+    step = np.maximum(np.abs(values).max(axis=1) / np.float32(WEIGHT_TOP), SMALLEST_NORMAL)  # (N,)
+    codes = np.rint(values / step[:, None]).astype(np.int8).reshape(weight.shape)
+    common = weight.name, weight.role, "int8", codes, step, "channel"
+    return PackedTensor.from_codes(*common, input_bits=weight.input_bits)
 
 
 def round_inputs(x: np.ndarray, bits: int, axis: tuple[int, ...] | None = None) -> np.ndarray:

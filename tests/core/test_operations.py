@@ -11,7 +11,7 @@ from lowbit_k2.core.operations import Operations, estimated_runtime, quant_ops, 
 from lowbit_k2.errors import UserError
 from lowbit_k2.models.hubert import Hubert
 from lowbit_k2.quant import DEFAULT_RULES, MatrixProduct, QuantConfig, quantize_model
-from lowbit_k2.recipe.hubert_costs import describe, packed_bytes, run
+from lowbit_k2.recipe.hubert_costs import PAPER_MB, beside_extractor, describe, packed_bytes, paper_extractor, run
 
 # What the formula's constants say of the paper's model: 1898.44 Gbit are 26.37 G products of 8 by 8 bits with their
 # additions, those of the linear layers, which take 28.55 of the 110.79 GFLOPs in floats.
@@ -85,6 +85,27 @@ def test_storage_is_the_papers_to_one_percent() -> None:
     ]
     more = megabytes("base", "bit-l", 1) - megabytes("base-fast", "bit-l", 1)
     assert more == pytest.approx(2 * (extractors[0] - extractors[1]) / 1e6)
+
+
+@pytest.mark.parametrize(("scheme", "bits"), PAPER_MB)
+def test_the_extractor_is_what_differs_from_the_paper(scheme: str, bits: int) -> None:
+    """The standard one of `base`, tensor by tensor; what is left are thresholds per channel of bit-la, under 0.3%."""
+    config, paper = HubertConfig.preset("base"), PAPER_MB[scheme, bits]
+    own = sum(torch.Size(s).numel() for name, s in config.shapes() if name.startswith("extractor.")) * 2 / 1e6
+    assert own == pytest.approx(8.40, abs=0.01) and paper_extractor() == pytest.approx(4.08, abs=0.01)
+    more = megabytes("base", scheme, bits) - paper
+    assert more > 0.01 * paper  # the standard extractor does not reproduce the paper's sizes
+    assert beside_extractor(config, scheme, bits) == pytest.approx(more - (own - paper_extractor()), abs=1e-9)
+    assert abs(beside_extractor(config, scheme, bits)) < 0.003 * paper
+
+
+def test_the_command_names_the_tensors_that_differ() -> None:
+    (*_, last) = describe("base")
+    assert last.startswith("The extractor takes 8.40 MB here, 4.08 in the paper: +4.32 MB of each difference.")
+    assert "extractor.1.conv.weight 1.57" in last and "+4.32" not in describe("base-fast")[-1]
+    rows = {tuple(line.split()[:2]): line.split()[2:6] for line in describe("base")[1].splitlines()[1:]}
+    assert rows["bit-l", "w1a1"] == ["29.49", "25.17", "+17.16%", "+0.00"]
+    assert len(describe("tiny")) == 2  # a network that the paper has not
 
 
 @pytest.mark.parametrize("scheme", ["bit-l", "bit-la", "sqwq"])

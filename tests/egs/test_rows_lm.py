@@ -33,7 +33,7 @@ def test_the_flags_of_every_row_are_those_of_training(
     rows: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made, commands = table(rows, tmp_path), []
-    monkeypatch.setattr(made, "run", lambda *command: commands.append(list(map(str, command))))
+    monkeypatch.setattr(rows, "run_script", lambda *command: commands.append(list(map(str, command))))
     monkeypatch.setattr(made, "score", lambda packed: {"words": [], "losses": []})
     monkeypatch.setattr(made, "choose", lambda measure: tmp_path / f"mixed-{measure}.json")
     Allocation.uniform(4).save(tmp_path / "mixed-kl.json")

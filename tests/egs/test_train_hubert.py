@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from lhotse import CutSet
 
 from lowbit_k2.asr.model_io import CheckpointChoice, load_packed, load_trained
 from lowbit_k2.cli import run as cli
@@ -19,8 +20,9 @@ from lowbit_k2.data.manifests import load_cuts
 from lowbit_k2.data.preparation import speech_cuts
 from lowbit_k2.errors import UserError
 from lowbit_k2.quant import use_precision
+from lowbit_k2.scoring.recogs import read_recogs
 from lowbit_k2.train.checkpoint import load_checkpoint
-from tests.egs.scripts import AN4, LIBRISPEECH, Flag, call, files_of, refused
+from tests.egs.scripts import AN4, LIBRISPEECH, Flag, Run, call, files_of, refused
 from tests.models.hubert_samples import BASE
 from tests.recipe.corpus import make_lang
 from tests.recipe.waves import make_waves
@@ -30,6 +32,7 @@ SCRIPT, LABEL, EXTRACT = (
     "lowbit_k2.recipe.label_frames",
     "lowbit_k2.recipe.extract_states",
 )
+GREEDY = "ctc-greedy-search"
 SMALL = replace(BASE, conv_dims=(8,), d_model=16, num_layers=2, ffn_dim=16)
 SPEECH: list[Flag] = ["--corpus", "mine", "--num-threads", 1]
 SPLITS = ["--train-splits", "train", "--valid-splits", "dev"]
@@ -199,33 +202,114 @@ def test_squashed_weights_are_held_by_their_penalty(
     assert "another co_training" not in log
 
 
-def test_a_recogniser_trains_on_extracted_states(student: tuple[Path, str], manifests: Path, tmp_path: Path) -> None:
-    where = ["--manifest-dir", manifests, "--output-dir", tmp_path / "states"]
-    where += ["--corpus", "an4", "--splits", "train dev", "--num-threads", 1]
+@pytest.fixture(scope="module")
+def states(student: tuple[Path, str], manifests: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Hidden states at 1 bit of the corpus, under the name that AN4's recipe knows."""
+    folder = tmp_path_factory.mktemp("states")
     for path in manifests.glob("mine_*"):
         (manifests / path.name.replace("mine", "an4")).write_bytes(path.read_bytes())
-    call(EXTRACT, *where, "--exp-dir", student[0], "--precision", 1).good()
-    before = files_of(tmp_path)
-    call(EXTRACT, *where, "--exp-dir", student[0], "--precision", 1).good()
-    assert files_of(tmp_path) == before
-    line = call(EXTRACT, *where, "--exp-dir", student[0], "--precision", 2).error()
+    call(EXTRACT, *extracting(manifests, folder), "--exp-dir", student[0], "--precision", 1).good()
+    return folder
+
+
+def extracting(manifests: Path, folder: Path) -> list[Flag]:
+    where = ["--manifest-dir", manifests, "--output-dir", folder]
+    return [*where, "--corpus", "an4", "--splits", "train dev", "--num-threads", 1]
+
+
+@pytest.fixture(scope="module")
+def probe(states: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The folder of a recogniser of these states, and its units."""
+    folder = tmp_path_factory.mktemp("probe")
+    lang = make_lang(folder / "lang", "YES NO")
+    own = ["--manifest-dir", states, "--lang-dir", lang, "--feature-normalize", "none", "--num-threads", 1]
+    own += ["--model", "superb-tiny", "--num-states", 3, "--projection-dim", 16, "--d-model", 32, "--precisions", 32]
+    own += ["--enable-spec-aug", "false", "--tensorboard", "false", "--scan-for-oom", "false", "--num-epochs", 12]
+    own += ["--max-duration", 1, "--num-buckets", 2, "--warm-step", 10, "--lr-factor", 0.5, "--dropout", 0]
+    call(AN4 / "train.py", *own, "--exp-dir", folder / "exp").good()
+    return folder / "exp", lang
+
+
+def test_states_are_stored_as_the_network_gives_them(
+    states: Path, student: tuple[Path, str], manifests: Path, tmp_path: Path
+) -> None:
+    before = files_of(states)
+    call(EXTRACT, *extracting(manifests, states), "--exp-dir", student[0], "--precision", 1).good()
+    assert files_of(states) == before
+    line = call(EXTRACT, *extracting(manifests, states), "--exp-dir", student[0], "--precision", 2).error()
     assert "was made from something else (bits" in line
-    cuts = load_cuts(tmp_path / "states", "an4", "dev")
+    cuts = load_cuts(states, "an4", "dev")
     loaded, _ = load_trained(CheckpointChoice(student[0]))
     for cut in cuts:
         with torch.no_grad(), use_precision(loaded.model, 1):
             expected = torch.cat(loaded.model(load_samples(cut)[None]).hidden_states, dim=-1)[0].numpy()
         found = cut.load_features()[: len(expected)]
         assert np.abs(found - expected).max() < 2**-8
-    features = read_feature_config(tmp_path / "states")
+    features = read_feature_config(states)
     assert (features.type, features.num_mel_bins, features.frame_shift) == ("states", 48, 0.02)
-    lang = make_lang(tmp_path / "lang", "YES NO")
-    own = ["--manifest-dir", tmp_path / "states", "--lang-dir", lang, "--feature-normalize", "none", "--num-threads", 1]
-    own += ["--model", "superb-tiny", "--num-states", 3, "--projection-dim", 8, "--d-model", 8, "--precisions", 32]
-    own += ["--enable-spec-aug", "false", "--tensorboard", "false", "--scan-for-oom", "false", "--num-epochs", 1]
-    call(AN4 / "train.py", *own, "--exp-dir", tmp_path / "probe").good()
-    weights = load_checkpoint(tmp_path / "probe/epoch-1.pt").model["encoder.state_weights"]
+
+
+def decode(states: Path, *flags: Flag, methods: str = GREEDY) -> Run:
+    own = ["--manifest-dir", states, "--test-sets", "dev", "--decoding-method", methods]
+    return call(AN4 / "decode.py", *own, *flags)
+
+
+def test_a_recogniser_of_states_is_decoded_and_packed(states: Path, probe: tuple[Path, Path]) -> None:
+    """From stored states to words, by its checkpoint and by its packed file."""
+    exp, _ = probe
+    weights = load_checkpoint(exp / "epoch-12.pt").model["encoder.state_weights"]
     assert weights.shape == (3,) and weights.any()
+    line = decode(states, "--exp-dir", exp).good().out.splitlines()[0]
+    assert line.startswith("[dev, ctc-greedy-search, epoch-12-avg-1-precision-32] %WER ") and "/ 6," in line
+    (recogs,) = (exp / GREEDY).glob("recogs-dev-*.txt")
+    words = {result[0]: list(result[2]) for result in read_recogs(recogs)}
+    assert any(words.values())
+    loaded, _ = load_trained(CheckpointChoice(exp))
+    for cut in load_cuts(states, "an4", "dev"):
+        with torch.no_grad():
+            x = torch.from_numpy(cut.load_features())[None]
+            best = loaded.model(x, torch.tensor([x.size(1)]))[0][0].argmax(dim=-1).unique_consecutive().tolist()
+        assert loaded.tokenizer.decode([token for token in best if token]).split() == words[cut.id]
+    call(AN4 / "export.py", "--exp-dir", exp, "--precision", 32, "--output", exp / "probe.packed").good()
+    packed = decode(states, "--packed", exp / "probe.packed").good().out.splitlines()[0]
+    assert packed.split("] %WER ")[1] == line.split("] %WER ")[1]
+
+
+@pytest.mark.k2
+def test_a_recogniser_of_states_is_searched_with_a_lexicon(states: Path, probe: tuple[Path, Path], tmp_path: Path):
+    exp, lang = probe
+    (tmp_path / "text").write_text("YES NO\nNO YES\n")
+    recipe = "lowbit_k2.recipe."
+    call(recipe + "prepare_lang", "--lang-dir", lang, "--transcript", tmp_path / "text").good()
+    arpa = ["--words", lang / "words.txt", "--order", 2, "--arpa", tmp_path / "lm.arpa"]
+    call(recipe + "make_lm", "--transcript", tmp_path / "text", *arpa).good()
+    call(recipe + "compile_hlg", "--lang-dir", lang, "--lm", tmp_path / "lm.arpa").good()
+    done = decode(states, "--exp-dir", exp, "--lang-dir", lang, methods="1best").good().out.splitlines()
+    assert done[0].startswith("[dev, 1best, lm_scale_1, epoch-12-avg-1-precision-32] %WER ")
+    (recogs,) = (exp / "1best").glob("recogs-dev-*.txt")
+    found = [word for result in read_recogs(recogs) for word in result[2]]
+    assert found and set(found) <= {"YES", "NO"}
+
+
+def test_a_recogniser_of_states_reads_no_audio_and_no_filter_banks(
+    states: Path, probe: tuple[Path, Path], manifests: Path, tmp_path: Path
+) -> None:
+    exp, _ = probe
+    audio = next((manifests.parent / "wav").glob("*.wav"))
+    line = call(AN4 / "decode.py", "--exp-dir", exp, "--wav", audio).error()
+    assert "the model reads hidden states of another one: store them by lowbit_k2.recipe.extract_states" in line
+    line = decode(states, "--exp-dir", exp, "--on-the-fly-feats", "true").error()
+    assert "store them by lowbit_k2.recipe.extract_states" in line
+    call("lowbit_k2.recipe.compute_fbank", "--corpus", "an4", "--splits", "dev", "--manifest-dir", manifests,
+         "--output-dir", tmp_path / "fbank").good()  # fmt: skip
+    line = decode(tmp_path / "fbank", "--exp-dir", exp).error()
+    assert "states" in line and str(tmp_path / "fbank") in line
+
+
+def test_costs_are_told_without_data(tmp_path: Path) -> None:
+    done = call(SCRIPT, "--model", "base", "--dry-run", "--exp-dir", tmp_path / "exp").good().out.splitlines()
+    assert done[0].startswith("HuBERT base: 94.371 M parameters") and not (tmp_path / "exp").exists()
+    assert {line.split()[0] for line in done[2:15]} == {"float", "bit-l", "bit-la", "sqwq"}
 
 
 @pytest.mark.parametrize(
@@ -259,3 +343,27 @@ def test_labels_of_other_audio_and_layers_that_are_not_there(
     line = refused(tmp_path, LABEL, *where, "--splits", "dev", "--layer", 9)
     assert "--layer 9: the model has 0 to 2" in line
     assert "--splits is needed" in refused(tmp_path, LABEL, *where)
+
+
+def test_audio_that_is_shorter_than_a_frame(
+    pretrained: tuple[Path, str], labels: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Single cuts are left out, and named; where no cut is left, one line."""
+    manifests = make_waves(tmp_path / "waves", train=2, dev=2)
+    short = tmp_path / "short"
+    short.mkdir()
+    for split, number in (("train", 2), ("dev", 1)):
+        cuts = list(speech_cuts(manifests, "mine", [split], SAMPLING_RATE))
+        cut = [c.truncate(duration=0.02, preserve_id=True) for c in cuts[:number]] + cuts[number:]
+        CutSet.from_cuts(cut).to_file(short / f"mine_cuts_{split}.jsonl.gz")
+    words = "shorter than the window of one frame, 400 samples at 16 kHz"
+    where = ["--manifest-dir", short, "--output-dir", tmp_path / "out", *SPEECH]
+    own = ["--splits", "train", "--exp-dir", pretrained[0]]
+    assert f"train: every cut is {words}: give longer audio" in refused(short, EXTRACT, *where, *own)
+    assert f"train: every cut is {words}" in call(LABEL, *where, "--splits", "train").error()
+    call(EXTRACT, *where, "--splits", "dev", "--exp-dir", pretrained[0]).good()
+    assert f"dev: 1 cuts are left out, first dev-00: {words}" in caplog.text
+    assert list(load_cuts(tmp_path / "out", "mine", "dev").ids) == ["dev-01"]
+    own = [*FIXED, "--manifest-dir", short, "--labels-dir", labels, "--exp-dir", tmp_path / "exp"]
+    line = call(SCRIPT, *own).error()
+    assert "the training set" in line and not (tmp_path / "exp").exists()

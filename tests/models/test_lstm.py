@@ -8,14 +8,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from lowbit_k2.core.config import ConfigError
 from lowbit_k2.core.encoders import LstmConfig, encoder_from_dict
 from lowbit_k2.core.models import CtcConfig, check_shapes
 from lowbit_k2.errors import UserError
 from lowbit_k2.models import make_model
-from lowbit_k2.models.lstm import LstmEncoder, joined
+from lowbit_k2.models.lstm import LstmEncoder, both_ways, joined
 from lowbit_k2.quant import QuantConfig, quantize_model, use_precision
+from lowbit_k2.quant.rnn import LSTM
 
 SMALL = {"num_features": 6, "d_model": 8, "num_layers": 3}
 CONFIGS = [
@@ -109,6 +111,24 @@ def test_training_ignores_padding(config: LstmConfig) -> None:
         gradients.append([p.grad for p in module.parameters()])
     for first, second in zip(*gradients, strict=True):
         torch.testing.assert_close(first, second, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("proj_size", [0, 3])
+def test_both_ways_is_torchs_pass_over_packed_sequences(proj_size: int) -> None:
+    """Values, gradients, and zeros on padding; one frame, and none."""
+    torch.manual_seed(0)
+    lstm = LSTM(4, 5, batch_first=True, bidirectional=True, proj_size=proj_size).double()
+    x, lens = torch.randn(4, 9, 4, dtype=torch.double, requires_grad=True), torch.tensor([6, 9, 1, 4])
+    packed = pack_padded_sequence(x, lens, batch_first=True, enforce_sorted=False)
+    expected = pad_packed_sequence(nn.LSTM.forward(lstm, packed)[0], batch_first=True)[0].float()
+    found = both_ways(lstm, x, lens)
+    torch.testing.assert_close(found, expected)
+    factor = torch.randn(expected.shape)
+    for one, two in zip(
+        *(torch.autograd.grad((y * factor).sum(), (x, *lstm.parameters())) for y in (found, expected)), strict=True
+    ):
+        torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-6)
+    assert not both_ways(lstm, x, torch.tensor([6, 9, 0, 4]))[2].any()
 
 
 @pytest.mark.parametrize("config", ONE_WAY)

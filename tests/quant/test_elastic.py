@@ -256,6 +256,20 @@ def test_inputs_may_keep_a_precision_of_their_own() -> None:
         assert {t.input_bits for t in export_activations(model)} == {8}
 
 
+@pytest.mark.parametrize("name", ["bit-l", "bit-la"])
+@torch.no_grad()
+def test_weights_alone_are_quantized_where_inputs_are_float(name: str) -> None:
+    """As a plain copy of the model in which the weights have been replaced computes it."""
+    model, plain = quantized(name, (2, 1), input_bits=0), Attention().eval()
+    assert not elastic_inputs(model) and not export_activations(model)
+    with use_precision(model, 1):
+        for part in ("query", "key", "out"):
+            own = getattr(model, part)
+            getattr(plain, part).load_state_dict({"weight": own.weight, "bias": own.bias})
+            assert len(own.weight.abs().unique()) == 1
+        torch.testing.assert_close(model(X), plain(X))
+
+
 REFUSED = [
     (lambda: TensorScheme((2, 1), input_bits="same"), "same bits"),
     (lambda: TensorScheme((2,), input_bits=1), "1 bits are nothing for the input_quantizer dynamic"),

@@ -105,6 +105,11 @@ def test_a_weight_is_read_once_a_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(quantizer, "forward", lambda self, w: reads.append(self.name) or forward(self, w))
     module(torch.randn(T, N, INPUT))
     assert sorted(reads) == sorted(q.name for q in find_quantizers(module))
+    module, x = LSTM(INPUT, HIDDEN, bidirectional=True), torch.randn(T, N, INPUT)
+    quantize_model(module, RUNNING)
+    reads.clear()
+    module.each_way(x, x)
+    assert sorted(reads) == sorted(q.name for q in find_quantizers(module))
 
 
 def test_moving_and_copying_leave_running_statistics_alone() -> None:

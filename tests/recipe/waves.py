@@ -12,7 +12,7 @@ from lowbit_k2.data.manifests import write_manifests
 
 
 def make_waves(folder: Path, corpus: str = "mine", train: int = 12, dev: int = 3) -> Path:
-    """The folder of manifests; utterances of 0.4 to 0.7 s in which a tone follows another."""
+    """The folder of manifests; utterances of 0.4 to 0.7 s in which a tone follows another, of two speakers a split."""
     generator = np.random.default_rng(0)
     manifests = {}
     for split, number in (("train", train), ("dev", dev)):
@@ -27,7 +27,10 @@ def make_waves(folder: Path, corpus: str = "mine", train: int = 12, dev: int = 3
             path.parent.mkdir(parents=True, exist_ok=True)
             soundfile.write(path, samples, 16000)
             recordings.append(Recording.from_file(path, recording_id=name))
-            supervisions.append(SupervisionSegment(name, name, 0.0, recordings[-1].duration, text="YES NO"))
+            speaker = f"{split}-{i % 2}"
+            supervisions.append(
+                SupervisionSegment(name, name, 0.0, recordings[-1].duration, text="YES NO", speaker=speaker)
+            )
         manifests[split] = {
             "recordings": RecordingSet.from_recordings(recordings),
             "supervisions": SupervisionSet.from_segments(supervisions),

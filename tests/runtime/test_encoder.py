@@ -17,10 +17,11 @@ from lowbit_k2.core.hubert import HubertConfig
 from lowbit_k2.errors import UserError
 from lowbit_k2.export import export_float, load_packed_model
 from lowbit_k2.models import TransducerConfig
-from lowbit_k2.packed import read_packed, size_table, write_packed
+from lowbit_k2.packed import PackedTensor, read_packed, size_table, write_packed
 from lowbit_k2.quant import QuantConfig, use_precision
 from lowbit_k2.runtime import PackedCtc, UnsupportedError, layers, matrix
 from lowbit_k2.runtime.conformer import relative_positions
+from lowbit_k2.runtime.weights import rounded_floats
 from tests.runtime.models import export, random_model, schemes, with_rare_codes
 
 
@@ -82,6 +83,24 @@ def test_quantized_inputs(bits: int, tmp_path: Path) -> None:
         assert difference(found, by_torch(loaded, utterance(300))) < (2e-2 if bits == 8 else 1e-3)
 
 
+def test_floats_become_integers(tmp_path: Path) -> None:
+    """In "a8", each output on a grid of its own; the library then keeps a byte of each."""
+    rng = np.random.default_rng(0)
+    values = (rng.normal(size=(21, 5, 3)) * 10.0 ** rng.integers(-3, 4, (21, 1, 1))).astype(np.float32)
+    values[4] = 0
+    floats = PackedTensor.from_values("w", "linear", "float32", values, input_bits=6)
+    rounded = rounded_floats(floats)
+    assert rounded.shape == floats.shape and rounded.input_bits == 6 and rounded_floats(rounded) is rounded
+    largest = np.abs(values).max(axis=(1, 2))
+    np.testing.assert_allclose(rounded.step, np.maximum(largest / 127, np.finfo(np.float32).tiny), rtol=1e-6)
+    error = np.abs(rounded.dequantize() - values).max(axis=(1, 2))
+    assert (error <= 0.501 * rounded.step).all() and (rounded.codes[4] == 0).all()
+
+    path = export(random_model(CONFIGS["float"]), tmp_path / "a")
+    layer = {mode: PackedCtc.load(path, mode).encoder.layers[0].ff1.w1.matrix.nbytes for mode in ("a16", "a8")}
+    assert layer["a8"] < 0.3 * layer["a16"]
+
+
 def test_coded_files(tmp_path: Path) -> None:
     """Version 3, whose codes are coded by their frequency."""
     plain = read_packed(export(random_model(schemes(bits=(4,))), tmp_path / "a"))
@@ -111,6 +130,16 @@ def test_tables_without_the_library(name: str, tmp_path: Path, monkeypatch: pyte
         monkeypatch.setattr(module, "library", lambda: None)
     for mode, error in errors.items():
         assert difference(PackedCtc.load(path, mode)(utterance()), expected[mode]) < error
+
+
+def test_positions_of_utterances_of_many_lengths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shorter and longer than the one before, and longer than what is kept."""
+    monkeypatch.setattr("lowbit_k2.runtime.conformer.KEPT_FRAMES", 50)
+    encoder = PackedCtc.load(export(random_model(QuantConfig.preset("paper")), tmp_path / "a"), "exact").encoder
+    for frames in (1, 17, 3, 17, 50, 49, 51, 2):
+        expected = relative_positions(frames, encoder.config.d_model)
+        assert np.array_equal(encoder.positions(frames), expected)
+    assert len(encoder.positions(50)) == 99 == len(encoder._positions)
 
 
 def test_threads_give_the_same_bits(tmp_path: Path) -> None:

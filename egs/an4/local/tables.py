@@ -10,6 +10,7 @@ from result_files import RESULTS, TIMING, result_path, speaker_of
 from systems import COLUMNS, CTC, FOLD_ROWS, LATTICE, REFERENCE, RNNT, ROWS, STREAMED, SYSTEMS, Row
 
 from lowbit_k2.asr.evaluation import Evaluation
+from lowbit_k2.asr.pairs import format_pairs, load_pairs
 from lowbit_k2.asr.result_files import kept_recogs
 from lowbit_k2.fileio import read_json
 from lowbit_k2.scoring.detail import RUNS
@@ -19,6 +20,7 @@ from lowbit_k2.tables import fill_page, markdown_table
 
 SECTIONS = {CTC: "ctc", RNNT: "transducer", LATTICE: "tdnnf", STREAMED: "lstm"}  # of RESULTS.md
 PICTURE, COMMAND = RESULTS / "in-noise.png", "./local/rows.py results"
+PAIRS = RESULTS / "pairs.json"  # of lowbit_k2.recipe.pair_models
 
 
 def verdicts() -> str:
@@ -70,6 +72,8 @@ def write_results(page: Path, check: bool) -> None:
     """
     ratios = read_json(TIMING)["ratio"] if TIMING.is_file() else {}
     sections = {"verdicts": verdicts(), "noise": noise_table(), "failures": failures_table(), "audit": audit_table()}
+    if PAIRS.is_file():
+        sections["pairs"] = format_pairs(load_pairs(PAIRS))
     in_noise = trained_in_noise_table()
     if in_noise:
         sections["trained-in-noise"] = in_noise

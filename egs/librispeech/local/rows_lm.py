@@ -16,8 +16,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
-import subprocess
 import sys
 import time
 from collections.abc import Mapping
@@ -28,10 +26,12 @@ from typing import Any
 import numpy as np
 
 RECIPE = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(RECIPE.parents[1]))
+sys.path[:0] = [str(RECIPE.parents[1]), str(RECIPE / "local")]
 from lowbit_k2.launch import use_project_interpreter
 
 use_project_interpreter()
+
+from scripts import run_script
 
 from lowbit_k2.asr.language_model import load_language_model
 from lowbit_k2.asr.perplexity import per_word, row_log_probs
@@ -103,9 +103,9 @@ class Table:
             flags = [*row.flags, *([self.choose(row.measure)] if row.measure else [])]
             if name != FLOAT:
                 flags += ["--init-from", self.pretrained(), *self.args.more_later.split()]
-            self.run("train_lm.py", *self.training(folder, epochs), *flags)
+            run_script("train_lm.py", *self.training(folder, epochs), *flags)
         packed = folder / f"{name}.safetensors"
-        self.run("export.py", "--exp-dir", folder, "--precision", row.precision, "--output", packed)
+        run_script("export.py", "--exp-dir", folder, "--precision", row.precision, "--output", packed)
         write_json(self.result(name), self.score(packed) | {"bits": self.bits(row)})
 
     def bits(self, row: Row) -> str:
@@ -128,7 +128,7 @@ class Table:
             source = ["--checkpoint", self.pretrained(), "--text", *str(self.args.train_text).split(","), *self.reading]
             table = ["--measure", measure, "--table", chosen.with_suffix(".table.json"), "--num-batches", 2]
             budget = ["--average-bits", self.args.average_bits, "--output", chosen]
-            self.run("-m", "lowbit_k2.recipe.allocate", *source, *table, *budget)
+            run_script("-m", "lowbit_k2.recipe.allocate", *source, *table, *budget)
         return chosen
 
     def score(self, packed: Path) -> dict[str, Any]:
@@ -149,17 +149,6 @@ class Table:
             "losses": losses.round(4).tolist(),
             "words": [line.count(" ") + 2 for _, line in text_lines([path], self.text)],
         }
-
-    def run(self, *command: object) -> None:
-        """A script of the recipe, or a module; its output is shown."""
-        named = list(map(str, command))
-        script = named if named[0] == "-m" else [str(RECIPE / named[0]), *named[1:]]
-        print(" ".join(script), flush=True)
-        done = subprocess.run(
-            [sys.executable, *script], check=False, env={**os.environ, "PYTHONPATH": str(RECIPE.parents[1])}
-        )
-        if done.returncode:
-            raise UserError(f"{script[1] if named[0] == '-m' else named[0]} has failed: see its last line")
 
     def summary(self) -> dict[str, dict[str, Any]]:
         """The rows that are done, each against `float-on`.

@@ -61,6 +61,13 @@ Matrix new_matrix(const Tensor &tensor, const std::string &name) {
   return matrix;
 }
 
+// What weights.py's Linear multiplies.
+Matrix multiplied(const Tensor &tensor, const std::string &name, const Arithmetic &how) {
+  Matrix matrix = new_matrix(tensor, name);
+  if (how.mode == LBK_A8 && tensor.encoding->is_float) matrix = new_matrix(tensor.rounded(), name);
+  return matrix;
+}
+
 Tensor Weights::take(const std::string &name, const std::vector<int64_t> &shape) {
   const auto found = tensors_.find(name);
   if (found == tensors_.end()) refuse("tensor %s is missing", name.c_str());
@@ -92,7 +99,7 @@ Linear::Linear(Weights &weights, const std::string &name, int64_t outputs, int64
     : Linear(weights, name, weights.take(name + ".weight", {outputs, inputs}), bias) {}
 
 Linear::Linear(Weights &weights, const std::string &name, const Tensor &weight, bool bias)
-    : matrix_(new_matrix(weight, name + ".weight")), outputs_(weight.rows), inputs_(weight.cols), how_(weights.how) {
+    : matrix_(multiplied(weight, name + ".weight", weights.how)), outputs_(weight.rows), inputs_(weight.cols), how_(weights.how) {
   if (bias) bias_ = weights.floats(name + ".bias", {outputs_});
 }
 

@@ -1,5 +1,7 @@
 #include "tensors.h"
 
+#include <algorithm>
+#include <cfloat>
 #include <cmath>
 #include <cstring>
 #include <utility>
@@ -116,6 +118,26 @@ Tensor Tensor::kept() const {
   result.steps = count ? reinterpret_cast<float *>(put(steps, count * sizeof(float))) : nullptr;
   result.table = table ? reinterpret_cast<float *>(put(table, table_size * sizeof(float))) : nullptr;
   result.data = put(data, bytes);
+  return result;
+}
+
+Tensor Tensor::rounded() const {
+  if (!encoding->is_float) return *this;
+  Tensor result = *this;
+  result.encoding = encoding_named("int8");
+  result.granularity = LBK_CHANNEL;
+  result.own = std::make_shared<std::vector<uint8_t>>(rows * (sizeof(float) + cols));
+  float *next = reinterpret_cast<float *>(result.own->data());
+  uint8_t *codes = result.own->data() + rows * sizeof(float);
+  result.steps = next, result.data = codes;
+  std::vector<float> weights(cols);
+  for (int64_t r = 0; r < rows; ++r) {
+    dequantize(r, r + 1, weights.data());
+    float largest = 0;
+    for (const float weight : weights) largest = std::max(largest, std::fabs(weight));
+    const float step = *next++ = std::max(largest / 127, FLT_MIN);
+    for (const float weight : weights) *codes++ = static_cast<uint8_t>(static_cast<int>(std::nearbyint(weight / step)));
+  }
   return result;
 }
 

@@ -42,6 +42,9 @@ struct Tensor {
   // The same weights, without the file.
   Tensor kept() const;
 
+  // Floats on a grid of 8 bits for each row; any other, as it is. Not before its numbers were checked.
+  Tensor rounded() const;
+
   // (rows, cols = channels * places) to (rows, (end - begin) * channels), in the same encoding: those places of all.
   Tensor places_first(int64_t places, int64_t begin, int64_t end) const;
 };

@@ -152,18 +152,11 @@ void product(const uint8_t *rows, int64_t group_bytes, const uint8_t *weights, i
   _tile_stored(3, out[kRowsOfTile] + kLanes, kStride);
 }
 
-// y = or += products times steps, of one panel.
-void add_up(const Call &c, int64_t row, int64_t rows, int64_t panel, bool first, const float *products) {
+// y = or += products (rows, 2 * 16) times steps, of one panel.
+void add_up(const Call &c, int64_t row, int64_t rows, int64_t panel, bool first, bool last, const float *products) {
   const lbk_matrix &w = *c.w;
-  const int64_t begin = panel * kLanes, lanes = least(kLanes, w.rows - begin);
-  const __mmask16 mask = static_cast<__mmask16>((1u << lanes) - 1);
-  const __m512 steps = w.granularity == LBK_BLOCK64 ? _mm512_set1_ps(1) : _mm512_loadu_ps(steps_of(w, panel, 0));
-  const __m512 bias = c.bias ? _mm512_maskz_loadu_ps(mask, c.bias + begin) : _mm512_setzero_ps();
-  float *y = c.y + row * c.y_stride + begin;
-  for (int64_t r = 0; r < rows; ++r, y += c.y_stride, products += 2 * kLanes) {
-    const __m512 before = first && !c.add ? bias : _mm512_maskz_loadu_ps(mask, y);
-    _mm512_mask_storeu_ps(y, mask, _mm512_fmadd_ps(_mm512_loadu_ps(products), steps, before));
-  }
+  const float *steps = w.granularity == LBK_BLOCK64 ? kOnes.of : steps_of(w, panel, 0);
+  store(c, row, rows, panel, first, last, products, 2 * kLanes, steps);
 }
 
 template <int P>
@@ -188,7 +181,7 @@ void multiply_parts(const Call &c, int64_t begin, int64_t end) {
         const uint8_t *rows = c.prepared + row * c.row_bytes + block * kOfBlock * P * kTile;
         product<P>(rows, group_bytes, weights, kPanelBytes, tiles, products);
         for (int64_t i = 0; i < panels; ++i)
-          add_up(c, row, least(kRows, c.rows - row), panel + i, block == 0, products[0] + i * kLanes);
+          add_up(c, row, least(kRows, c.rows - row), panel + i, block == 0, last == w.blocks, products[0] + i * kLanes);
       }
     }
 }

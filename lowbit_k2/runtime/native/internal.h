@@ -44,6 +44,8 @@ struct lbk_matrix {
 
 namespace lbk {
 
+constexpr int kAsItIs = -1;
+
 // One multiplication of a slice of rows, and what was prepared for it.
 struct Call {
   const lbk_matrix *w;
@@ -60,10 +62,11 @@ struct Call {
   float *x_steps;        // (rows,), where rows become integers
   int32_t *sums;         // (rows, sums, blocks) sums of the integers of each block
   bool add;              // to what y holds, instead of the bias
+  int activation;        // of the results, LBK_RELU or LBK_SWISH, or kAsItIs
 };
 
 // What is done to each row by itself.
-enum RowKind { kLayerNorm, kAddNorm, kRelu, kSwish, kGlu, kSoftmax, kLogSoftmax };
+enum RowKind { kLayerNorm, kAddNorm, kSwish, kGlu, kSoftmax, kLogSoftmax };
 
 struct RowCall {
   RowKind kind;

@@ -135,9 +135,15 @@ struct Amx : Planes512 {
           for (int i = 0; i < groups; ++i) {
             const int64_t row = first + i * size, count = least(size, rows - row) / P;
             for (int n = 0; n < panels; ++n) {
+              if (is_whole(c, pass, span_begin, end)) {
+                finish_planes<P>(c, row, count, panel + n, pass.factor, acc[g + i][n]);
+                continue;
+              }
               float(*to)[kLanes] = out[g + i][n];
               scale_planes<P>(c, row, count, panel + n, span_begin, pass.factor, span_begin > chunk, acc[g + i][n], to);
-              if (end == last) store_planes(c, row / P, count, panel + n, chunk == 0 && pass.first, to);
+              if (end < last) continue;
+              store(c, row / P, count, panel + n, chunk == 0 && pass.first, last == w.blocks && pass.last, to[0], kLanes,
+                    nullptr);
             }
           }
         }

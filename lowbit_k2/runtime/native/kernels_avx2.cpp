@@ -28,7 +28,7 @@ inline __m256i spread(const uint8_t *from) {
 }
 
 struct Avx2 {
-  static constexpr int kRows = 4, kFloatRows = 6, kTableRows = 4, kDirectRows = 4;
+  static constexpr int kRows = 4, kFloatRows = 6, kFloatPanels = 1, kTableRows = 4, kDirectRows = 4;
   static constexpr int kNarrowBytes = 1;
   static constexpr bool kWideAt8 = true;
   static constexpr int kNarrowTile = kLanes * kBlock, kWideTile = 2 * kNarrowTile;

@@ -9,7 +9,7 @@ namespace lbk {
 namespace {
 
 struct Avx512 : Planes512 {
-  static constexpr int kFloatRows = 8, kTableRows = 0;
+  static constexpr int kFloatRows = 12, kFloatPanels = 2, kTableRows = 0;
 
   static Group group_of(int64_t rows, int64_t row, int) { return greedy_group<Planes512>(rows, row); }
 

@@ -38,7 +38,7 @@ struct AvxVnni {
       times<P>([&](auto p) LBK_INLINE {
         __m256i bytes[4];
         times<4>([&](auto i) LBK_INLINE {
-          sums.of[p] += reinterpret_cast<const WordLanes &>(codes[i]);
+          sums.of[p] += reinterpret_cast<const Naturals &>(codes[i]);
           bytes[i] = codes[i];
           codes[i] = _mm256_srai_epi32(_mm256_add_epi32(codes[i], _mm256_set1_epi32(128)), 8);
           if (P > 1) bytes[i] = _mm256_sub_epi32(bytes[i], _mm256_slli_epi32(codes[i], 8));
@@ -52,14 +52,14 @@ struct AvxVnni {
     });
   }
 
-  static IntLanes spread(const uint8_t *bytes) {
+  static Integers spread(const uint8_t *bytes) {
     int32_t value;
     memcpy(&value, bytes, 4);
-    return IntLanes{} + value;
+    return Integers{} + value;
   }
 
   // By hand: around its intrinsic gcc 12 moves sums to the stack and back.
-  LBK_INLINE static void add(IntLanes &sum, const IntLanes &weights, const IntLanes &bytes) {
+  LBK_INLINE static void add(Integers &sum, const Integers &weights, const Integers &bytes) {
     __asm__("%{vex%} vpdpbusd %2, %1, %0" : "+x"(sum) : "x"(weights), "x"(bytes));
   }
 };

@@ -5,7 +5,7 @@ namespace lbk {
 namespace {
 
 struct Portable {
-  static constexpr int kRows = 1, kFloatRows = 2, kTableRows = 0, kDirectRows = 0;
+  static constexpr int kRows = 1, kFloatRows = 2, kFloatPanels = 1, kTableRows = 0, kDirectRows = 0;
   static constexpr int kNarrowBytes = 2;     // of an activation of 8 bits
   static constexpr bool kWideAt8 = false;
   static constexpr int kNarrowTile = kLanes * kBlock * 2, kWideTile = kNarrowTile;  // bytes of a block, unpacked

@@ -67,25 +67,15 @@ struct Product {
   size_t scratch_bytes() const { return rows_bytes + sums_bytes + steps_bytes; }
 
   void multiply_slice(const float *x, int64_t rows, int64_t x_stride, const float *bias, float *y, int64_t y_stride,
-                      bool add, uint8_t *scratch) const {
+                      bool add, int activation, uint8_t *scratch) const {
     Phase phase{&k, {}, 0, 0};
     phase.call = {&w, mode, rows, slice, x, x_stride, bias, y, y_stride, scratch, row_bytes,
                   reinterpret_cast<float *>(scratch + rows_bytes + sums_bytes),
-                  reinterpret_cast<int32_t *>(scratch + rows_bytes), add};
+                  reinterpret_cast<int32_t *>(scratch + rows_bytes), add, activation};
     if (row_bytes) run(phase, rows, kRowTask, threads, prepare);
     run(phase, w.panels, std::max<int64_t>(1, w.panels / (4 * threads)), threads, multiply);
   }
 };
-
-struct Activation {
-  RowCall call;
-  int64_t rows;
-};
-
-void activate(void *context, int64_t index) {
-  const Activation &a = *static_cast<Activation *>(context);
-  layers().rows(a.call, index * kRowTask, std::min(a.rows, (index + 1) * kRowTask));
-}
 
 bool allocate(size_t bytes, uint8_t **scratch) {
   *scratch = bytes ? static_cast<uint8_t *>(std::aligned_alloc(64, aligned(bytes))) : nullptr;
@@ -110,7 +100,7 @@ int lbk_matmul(const lbk_matrix *matrix, const float *x, int64_t m, int64_t x_st
   if (!allocate(product.scratch_bytes(), &scratch)) return fail("out of memory");
   for (int64_t row = 0; row < m; row += product.slice)
     product.multiply_slice(x + row * x_stride, std::min(product.slice, m - row), x_stride, bias, y + row * y_stride,
-                           y_stride, add != 0, scratch);
+                           y_stride, add != 0, kAsItIs, scratch);
   std::free(scratch);
   return 0;
 }
@@ -135,14 +125,9 @@ int lbk_feed_forward(const lbk_matrix *first, const float *first_bias, int32_t a
   float *hidden = reinterpret_cast<float *>(scratch);
   for (int64_t row = 0; row < m; row += up.slice) {
     const int64_t rows = std::min(up.slice, m - row);
-    up.multiply_slice(x + row * first->cols, rows, first->cols, first_bias, hidden, width, false, scratch + hidden_bytes);
-    RowCall rows_call{};
-    rows_call.kind = activation == LBK_RELU ? kRelu : kSwish;
-    rows_call.x = rows_call.y = hidden;
-    rows_call.cols = width;
-    Activation task{rows_call, rows};
-    parallel((rows + kRowTask - 1) / kRowTask, up.threads, activate, &task);
-    down.multiply_slice(hidden, rows, width, second_bias, y + row * second->rows, second->rows, add != 0,
+    up.multiply_slice(x + row * first->cols, rows, first->cols, first_bias, hidden, width, false, activation,
+                      scratch + hidden_bytes);
+    down.multiply_slice(hidden, rows, width, second_bias, y + row * second->rows, second->rows, add != 0, kAsItIs,
                         scratch + hidden_bytes);
   }
   std::free(scratch);

@@ -54,7 +54,7 @@ inline int32_t sum_of(const int8_t *stream, int64_t blocks, int64_t block_bytes)
 template <class Step>
 struct Neon {
   static constexpr int kRows = Step::kRows, kDirectRows = Step::kDirectRows;
-  static constexpr int kFloatRows = 6, kTableRows = 0;
+  static constexpr int kFloatRows = 6, kFloatPanels = 1, kTableRows = 0;
   static constexpr int kNarrowBytes = 1;
   static constexpr bool kWideAt8 = false;
   static constexpr int kNarrowTile = kLanes * kBlock, kWideTile = kNarrowTile;

@@ -3,9 +3,9 @@
 // copy, compiled for its own instructions.
 #pragma once
 
-#include <string.h>
+#include <utility>
 
-#include "internal.h"
+#include "vectors.h"
 
 namespace lbk {
 namespace {
@@ -13,15 +13,6 @@ namespace {
 constexpr int kFloatChunk = 4;  // blocks of inputs in a tile of floats: 16 KiB
 constexpr int kPiece = kChunk * kBlock;  // activations that are prepared at a time
 
-#if defined(__AVX512F__)
-constexpr int kVectorBytes = 64;
-#elif defined(__AVX__)
-constexpr int kVectorBytes = 32;
-#else
-constexpr int kVectorBytes = 16;  // wider ones than a register would live on the stack
-#endif
-constexpr int kVectorLanes = kVectorBytes / 4, kVectors = kLanes / kVectorLanes;  // of the 16 of a panel
-typedef float FloatLanes __attribute__((vector_size(kVectorBytes)));
 constexpr int kPartBytes = kVectorBytes > 32 ? 32 : kVectorBytes, kPart = kPartBytes / 4;
 typedef float Floats __attribute__((vector_size(kPartBytes)));
 typedef uint32_t Words __attribute__((vector_size(kPartBytes)));
@@ -37,15 +28,16 @@ struct Number {
   constexpr operator int() const { return N; }
 };
 
+template <class F, int... I>
+LBK_INLINE inline void times_of(const F &f, std::integer_sequence<int, I...>) {
+  (f(Number<I>{}), ...);
+}
+
 // f(0), .. f(N-1), written out: arrays of sums that are indexed by these numbers live in registers. With loops, which
 // gcc 12 unrolls too late for that, they live on the stack, and the products take twice the time.
-#define LBK_INLINE __attribute__((always_inline))
 template <int N, class F>
 LBK_INLINE inline void times(const F &f) {
-  if constexpr (N > 0) {
-    times<N - 1>(f);
-    f(Number<N - 1>{});
-  }
+  times_of(f, std::make_integer_sequence<int, N>{});
 }
 
 }  // namespace
@@ -56,12 +48,12 @@ LBK_INLINE inline void times(const F &f) {
 namespace lbk {
 namespace {
 
-// f(Number<R>, row) over groups of R rows, and of fewer at the end.
+// f(Number<R>, row) over groups of R rows, and of fewer at the end: R / 2 and so on, since each size is compiled by itself.
 template <int R, class F>
 inline void each_group(int64_t row, int64_t rows, const F &f) {
   for (; row + R <= rows; row += R) f(Number<R>{}, row);
   if constexpr (R > 1) {
-    if (row < rows) each_group<R - 1>(row, rows, f);
+    if (row < rows) each_group<(R > 3 ? R / 2 : R - 1)>(row, rows, f);
   }
 }
 
@@ -77,7 +69,7 @@ inline int product_bits(const lbk_matrix &w) { return w.entries ? 8 : w.bits; }
 struct Pass {
   const uint8_t *entries;
   float factor;  // of the results
-  bool first;
+  bool first, last;
 };
 
 // f(pass) over those that so many panels need.
@@ -86,7 +78,7 @@ inline void each_pass(const lbk_matrix &w, int64_t panel, int64_t panels, const 
   int passes = 1;
   for (int64_t i = panel; w.entries && i < panel + panels; ++i) passes += passes == 1 && w.high[i];
   for (int i = 0; i < passes; ++i)
-    f(Pass{w.entries ? w.entries + 256 * i : nullptr, i ? 256 * w.unit : w.unit, i == 0});
+    f(Pass{w.entries ? w.entries + 256 * i : nullptr, i ? 256 * w.unit : w.unit, i == 0, i + 1 == passes});
 }
 
 // ---- activations
@@ -120,6 +112,23 @@ inline int top_of(const lbk_matrix &w, int mode) {
   return w.input_bits ? least(top, (1 << (w.input_bits - 1)) - 1) : top;
 }
 
+// Numbers over a step, which are integers of 16 bits then, as a division gives them.
+inline void divide(const float *x, int64_t count, float step, int16_t *codes) {
+  int64_t i = 0;
+#if defined(__FMA__)
+  const __m256 steps = _mm256_set1_ps(step), inverses = _mm256_set1_ps(1 / step);
+  const auto quotients = [&](const float *from) LBK_INLINE {  // estimated, and corrected by what is left
+    const __m256 value = _mm256_loadu_ps(from), estimate = _mm256_mul_ps(value, inverses);
+    return _mm256_cvtps_epi32(_mm256_fmadd_ps(_mm256_fnmadd_ps(estimate, steps, value), inverses, estimate));
+  };
+  for (; i + 16 <= count; i += 16) {
+    const __m256i mixed = _mm256_packs_epi32(quotients(x + i), quotients(x + i + 8));
+    _mm256_storeu_si256(reinterpret_cast<__m256i *>(codes + i), _mm256_permute4x64_epi64(mixed, 0xd8));
+  }
+#endif
+  for (; i < count; ++i) codes[i] = static_cast<int16_t>(static_cast<int32_t>(nearest(x[i] / step)));
+}
+
 template <class Isa>
 void prepare_integers(const Call &c, int64_t row, bool wide) {
   const lbk_matrix &w = *c.w;
@@ -133,8 +142,7 @@ void prepare_integers(const Call &c, int64_t row, bool wide) {
   for (int64_t begin = 0; begin < w.cols; begin += kPiece) {
     const int64_t count = least(kPiece, w.cols - begin), blocks = (count + kBlock - 1) / kBlock;
     memset(codes, 0, sizeof codes);
-    if (finite)
-      for (int64_t i = 0; i < count; ++i) codes[i] = static_cast<int16_t>(static_cast<int32_t>(nearest(x[begin + i] / step)));
+    if (finite) divide(x + begin, count, step, codes);
     for (int64_t b = 0; b < blocks; ++b) {
       int32_t sum = 0;
       for (int i = 0; i < kBlock; ++i) sum += codes[b * kBlock + i];
@@ -185,30 +193,71 @@ __attribute__((noinline)) void prepare_floats(const Call &c, int64_t row, bool t
 
 // ---- results
 
-// Results of a panel for one row: those of this chunk of inputs, on top of those before.
-__attribute__((noinline)) void store(const Call &c, int64_t row, int64_t panel, bool first, const float *values) {
-  const int64_t begin = panel * kLanes, lanes = least(kLanes, c.w->rows - begin);
-  float *y = c.y + row * c.y_stride + begin;
-  const float *before = !first || c.add ? y : c.bias ? c.bias + begin : nullptr;
-  for (int64_t i = 0; i < lanes; ++i) y[i] = before ? before[i] + values[i] : values[i];
+// f(activation) with that of the call, as a function of vectors.
+template <class F>
+LBK_INLINE inline void with_activation(int activation, const F &f) {
+  if (activation == LBK_SWISH) f([](const Vector &x) LBK_INLINE { return swish(x); });
+  else if (activation == LBK_RELU) f([](const Vector &x) LBK_INLINE { return x < 0.f ? Vector{} : x; });
+  else f([](const Vector &x) LBK_INLINE { return x; });
+}
+
+// f(place, number of values there) over a panel's outputs.
+template <class F>
+LBK_INLINE inline void each_output(int64_t lanes, const F &f) {
+  if (lanes >= kLanes) times<kVectors>([&](auto v) LBK_INLINE { f(v * kWidth, kWidth); });
+  else each_vector(lanes, f);
+}
+
+// What results are added to, or null.
+inline const float *before(const Call &c, int64_t row, int64_t panel, bool first) {
+  if (!first || c.add) return c.y + row * c.y_stride + panel * kLanes;
+  return c.bias ? c.bias + panel * kLanes : nullptr;
+}
+
+// y = or += values (rows, stride) times steps (16,), or times those of rows, of a panel: results of this chunk of inputs on
+// top of those before; behind the last, activated.
+__attribute__((noinline)) void store(const Call &c, int64_t row, int64_t rows, int64_t panel, bool first, bool last,
+                                     const float *values, int64_t stride, const float *steps) {
+  const int64_t lanes = c.w->rows - panel * kLanes;
+  with_activation(last ? c.activation : kAsItIs, [&](const auto &activate) LBK_INLINE {
+    for (int64_t r = row; r < row + rows; ++r, values += stride) {
+      float *y = c.y + r * c.y_stride + panel * kLanes;
+      const float *under = before(c, r, panel, first);
+      each_output(lanes, [&](int64_t i, int count) LBK_INLINE {
+        const Vector step = steps ? read(steps + i) : Vector{} + c.x_steps[r];
+        write(activate(read(values + i) * step + (under ? read(under + i, count) : Vector{})), y + i, count);
+      });
+    }
+  });
 }
 
 // ---- integers
 
 // out = or += (mult u - base - zero_point) . x of `blocks` blocks, times their steps. Sums may have left int32 on the way,
 // where only their difference fits: hence uint32.
-__attribute__((noinline)) void add_scaled(const Call &c, int64_t row, int64_t panel, int64_t block, int64_t blocks, const int32_t *acc,
-                       float factor, bool add, float *out) {
+__attribute__((noinline)) void add_scaled(const Call &c, int64_t row, int64_t rows, int64_t panel, int64_t block,
+                                          int64_t blocks, const int32_t (*acc)[kLanes], float factor, bool add,
+                                          float (*out)[kLanes]) {
   const lbk_matrix &w = *c.w;
   const float *steps = steps_of(w, panel, block);
   const int32_t *sums = c.sums + row * w.blocks + block;
-  int32_t sum = 0;
-  for (int64_t i = 0; i < blocks; ++i) sum += sums[i];
-  const uint32_t mult = w.mult, correction = static_cast<uint32_t>(w.base) * static_cast<uint32_t>(sum);
-  const float zero = static_cast<float>(w.zero_point) * static_cast<float>(sum);
-  for (int i = 0; i < kLanes; ++i) {
-    const int32_t product = static_cast<int32_t>(static_cast<uint32_t>(acc[i]) * mult - correction);
-    out[i] = (static_cast<float>(product) - zero) * steps[i] * factor + (add ? out[i] : 0.f);
+  const uint32_t mult = w.mult;
+  for (int64_t r = 0; r < rows; ++r, sums += w.blocks) {
+    int32_t sum = 0;
+    for (int64_t i = 0; i < blocks; ++i) sum += sums[i];
+    const uint32_t correction = static_cast<uint32_t>(w.base) * static_cast<uint32_t>(sum);
+    const float zero = static_cast<float>(w.zero_point) * static_cast<float>(sum);
+    for (int v = 0; v < kVectors; ++v) {
+      Naturals words;
+      Vector step, before = {};
+      memcpy(&words, acc[r] + v * kWidth, sizeof words);
+      memcpy(&step, steps + v * kWidth, sizeof step);
+      if (add) memcpy(&before, out[r] + v * kWidth, sizeof before);
+      words = words * mult - correction;
+      const auto product = __builtin_convertvector(reinterpret_cast<const Integers &>(words), Vector);
+      const Vector value = (product - zero) * step * factor + before;
+      memcpy(out[r] + v * kWidth, &value, sizeof value);
+    }
   }
 }
 
@@ -231,7 +280,7 @@ void multiply_integers(const Call &c, int64_t begin, int64_t end) {
       if (tiled) Isa::template unpack<BITS, WIDE>(lines, blocks, tile);
       each_group<Isa::kRows>(0, c.rows, [&](auto group, int64_t row) {
         constexpr int R = decltype(group)::value;
-        float out[R][kLanes];
+        alignas(64) float out[R][kLanes];
         for (int64_t b = 0; b < blocks; b += span) {
           alignas(64) int32_t acc[R][kLanes];
           const uint8_t *x = c.prepared + row * c.row_bytes + (block + b) * kXBytes;
@@ -239,13 +288,9 @@ void multiply_integers(const Call &c, int64_t begin, int64_t end) {
             Isa::template dot<BITS, WIDE, true, R>(tile + b * kTileBytes, span, x, c.row_bytes, acc);
           else if constexpr (Isa::kDirectRows > 0)
             Isa::template dot<BITS, WIDE, false, R>(lines + b * kLineBytes, span, x, c.row_bytes, acc);
-          for (int r = 0; r < R; ++r)
-            add_scaled(c, row + r, panel, block + b, span, acc[r], pass.factor, b > 0, out[r]);
+          add_scaled(c, row, R, panel, block + b, span, acc, pass.factor, b > 0, out);
         }
-        for (int r = 0; r < R; ++r) {
-          for (int i = 0; i < kLanes; ++i) out[r][i] *= c.x_steps[row + r];
-          store(c, row + r, panel, block == 0 && pass.first, out[r]);
-        }
+        store(c, row, R, panel, block == 0 && pass.first, block + kChunk >= w.blocks && pass.last, out[0], kLanes, nullptr);
       });
     });
 }
@@ -312,63 +357,75 @@ inline void scale_tile(const lbk_matrix &w, int64_t panel, int64_t block, int64_
   }
 }
 
-// Sums of few rows go in several chains, since an addition waits for the one before.
-template <int R>
-__attribute__((noinline)) void dot_floats(const float *tile, int64_t count, const float *x, int64_t stride,
-                                          float (*out)[kLanes]) {
-  constexpr int kWanted = 8 / (R * kVectors), kChains = kWanted > 2 ? 4 : kWanted == 2 || R == 3 ? 2 : 1;
-  FloatLanes acc[kChains][R][kVectors];
+// Products of R rows with P panels. Sums of few rows go in several chains, since an addition waits for the one before.
+template <int R, int P>
+__attribute__((noinline)) void dot_floats(const float *tile, int64_t panel_stride, int64_t count, const float *x,
+                                          int64_t stride, float (*out)[P * kLanes]) {
+  constexpr int N = P * kVectors, kWanted = 8 / (R * N), kChains = kWanted > 2 ? 4 : kWanted == 2 || R == 3 ? 2 : 1;
+  Vector acc[kChains][R][N];
   times<kChains>([&](auto chain) LBK_INLINE { times<R>([&](auto r) LBK_INLINE {
-    times<kVectors>([&](auto v) LBK_INLINE { acc[chain][r][v] = FloatLanes{}; });
+    times<N>([&](auto v) LBK_INLINE { acc[chain][r][v] = Vector{}; });
   }); });
   const auto add = [&](int64_t k, auto chain) LBK_INLINE {
-    FloatLanes w[kVectors];
-    times<kVectors>([&](auto v) LBK_INLINE { memcpy(&w[v], tile + kLanes * k + v * kVectorLanes, sizeof w[v]); });
+    Vector w[N];
+    times<N>([&](auto v) LBK_INLINE {
+      memcpy(&w[v], tile + v / kVectors * panel_stride + kLanes * k + v % kVectors * kWidth, sizeof w[v]);
+    });
     times<R>([&](auto r) LBK_INLINE {
       const float value = x[r * stride + k];
-      times<kVectors>([&](auto v) LBK_INLINE { acc[chain][r][v] += w[v] * value; });
+      times<N>([&](auto v) LBK_INLINE { acc[chain][r][v] += w[v] * value; });
     });
   };
   int64_t k = 0;
   for (; k + kChains <= count; k += kChains) times<kChains>([&](auto chain) LBK_INLINE { add(k + chain, chain); });
   for (; k < count; ++k) add(k, Number<0>{});
-  times<R>([&](auto r) LBK_INLINE { times<kVectors>([&](auto v) LBK_INLINE {
+  times<R>([&](auto r) LBK_INLINE { times<N>([&](auto v) LBK_INLINE {
     times<kChains - 1>([&](auto chain) LBK_INLINE { acc[0][r][v] += acc[chain + 1][r][v]; });
-    memcpy(out[r] + v * kVectorLanes, &acc[0][r][v], sizeof acc[0][r][v]);
+    memcpy(out[r] + v * kWidth, &acc[0][r][v], sizeof acc[0][r][v]);
   }); });
 }
 
-__attribute__((noinline)) void scale_and_store(const Call &c, int64_t row, int64_t panel, int64_t block, float *out) {
-  if (c.w->granularity != LBK_BLOCK64) {
-    const float *steps = steps_of(*c.w, panel, block);
-    for (int i = 0; i < kLanes; ++i) out[i] *= steps[i];
+struct Ones {
+  float of[kLanes] = {};
+
+  constexpr Ones() {
+    for (int i = 0; i < kLanes; ++i) of[i] = 1;
   }
-  store(c, row, panel, block == 0, out);
-}
+};
+
+alignas(64) constexpr Ones kOnes;
 
 // BITS: 0 with a table.
 template <class Isa, int BITS>
 void multiply_floats(const Call &c, int64_t begin, int64_t end) {
   const lbk_matrix &w = *c.w;
-  alignas(64) float tile[kFloatChunk * kBlock * kLanes];
+  constexpr int P = Isa::kFloatPanels;
+  constexpr int64_t kAtOnce = kFloatChunk, kTile = kAtOnce * kBlock * kLanes;  // 16 KiB beside the rows
+  alignas(64) float tile[P * kTile];
   const float *x = c.row_bytes ? reinterpret_cast<const float *>(c.prepared) : c.x;
   const int64_t stride = c.row_bytes ? static_cast<int64_t>(c.row_bytes / sizeof(float)) : c.x_stride;
-  for (int64_t panel = begin; panel < end; ++panel)
-    for (int64_t block = 0; block < w.blocks; block += kFloatChunk) {
-      const int64_t blocks = least(kFloatChunk, w.blocks - block);
+  for (int64_t panel = begin; panel < end; panel += P)
+    for (int64_t block = 0; block < w.blocks; block += kAtOnce) {
+      const int64_t blocks = least(kAtOnce, w.blocks - block), panels = least(P, end - panel);
       const int64_t first = block * kBlock, count = least(blocks * kBlock, w.cols - first);
       const uint8_t *lines = w.lines + (panel * w.blocks + block) * 128 * w.bits;
-      const float *weights = tile;
-      if constexpr (BITS == 32) weights = reinterpret_cast<const float *>(lines);
-      else if constexpr (BITS == 16) unpack_halves(lines, blocks * kBlock * kLanes, tile);
-      else if constexpr (BITS == 0) unpack_table(w, lines, blocks, tile);
-      else unpack_floats<BITS>(w, lines, blocks, tile);
-      if (w.granularity == LBK_BLOCK64) scale_tile(w, panel, block, blocks, tile);
+      const float *weights = BITS == 32 ? reinterpret_cast<const float *>(lines) : tile;
+      for (int64_t p = 0; p < panels; ++p, lines += w.blocks * 128 * w.bits) {
+        if constexpr (BITS == 16) unpack_halves(lines, blocks * kBlock * kLanes, tile + p * kTile);
+        else if constexpr (BITS == 0) unpack_table(w, lines, blocks, tile + p * kTile);
+        else if constexpr (BITS < 16) unpack_floats<BITS>(w, lines, blocks, tile + p * kTile);
+        if (w.granularity == LBK_BLOCK64) scale_tile(w, panel + p, block, blocks, tile + p * kTile);
+      }
+      // A panel that is left alone goes with itself.
+      const int64_t panel_stride = panels < P ? 0 : BITS == 32 ? w.blocks * kBlock * kLanes : kTile;
       each_group<Isa::kFloatRows>(0, c.rows, [&](auto group, int64_t row) {
         constexpr int R = decltype(group)::value;
-        float out[R][kLanes];
-        dot_floats<R>(weights, count, x + row * stride + first, stride, out);
-        for (int r = 0; r < R; ++r) scale_and_store(c, row + r, panel, block, out[r]);
+        alignas(64) float out[R][P * kLanes];
+        dot_floats<R, P>(weights, panel_stride, count, x + row * stride + first, stride, out);
+        for (int64_t p = 0; p < panels; ++p) {
+          const float *steps = w.granularity == LBK_BLOCK64 ? kOnes.of : steps_of(w, panel + p, block);
+          store(c, row, R, panel + p, block == 0, block + kAtOnce >= w.blocks, out[0] + p * kLanes, P * kLanes, steps);
+        }
       });
     }
 }
@@ -387,11 +444,7 @@ void multiply_tables(const Call &c, int64_t begin, int64_t end) {
         float out[R][kLanes];
         Isa::template dot_tables<R>(w.lines + (panel * lines + block * of_block) * 64, blocks * of_block,
                                     c.prepared + row * c.row_bytes + block * of_block * 256, c.row_bytes, out);
-        const float *steps = steps_of(w, panel, block);
-        for (int r = 0; r < R; ++r) {
-          for (int i = 0; i < kLanes; ++i) out[r][i] *= steps[i];
-          store(c, row + r, panel, block == 0, out[r]);
-        }
+        store(c, row, R, panel, block == 0, block + span >= w.blocks, out[0], kLanes, steps_of(w, panel, block));
       }
     });
 }

@@ -9,9 +9,6 @@
 namespace lbk {
 namespace {
 
-typedef int32_t IntLanes __attribute__((vector_size(kVectorBytes)));
-typedef uint32_t WordLanes __attribute__((vector_size(kVectorBytes)));
-
 // Blocks whose products are summed in int32: 512 * 64 * 128 * 383 < 2^31, 383 being the farthest that a number of 8 bits is
 // from a zero point.
 constexpr int64_t kIntegerBlocks = 512;
@@ -52,11 +49,11 @@ inline float plane_step(const Call &c, float max) {
 // of planes, which are differences, do not.
 template <int P>
 struct Sums {
-  WordLanes of[P + 1] = {};
+  Naturals of[P + 1] = {};
 
   int32_t total(int plane) const {
     uint32_t total = 0;
-    for (int i = 0; i < kVectorLanes; ++i) total += of[plane][i] - 256 * of[plane + 1][i];
+    for (int i = 0; i < kWidth; ++i) total += of[plane][i] - 256 * of[plane + 1][i];
     return static_cast<int32_t>(total);
   }
 };
@@ -92,63 +89,74 @@ void prepare_planes(const Call &c, int64_t begin, int64_t end) {
 
 // ---- results
 
-// out = or += (weights . x) * steps of the weights, in units of the highest plane, from sums of stored numbers times bytes.
+// (weights . x) of a row in units of the highest plane, from sums of stored numbers times bytes; steps are not in it yet.
+struct Unscaled {
+  const lbk_matrix &w;
+  uint32_t offset, mult;
+
+  explicit Unscaled(const lbk_matrix &matrix) : w(matrix), offset(w.base + w.zero_point), mult(w.mult) {}
+
+  template <int P>
+  LBK_INLINE Vector of(const int32_t (*acc)[kLanes], int64_t i, const int32_t *sums) const {
+    Vector total = {};
+    times<P>([&](auto p) LBK_INLINE {
+      Naturals words;
+      memcpy(&words, acc[p] + i, sizeof words);
+      words = words * mult - offset * static_cast<uint32_t>(sums[p * w.blocks]);
+      total = total * (1 / 256.f) + __builtin_convertvector(reinterpret_cast<const Integers &>(words), Vector);
+    });
+    return total;
+  }
+};
+
+// out = or += (weights . x) * steps of the weights, of some blocks.
 template <int P>
 __attribute__((noinline)) void scale_planes(const Call &c, int64_t first, int64_t rows, int64_t panel, int64_t block,
                                             float factor, bool add, const int32_t (*acc)[kLanes],
                                             float (*out)[kLanes]) {
   const lbk_matrix &w = *c.w;
-  const uint32_t offset = w.base + w.zero_point, mult = w.mult;
+  const Unscaled unscaled(w);
   const float *steps = steps_of(w, panel, block);
   const int32_t *sums = c.sums + first * w.blocks + block / span_of(w);
-  for (int r = 0; r < rows; ++r, sums += P * w.blocks)
-    for (int v = 0; v < kVectors; ++v) {
-      FloatLanes total = {}, step;
-      for (int p = 0; p < P; ++p) {
-        WordLanes words;
-        memcpy(&words, acc[r * P + p] + v * kVectorLanes, sizeof words);
-        words = words * mult - offset * static_cast<uint32_t>(sums[p * w.blocks]);
-        const auto value = __builtin_convertvector(reinterpret_cast<const IntLanes &>(words), FloatLanes);
-        total = total * (1 / 256.f) + value;
-      }
-      memcpy(&step, steps + v * kVectorLanes, sizeof step);
-      total *= step * factor;
-      float *to = out[r] + v * kVectorLanes;
-      if (add) {
-        FloatLanes before;
-        memcpy(&before, to, sizeof before);
-        total += before;
-      }
-      memcpy(to, &total, sizeof total);
-    }
+  for (int64_t r = 0; r < rows; ++r, sums += P * w.blocks, acc += P)
+    times<kVectors>([&](auto v) LBK_INLINE {
+      constexpr int i = v * kWidth;
+      const Vector total = unscaled.of<P>(acc, i, sums) * (read(steps + i) * factor);
+      write(add ? total + read(out[r] + i) : total, out[r] + i);
+    });
 }
 
-// y = or += out times the steps of activations.
-__attribute__((noinline)) void store_planes(const Call &c, int64_t row, int64_t rows, int64_t panel, bool first,
-                                            const float (*out)[kLanes]) {
-  const int64_t begin = panel * kLanes, lanes = least(kLanes, c.w->rows - begin);
-  for (int64_t r = 0; r < rows; ++r) {
-    float *y = c.y + (row + r) * c.y_stride + begin;
-    const float step = c.x_steps[row + r], *before = !first || c.add ? y : c.bias ? c.bias + begin : nullptr;
-    if (lanes == kLanes) {
-      for (int v = 0; v < kVectors; ++v) {
-        FloatLanes value, other = {};
-        memcpy(&value, out[r] + v * kVectorLanes, sizeof value);
-        if (before) memcpy(&other, before + v * kVectorLanes, sizeof other);
-        value = value * step + other;
-        memcpy(y + v * kVectorLanes, &value, sizeof value);
-      }
-    } else {
-      for (int64_t i = 0; i < lanes; ++i) y[i] = out[r][i] * step + (before ? before[i] : 0.f);
+// The same and `store` at once, where nothing else is added to them.
+template <int P>
+__attribute__((noinline)) void finish_planes(const Call &c, int64_t first, int64_t rows, int64_t panel, float factor,
+                                             const int32_t (*acc)[kLanes]) {
+  const lbk_matrix &w = *c.w;
+  const Unscaled unscaled(w);
+  const float *steps = steps_of(w, panel, 0);
+  const int32_t *sums = c.sums + first * w.blocks;
+  const int64_t lanes = w.rows - panel * kLanes;
+  with_activation(c.activation, [&](const auto &activate) LBK_INLINE {
+    for (int64_t r = first / P; r < first / P + rows; ++r, sums += P * w.blocks, acc += P) {
+      float *y = c.y + r * c.y_stride + panel * kLanes;
+      const float *under = before(c, r, panel, true);
+      each_output(lanes, [&](int64_t i, int count) LBK_INLINE {
+        const Vector total = unscaled.of<P>(acc, i, sums) * (read(steps + i) * factor);
+        write(activate(total * c.x_steps[r] + (under ? read(under + i, count) : Vector{})), y + i, count);
+      });
     }
-  }
+  });
+}
+
+// Whether sums of blocks begin .. end-1 are all that a result is made of.
+inline bool is_whole(const Call &c, const Pass &pass, int64_t begin, int64_t end) {
+  return begin == 0 && end == c.w->blocks && pass.first && pass.last;
 }
 
 // ---- products
 
 // Bits FROM .. of every byte, BITS of them, at TO.
 template <int BITS, int FROM, int TO>
-LBK_INLINE inline void take_field(const IntLanes &words, IntLanes *field) {
+LBK_INLINE inline void take_field(const Integers &words, Integers *field) {
   if constexpr (BITS == 8) *field = words;
   else *field = words >> (FROM - TO) & static_cast<int32_t>(0x01010101u * (((1u << BITS) - 1) << TO));
 }
@@ -167,19 +175,19 @@ __attribute__((noinline)) void dot_planes(const uint8_t *weights, int64_t blocks
   constexpr int kFree = kMost / kPlaces, kWanted = 8 / kPlaces;
   constexpr int kLines = least(least(kFree, kWanted), 2 * BITS);
   for (int part = 0; part < kVectors; part += kWide) {
-    IntLanes sums[R][kLines * kPlaces][kWide];
+    Integers sums[R][kLines * kPlaces][kWide];
     times<R>([&](auto r) LBK_INLINE { times<kLines * kPlaces>([&](auto i) LBK_INLINE {
-      times<kWide>([&](auto v) LBK_INLINE { sums[r][i][v] = IntLanes{}; });
+      times<kWide>([&](auto v) LBK_INLINE { sums[r][i][v] = Integers{}; });
     }); });
     const uint8_t *line = weights + part * kVectorBytes, *bytes = x;
     for (int64_t block = 0; block < blocks; ++block, bytes += (R - 1) * kBlock)
       for (int l = 0; l < 2 * BITS; l += kLines, line += 64 * kLines, bytes += kLines * 4 * kFields)
         times<kLines>([&](auto u) LBK_INLINE {
-          IntLanes words[kWide];
+          Integers words[kWide];
           times<kWide>([&](auto v) LBK_INLINE { memcpy(&words[v], line + 64 * u + v * kVectorBytes, kVectorBytes); });
           times<kFields / kPlaces>([&](auto h) LBK_INLINE { times<kPlaces>([&](auto g) LBK_INLINE {
             constexpr int kField = h * kPlaces + g;
-            IntLanes field[kWide];
+            Integers field[kWide];
             times<kWide>([&](auto v) LBK_INLINE {
               take_field<BITS, kField * BITS, g * BITS>(words[v], &field[v]);
             });
@@ -190,11 +198,11 @@ __attribute__((noinline)) void dot_planes(const uint8_t *weights, int64_t blocks
           }); });
         });
     times<R>([&](auto r) LBK_INLINE { times<kWide>([&](auto v) LBK_INLINE {
-      IntLanes sum = {};
+      Integers sum = {};
       times<kLines>([&](auto u) LBK_INLINE { times<kPlaces>([&](auto g) LBK_INLINE {
         sum += sums[r][u * kPlaces + g][v] >> (BITS < 8 ? g * BITS : 0);
       }); });
-      memcpy(acc[r] + (part + v) * kVectorLanes, &sum, sizeof sum);
+      memcpy(acc[r] + (part + v) * kWidth, &sum, sizeof sum);
     }); });
   }
 }
@@ -235,6 +243,7 @@ void multiply_planes(const Call &c, const Dot *dots, int64_t begin, int64_t end)
   for (int64_t panel = begin; panel < end; ++panel)
     for (int64_t chunk = 0; chunk < w.blocks; chunk += at_once) each_pass(w, panel, 1, [&](const Pass &pass) {
       const int64_t last = least(chunk + at_once, w.blocks);
+      const bool whole = is_whole(c, pass, chunk, least(chunk + span, w.blocks));
       const uint8_t *weights = w.lines + (panel * w.blocks + chunk) * 128 * w.bits;
       if (pass.entries) {
         look_up(w.bits, weights, last - chunk, pass.entries, found);
@@ -246,9 +255,12 @@ void multiply_planes(const Call &c, const Dot *dots, int64_t begin, int64_t end)
         const int64_t count = least(group.size, rows - group.first) / P;
         for (int64_t block = chunk; block < last; block += span) {
           dot(weights + (block - chunk) * block_bytes, least(span, last - block), place(c, group, group.first, block), acc);
-          scale_planes<P>(c, group.first, count, panel, block, pass.factor, block > chunk, acc, out);
+          if (whole) finish_planes<P>(c, group.first, count, panel, pass.factor, acc);
+          else scale_planes<P>(c, group.first, count, panel, block, pass.factor, block > chunk, acc, out);
         }
-        store_planes(c, group.first / P, count, panel, chunk == 0 && pass.first, out);
+        if (whole) continue;
+        store(c, group.first / P, count, panel, chunk == 0 && pass.first, last == w.blocks && pass.last, out[0], kLanes,
+              nullptr);
       }
     });
 }

@@ -26,7 +26,7 @@ struct Planes512 {
       const __m512 rest = _mm512_fnmadd_ps(estimate, steps, value);
       __m512i code = _mm512_cvtps_epi32(_mm512_fmadd_ps(rest, inverses, estimate));
       times<P>([&](auto p) LBK_INLINE {
-        sums.of[p] += reinterpret_cast<const WordLanes &>(code);
+        sums.of[p] += reinterpret_cast<const Naturals &>(code);
         _mm_store_si128(reinterpret_cast<__m128i *>(out + p * kBlock + 16 * i), _mm512_cvtepi32_epi8(code));
         code = _mm512_srai_epi32(_mm512_add_epi32(code, _mm512_set1_epi32(128)), 8);
       });
@@ -36,7 +36,7 @@ struct Planes512 {
   static const uint8_t *spread(const uint8_t *bytes) { return bytes; }
 
   // By hand: around its intrinsic gcc 12 moves every sum to the stack and back.
-  LBK_INLINE static void add(IntLanes &sum, const IntLanes &weights, const uint8_t *bytes) {
+  LBK_INLINE static void add(Integers &sum, const Integers &weights, const uint8_t *bytes) {
     __asm__("vpdpbusd %2%{1to16%}, %1, %0"
             : "+v"(sum)
             : "v"(weights), "m"(*reinterpret_cast<const FourBytes *>(bytes)));
