@@ -8,6 +8,7 @@ from pathlib import Path
 from lowbit_k2.core.text import printable
 from lowbit_k2.errors import UserError
 from lowbit_k2.fileio import atomic_write
+from lowbit_k2.textfile import read_text
 
 
 def text_table(headers: Sequence[object], rows: Sequence[Sequence[object]], left: Sequence[int] = (0,)) -> str:
@@ -53,7 +54,7 @@ def fill_page(page: Path, sections: Mapping[str, str], command: str, check: bool
     Raises:
       UserError: `check`, and it has; or it lacks a section.
     """
-    text = page.read_text(encoding="utf-8")
+    text = read_text(page)
     filled = fill_sections(text, sections)
     if filled == text:
         return False

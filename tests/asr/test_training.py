@@ -54,9 +54,11 @@ OPTIONS = [
 
 @pytest.mark.parametrize(("name", "choice"), OPTIONS)
 def test_every_option_of_the_quantizer_arrives(name: str, choice: str) -> None:
-    config = configs("--quant-config paper --precisions 2,1", f"--{name.replace('_', '-')} {choice}").quant_config()
-    holder = config.schemes["attention"] if name in ("scale", "granularity", "quantizer") else config
-    assert getattr(holder, name) == choice and config.switched_precisions == (2, 1)
+    of_scheme = ("scale", "granularity", "quantizer", "input_bits")
+    preset = "bit-l" if name == "input_bits" else "paper"  # which has a grid for inputs of any number of bits
+    config = configs(f"--quant-config {preset} --precisions 2,1", f"--{name.replace('_', '-')} {choice}").quant_config()
+    holder = config.schemes["attention"] if name in of_scheme else config
+    assert str(getattr(holder, name)) == choice and config.switched_precisions == (2, 1)
 
 
 @pytest.mark.parametrize(

@@ -28,5 +28,6 @@ def test_the_flags(repo_root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         get_parser().parse_args(["transcribe", "--help"])
     known = set(re.findall(r"--[a-z][a-z-]+", capsys.readouterr().out))
-    named = set(re.findall(r"--[a-z][a-z-]+", page))
+    own = re.sub(r"`benchmarks/[^`]*`", "", page)  # their flags are not transcribe's
+    named = set(re.findall(r"--[a-z][a-z-]+", own))
     assert named and named <= known
