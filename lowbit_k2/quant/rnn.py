@@ -35,7 +35,7 @@ class QuantizableRNN:
 
     def forward(self, input: Any, hx: Any = None) -> Any:
         """As torch's module of the same name; in float32 under autocast to a type that the CPU has no kernel for."""
-        weights = self._flat_weights
+        weights = self._pass_weights()
         self.__dict__["_weights_of_pass"] = weights
         try:
             if not has_float32_alone(weights[0]):
@@ -45,6 +45,15 @@ class QuantizableRNN:
                 return super().forward(input.float(), states.float() if isinstance(states, Tensor) else states)
         finally:
             del self.__dict__["_weights_of_pass"]
+
+    def _pass_weights(self) -> list[Tensor]:
+        """Those of one pass.
+
+        Without gradients torch 2 rounds otherwise where a weight could be trained: a quantized model and its packed
+        file, which computes with parameters, are to give the same numbers.
+        """
+        weights = self._flat_weights
+        return weights if torch.is_grad_enabled() else [weight.detach() for weight in weights]
 
     def flatten_parameters(self) -> None:
         """Latent weights side by side in memory help nobody: cuDNN is given the quantized ones, and copies them."""
@@ -79,7 +88,7 @@ class LSTM(QuantizableRNN, nn.LSTM):
           Two times (N, T, C'), in float32 under autocast to a type that the CPU has no kernel for.
         """
         assert self.bidirectional and self.num_layers == 1, "one layer in both directions"
-        weights = self._flat_weights
+        weights = self._pass_weights()
         half = len(weights) // 2
         ways = ((forth, weights[:half]), (back, weights[half:]))
         if has_float32_alone(weights[0]):

@@ -213,3 +213,15 @@ def test_what_one_asks_of_a_module_in_between_sees_the_weights_in_use() -> None:
         assert torch.equal(module.weight_hh_l0, module.parametrizations.weight_hh_l0.original)
     with use_precision(module, 1):
         assert len(module.all_weights[0][1].abs().unique()) == 1
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_weights_that_could_be_trained_give_the_same_numbers(bidirectional: bool) -> None:
+    """Bitwise, without gradients: torch 2 by itself rounds otherwise."""
+    torch.manual_seed(0)
+    rnn = LSTM(60, 9, proj_size=6, bidirectional=bidirectional, batch_first=True)
+    fixed, x = copy.deepcopy(rnn).requires_grad_(False), torch.randn(2, 17, 60)
+    with torch.no_grad():
+        assert torch.equal(rnn(x)[0], fixed(x)[0])
+        if bidirectional:
+            assert all(map(torch.equal, rnn.each_way(x, x), fixed.each_way(x, x)))
