@@ -20,7 +20,7 @@ from lowbit_k2.core.config import ConfigError
 from lowbit_k2.data.manifests import speakers_of
 from lowbit_k2.errors import UserError
 from lowbit_k2.fileio import read_json
-from lowbit_k2.scoring.significance import compare
+from lowbit_k2.scoring.significance import compare, speaker_lookup
 from lowbit_k2.tables import markdown_table
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class Pair:
       errors: ins, dels, sub, ref_words of the test set.
       recogniser_bytes, lm_bytes: of the packed files; graphs and n-grams are not counted.
       relative, interval, p, verdict: word error rate over that of the first pair, less 1, its 95% interval by bootstrap
-        over speakers, p by MAPSSWE; None of the first pair itself.
+        over speakers, over utterances where there is one speaker or none, p by MAPSSWE; None of the first pair itself.
     """
 
     recogniser: str
@@ -152,8 +152,7 @@ def decode(config: DecodeConfig, name: str, cuts: CutSet) -> dict[str, Decoded]:
 
 def against(pair: Pair, first: list, decoded: Decoded, speakers: Mapping[str, str]) -> Pair:
     """The pair with how it differs from the first one's results."""
-    unit = (lambda utterance: speakers[utterance]) if len(set(speakers.values())) > 1 else str
-    found = compare([first], [decoded.results], unit)
+    found = compare([first], [decoded.results], speaker_lookup(speakers) if len(set(speakers.values())) > 1 else str)
     d = found.pooled
     return replace(
         pair, relative=d.relative, interval=d.relative_interval, p=found.cells[0].pairs.p, verdict=d.verdict(MARGIN)

@@ -15,9 +15,10 @@ from lowbit_k2.data.datamodule import DataConfig
 from lowbit_k2.data.noise import NoiseConfig
 from lowbit_k2.losses.co_training import MEAN
 from lowbit_k2.losses.objectives import OBJECTIVES, objectives_of
-from lowbit_k2.recipe.flags import add_flags, make_parser, read_flags, str2bool
+from lowbit_k2.recipe.flags import add_flags, make_parser, read_flags
 from lowbit_k2.recipe.training_flags import (
     NOISE,
+    add_dry_run,
     add_learning_flags,
     add_run_flags,
     read_common_flags,
@@ -32,14 +33,7 @@ def hubert_parser(description: str | None, **defaults: Any) -> argparse.Argument
     """All flags on training and data, with a recipe's defaults."""
     parser = make_parser(description)
     run = add_run_flags(parser, only=set(RunConfig.__dataclass_fields__) - UNITS)
-    run.add_argument(
-        "--dry-run",
-        type=str2bool,
-        nargs="?",
-        const=True,
-        default=False,
-        help="print storage, operations and estimated run time of --model by scheme and bits, and stop; needs no data",
-    )
+    add_dry_run(run, "storage, operations and estimated run time of --model by scheme and bits")
     model = parser.add_argument_group("model and objective")
     objectives = objectives_of((HubertConfig,))
     model.add_argument("--objective", default=next(iter(objectives)), choices=list(objectives), help="what is learnt")

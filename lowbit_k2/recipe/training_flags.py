@@ -45,14 +45,7 @@ def training_parser(description: str | None, **defaults: Any) -> argparse.Argume
     """All flags on training and data, with a recipe's defaults; the recipe may add its own."""
     parser = make_parser(description)
     run = add_run_flags(parser)
-    run.add_argument(
-        "--dry-run",
-        type=str2bool,
-        nargs="?",
-        const=True,
-        default=False,
-        help="print parameters, memory and the sizes of packed files by quantization, and stop; needs no data",
-    )
+    add_dry_run(run, "parameters, memory and the sizes of packed files by quantization")
     model = parser.add_argument_group("model and objective")
     objectives = speech_objectives()
     model.add_argument("--objective", default="ctc", choices=list(objectives), help="the model and its loss")
@@ -64,6 +57,12 @@ def training_parser(description: str | None, **defaults: Any) -> argparse.Argume
     add_data_flags(parser)
     parser.set_defaults(**defaults)
     return parser
+
+
+def add_dry_run(group: argparse._ActionsContainer, printed: str) -> None:
+    """`--dry-run`, alone or with true or false."""
+    help_ = f"print {printed}, and stop; needs no data"
+    group.add_argument("--dry-run", type=str2bool, nargs="?", const=True, default=False, help=help_)
 
 
 def add_run_flags(parser: argparse.ArgumentParser, only: Collection[str] | None = None) -> argparse._ArgumentGroup:

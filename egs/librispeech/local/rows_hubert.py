@@ -47,7 +47,7 @@ from hubert_table import (
     without_counts,
     write_results,
 )
-from scripts import run_script
+from scripts import chosen_rows, run_script
 
 from lowbit_k2.asr.compared_states import compare
 from lowbit_k2.asr.decoding import run_decode
@@ -312,10 +312,7 @@ def main() -> None:
         return
     table = Table(args)
     if args.command == "make":
-        names = args.only.split(",")
-        unknown = sorted(set(names) - set(ROWS))
-        if unknown:
-            raise UserError(f"--only {unknown[0]} is no row: choose of {', '.join(ROWS)}")
+        names = chosen_rows(args.only, ROWS)
         for flag in ("librispeech_manifests", "keywords_dir"):
             if getattr(args, flag) is None and not cuts_path(table.manifests, SPEECH, "valid").is_file():
                 raise UserError(f"--{flag.replace('_', '-')} is needed by the first make: see --help")

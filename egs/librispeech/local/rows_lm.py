@@ -31,7 +31,7 @@ from lowbit_k2.launch import use_project_interpreter
 
 use_project_interpreter()
 
-from scripts import run_script
+from scripts import chosen_rows, run_script
 
 from lowbit_k2.asr.language_model import load_language_model
 from lowbit_k2.asr.perplexity import per_word, row_log_probs
@@ -239,10 +239,7 @@ def main() -> None:
         for text in ("train_text", "dev", "test"):
             if getattr(args, text) is None:
                 raise UserError(f"--{text.replace('_', '-')} is needed by make: a text file, one sentence per line")
-        names = args.only.split(",")
-        unknown = sorted(set(names) - set(ROWS))
-        if unknown:
-            raise UserError(f"--only {unknown[0]} is no row: choose of {', '.join(ROWS)}")
+        names = chosen_rows(args.only, ROWS)
         for name in progress_bar(names, "rows", unit="row"):
             table.make(name)
     rows = table.summary()

@@ -1,10 +1,11 @@
-"""Run scripts of the recipe and modules of the package, as one types them."""
+"""What scripts that make rows of a table share: running others as one types them, and the choice of rows."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
+from collections.abc import Collection
 from pathlib import Path
 
 from lowbit_k2.errors import UserError
@@ -26,3 +27,16 @@ def run_script(*command: object) -> None:
     )
     if done.returncode:
         raise UserError(f"{script[1] if named[0] == '-m' else named[0]} has failed: see its last line")
+
+
+def chosen_rows(only: str, rows: Collection[str]) -> list[str]:
+    """Names of rows, by commas.
+
+    Raises:
+      UserError: one is no row.
+    """
+    names = only.split(",")
+    unknown = sorted(set(names) - set(rows))
+    if unknown:
+        raise UserError(f"--only {unknown[0]} is no row: choose of {', '.join(rows)}")
+    return names
