@@ -379,7 +379,7 @@ def test_a_table_that_has_drifted_is_seen(monkeypatch: pytest.MonkeyPatch, tmp_p
     monkeypatch.setattr(tables, "ROWS", [row for row in tables.ROWS if row.system.methods == tables.RNNT])
     monkeypatch.setattr(tables, "FOLD_ROWS", [])
     monkeypatch.setattr(tables, "noise_table", lambda: "none")
-    for name in ("trained_in_noise_table", "failures_table", "audit_table"):
+    for name in ("trained_in_noise_table", "by_bits_table", "failures_table", "audit_table"):
         monkeypatch.setattr(tables, name, lambda: "")
     text, page = (AN4 / "RESULTS.md").read_text(), tmp_path / "RESULTS.md"
     text = fill_sections(text, {"verdicts": tables.verdicts(), "noise": "none", "failures": "", "audit": ""})

@@ -56,6 +56,6 @@ def test_an_audit(an4_data: Path) -> None:
 def test_systems_that_were_not_decoded_are_left_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     instruments, result_files = (local_module(LOCAL, name) for name in ("instruments", "result_files"))
     lines = instruments.failures_table().splitlines()
-    assert lines[2].startswith("| Conformer, CTC | 32 | greedy | 8.80 | 2/10/56 | 0/0/0 | 1 | 10.92 (238) |")
+    assert lines[2].startswith("| Conformer, CTC | 32 | 1 | greedy | 8.80 | 2/10/56 | 0/0/0 | 1 | 10.92 (238) |")
     monkeypatch.setattr(result_files, "RESULTS", tmp_path)
     assert len(instruments.failures_table().splitlines()) == 2

@@ -8,9 +8,22 @@ from pathlib import Path
 
 from noises import for_training
 from result_files import NOISE, RESULTS, noisy_sets, result_path, speaker_of
-from systems import COLUMNS, CONDITIONS, CTC, NOISY_SETS, NOISY_SYSTEMS, SYSTEMS, TRAINED_IN_NOISE, Row
+from systems import (
+    BY_BITS,
+    BY_BITS_SEED,
+    COLUMNS,
+    CONDITIONS,
+    CTC,
+    FAMILIES,
+    NOISY_SETS,
+    NOISY_SYSTEMS,
+    ROOMS,
+    SYSTEMS,
+    TRAINED_IN_NOISE,
+    Row,
+)
 
-from lowbit_k2.asr.evaluation import GREEDY
+from lowbit_k2.asr.evaluation import GREEDY, HLG
 from lowbit_k2.asr.result_files import kept_recogs
 from lowbit_k2.data.noisy import SNR
 from lowbit_k2.fileio import read_json
@@ -57,13 +70,51 @@ def noise_table() -> str:
     return markdown_table([*head, "del 3+/5+/11+ float", "1 bit", "verdict"], lines)
 
 
-def recognised(r: Row, method: str, test_set: str) -> list[Result]:
-    """By a row, at its first precision, on a set of the tables of noise."""
-    return read_recogs(kept_recogs(result_path(r, NOISE), r.system.precisions[0], method, test_set))
+def recognised(r: Row, method: str, test_set: str, bits: str = "") -> list[Result]:
+    """By a row, at a precision (its first one), on a set of the tables of noise."""
+    return read_recogs(kept_in_noise(r, method, test_set, bits))
+
+
+def kept_in_noise(r: Row, method: str, test_set: str, bits: str = "") -> Path:
+    return kept_recogs(result_path(r, NOISE), bits or r.system.precisions[0], method, test_set)
 
 
 def runs_of_deletions(results: Iterable[Result]) -> str:
     return format_runs(count_runs(deletion_runs(results)))
+
+
+# --- by bits -------------------------------------------------------------------------------------------------------
+
+
+def by_bits_table() -> str:
+    """%WER by condition of models of one kind at their bits, none trained in noise; "" until they are decoded.
+
+    Marks: against float under the same condition. All noisy: CONDITIONS together, by speaker.
+    """
+    lines = []
+    for split, family in product(NOISY_SETS, BY_BITS):
+        sets = noisy_sets(split)
+        (reference, plain), *_ = members = [(Row(SYSTEMS[name], BY_BITS_SEED), bits) for name, bits in family]
+        if not all(result_path(r, NOISE).is_file() for r, _ in members):
+            continue
+        for method, (r, bits) in product((m for m in reference.system.methods if m != HLG), members):
+            is_float = (r, bits) == (reference, plain)
+            own, floats = (
+                {name: recognised(row, method, test_set, b) for name, test_set in sets.items()}
+                for row, b in ((r, bits), (reference, plain))
+            )
+            cells = [rate_cell([own[name]], None if is_float else [floats[name]]) for name in sets]
+            d = compare(*([results[name] for name in CONDITIONS] for results in (floats, own)), speaker_of).pooled
+            tested = ["-", "-", "-"]
+            if not is_float:
+                interval = " .. ".join(f"{100 * end:+.1f}" for end in d.relative_interval)
+                tested = [f"{100 * d.relative:+.1f}%", interval, d.verdict(MARGIN)]
+            kind, runs = FAMILIES[reference.system.methods][0], runs_of_deletions(chain(*own.values()))
+            lines.append([split, kind, COLUMNS[method], bits, *cells, f"{100 * d.other:.2f}", *tested, runs])
+    if not lines:
+        return ""
+    head = ["set", "model", "search", "bits", "clean", *CONDITIONS, *ROOMS, "all noisy", "relative", "95%", "verdict"]
+    return markdown_table([*head, "del 3+/5+/11+"], lines)
 
 
 # --- trained in noise ----------------------------------------------------------------------------------------------
@@ -80,7 +131,7 @@ class UnseenNoise:
 
     def of(self, r: Row, method: str, condition: str) -> list[Result] | None:
         """None: it was not decoded."""
-        if not kept_recogs(result_path(r, NOISE), r.system.precisions[0], method, self.sets[condition]).is_file():
+        if not kept_in_noise(r, method, self.sets[condition]).is_file():
             return None
         results = recognised(r, method, self.sets[condition])
         noisy = any(map(SNR.fullmatch, condition.split("+")))

@@ -41,6 +41,8 @@ from noise_tables import CLIPS
 from noises import prepare_training_noise, write_clips
 from result_files import NOISE, RESULTS, TIMING, noisy_sets, result_path
 from systems import (
+    BY_BITS,
+    BY_BITS_SEED,
     CONDITIONS,
     DEMO,
     FOLD_ROWS,
@@ -288,6 +290,7 @@ def main() -> None:
     elif args.command == "noise":
         if not args.only:
             rows = [Row(SYSTEMS[name], 1) for name in (*NOISY_SYSTEMS, *TRAINED_IN_NOISE)]
+            rows += dict.fromkeys(Row(SYSTEMS[name], BY_BITS_SEED) for family in BY_BITS for name, _ in family)
         evaluate_in_noise(rows, args.exp_root, args.noise_dir)
     elif args.command == "audit":
         audited = {f"{name}-{bits}": audit(training_config(Row(SYSTEMS[name], 1)), bits) for name, bits in AUDITED}

@@ -21,6 +21,12 @@ LOSSLESS16 = 496_400  # bytes of the packed tensors of `tiny` at 1 bit by that p
 REFERENCE, TDNNF = "float-linear", "tdnnf-float"  # what the others are compared with, and what FLOAT stands for
 # of the tables of noise: trained without it and with it, float first
 NOISY_SYSTEMS, TRAINED_IN_NOISE = (REFERENCE, "hand16"), ("float-noise", "hand16-noise")
+# of the one by bits: a family each, float first, all of one seed, and its searches without a language model
+BY_BITS_SEED = 2
+BY_BITS = (
+    ((REFERENCE, "32"), ("hand2", "2"), ("hand16", "1")),
+    (("lstm-float", "32"), ("lstm-cotrain", "2"), ("lstm-cotrain", "1")),
+)
 NOISY_SETS, CONDITIONS, ROOMS = ("dev", "test"), ("snr20", "snr10", "snr5", "snr0", "mulaw"), ("room", "room+snr10")
 DEMO = "hand16"  # whose packed file is in pretrained/
 LINEAR, SLOW_ALPHAS = "--lr-schedule linear", "--alpha-lr-scale 0.1"
@@ -159,6 +165,15 @@ FROM_FLOAT = f"--precisions 1 {AFTER_FLOAT} {SLOW_ALPHAS}"
 FROM_FLOAT_SEARCHED = f"--quant-config mixed --precisions ALLOCATION {AFTER_FLOAT} {SLOW_ALPHAS}"
 
 
+def hand(name: str, bits: str, reference: str = REFERENCE) -> System:
+    """A Conformer by `lossless16` that begins with a float one, which also teaches, and is trained as that one was."""
+    noisy = reference != REFERENCE
+    source = "it, all in noise" if noisy else "float, which teaches"
+    flags = f"--precisions {bits} {AFTER_FLOAT} {SLOW_ALPHAS}{f' {IN_NOISE}' * noisy}"
+    label = f"{in_words(bits)} by `lossless16`, 8 epochs from {source}"
+    return System(name, label, flags, (bits,), epochs=8, reference=reference, seeds=(1, 2))
+
+
 OF_TDNNF = {"methods": LATTICE, "lm_scale": 0.8, "lang": "lang_phone", "reference": TDNNF, "seeds": (1, 2)}
 
 
@@ -218,7 +233,15 @@ SYSTEMS = {
         System("cotrain-kl", "co-trained, (b) + KL", KL, CO_TRAINED),
         System("cotrain-kl-warm", "(b) with a KL that rises", f"{KL} --kl-warm-step 1000", CO_TRAINED),
         System("cotrain-kl-sp-paper", "(c) with `paper`", f"{KL_SP} --quant-config paper", CO_TRAINED),
-        System(REFERENCE, "float, rate to zero", f"--precisions 32 {LINEAR}", ("32",), lm_scale=0.2, compared="32"),
+        System(
+            REFERENCE,
+            "float, rate to zero",
+            f"--precisions 32 {LINEAR}",
+            ("32",),
+            lm_scale=0.2,
+            seeds=(1, 2),
+            compared="32",
+        ),
         System("naive1-l2", "naive 1-bit", f"--precisions 1 {LINEAR} {SLOW_ALPHAS}", ("1",), compared="1"),
         System("from-float", "1 bit from float, which teaches", FROM_FLOAT, ("1",), compared="1"),
         System(
@@ -229,24 +252,11 @@ SYSTEMS = {
             compared="kl20",
             search=Search("kl20", "kl", "--ratio 20.5"),  # of the tensors: with header, tokens and settings over 20
         ),
-        System("hand16", "1 bit by `lossless16`, 8 epochs from float, which teaches", FROM_FLOAT, ("1",), epochs=8),
-        System("float-noise", "float, trained in noise", f"--precisions 32 {LINEAR} {IN_NOISE}", ("32",)),
-        System(
-            "hand16-noise",
-            "1 bit by `lossless16`, 8 epochs from it, all in noise",
-            f"{FROM_FLOAT} {IN_NOISE}",
-            ("1",),
-            epochs=8,
-            reference="float-noise",
-        ),
-        System(
-            "hand2-noise",
-            "2 bits by `lossless16`, 8 epochs from it, all in noise",
-            f"{FROM_FLOAT} {IN_NOISE}".replace("--precisions 1", "--precisions 2"),
-            ("2",),
-            epochs=8,
-            reference="float-noise",
-        ),
+        hand("hand16", "1"),
+        hand("hand2", "2"),
+        System("float-noise", "float, trained in noise", f"--precisions 32 {LINEAR} {IN_NOISE}", ("32",), seeds=(1, 2)),
+        hand("hand16-noise", "1", "float-noise"),
+        hand("hand2-noise", "2", "float-noise"),
         System(
             "searched16",
             "its bytes by descent, 8 epochs from float, which teaches",

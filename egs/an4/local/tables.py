@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from instruments import audit_table, failures_table
-from noise_tables import MARGIN, draw_in_noise, noise_table, runs_of_deletions, trained_in_noise_table
+from noise_tables import MARGIN, by_bits_table, draw_in_noise, noise_table, runs_of_deletions, trained_in_noise_table
 from result_files import RESULTS, TIMING, result_path, speaker_of
 from systems import COLUMNS, CTC, FOLD_ROWS, LATTICE, REFERENCE, RNNT, ROWS, STREAMED, SYSTEMS, Row
 
@@ -74,9 +74,11 @@ def write_results(page: Path, check: bool) -> None:
     sections = {"verdicts": verdicts(), "noise": noise_table(), "failures": failures_table(), "audit": audit_table()}
     if PAIRS.is_file():
         sections["pairs"] = format_pairs(load_pairs(PAIRS))
-    in_noise = trained_in_noise_table()
+    in_noise, by_bits = trained_in_noise_table(), by_bits_table()
     if in_noise:
         sections["trained-in-noise"] = in_noise
+    if by_bits:
+        sections["noise-by-bits"] = by_bits
     for methods, name in SECTIONS.items():
         found = [r for r in ROWS if r.system.methods == methods and result_path(r).is_file()]
         if found:
