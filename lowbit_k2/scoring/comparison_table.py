@@ -61,18 +61,13 @@ def _row(name: str, d: Difference, margin: float, pairs: Any = None) -> list[str
         f"{d.other:.2%}",
         f"{d.reference:.2%}",
         f"{100 * d.absolute:+.2f}",
-        _interval(d.absolute_interval, 2),
-        f"{100 * d.relative:+.1f}%",
-        _interval(d.relative_interval, 1),
+        " .. ".join(f"{100 * end:+.2f}" for end in d.absolute_interval),
+        *d.relative_cells(),
         f"{d.p:.4f}",
         "" if pairs is None else str(pairs.segments),
         "" if pairs is None else f"{pairs.p:.4f}",
         d.verdict(margin),
     ]
-
-
-def _interval(ends: tuple[float, float], digits: int) -> str:
-    return " .. ".join(f"{100 * end:+.{digits}f}" for end in ends)
 
 
 def as_json(

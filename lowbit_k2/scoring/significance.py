@@ -123,6 +123,10 @@ class Difference:
     p: float
     units: int
 
+    def relative_cells(self) -> list[str]:
+        """The relative difference and its 95% interval in percent, as two cells of a table: `+3.2%`, `-1.7 .. +8.1`."""
+        return [f"{100 * self.relative:+.1f}%", " .. ".join(f"{100 * end:+.1f}" for end in self.relative_interval)]
+
     def verdict(self, margin: float) -> str:
         """`worse`, `better`, `equivalent` (within the margin, relative), or `cannot tell`.
 

@@ -192,6 +192,13 @@ def test_verdicts(absolute: tuple[float, float], relative: tuple[float, float], 
     assert difference(absolute, relative).verdict(0.05) == verdict
 
 
+def test_cells_of_a_table() -> None:
+    found = Difference(0.1, 0.1032, 0.0032, (-0.002, 0.008), 0.032, (-0.0171, 0.081), (-0.01, 0.07), 0.2, 9)
+    assert found.relative_cells() == ["+3.2%", "-1.7 .. +8.1"]
+    no_errors = difference((0.0, 0.1), (0.0, math.inf))
+    assert no_errors.relative_cells() == ["+0.0%", "+0.0 .. +inf"]
+
+
 def test_what_is_the_same_is_equivalent_and_what_is_far_worse_is_worse() -> None:
     good = [result(f"s{n % 30}-{n}", "a b c d e f", "a b c d e x") for n in range(90)]
     bad = [result(f"s{n % 30}-{n}", "a b c d e f", "a b y d e x") for n in range(90)]

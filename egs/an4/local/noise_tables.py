@@ -59,8 +59,7 @@ def noise_table() -> str:
                         name,
                         f"{100 * d.reference:.2f}",
                         f"{100 * d.other:.2f}",
-                        f"{100 * d.relative:+.1f}%",
-                        " .. ".join(f"{100 * end:+.1f}" for end in d.relative_interval),
+                        *d.relative_cells(),
                         f"{found.cells[0].pairs.p:.3f}" if alone else "-",
                         *(runs_of_deletions(chain(*results)) for results in (first, second)),
                         d.verdict(MARGIN),
@@ -105,10 +104,7 @@ def by_bits_table() -> str:
             )
             cells = [rate_cell([own[name]], None if is_float else [floats[name]]) for name in sets]
             d = compare(*([results[name] for name in CONDITIONS] for results in (floats, own)), speaker_of).pooled
-            tested = ["-", "-", "-"]
-            if not is_float:
-                interval = " .. ".join(f"{100 * end:+.1f}" for end in d.relative_interval)
-                tested = [f"{100 * d.relative:+.1f}%", interval, d.verdict(MARGIN)]
+            tested = ["-", "-", "-"] if is_float else [*d.relative_cells(), d.verdict(MARGIN)]
             kind, runs = FAMILIES[reference.system.methods][0], runs_of_deletions(chain(*own.values()))
             lines.append([split, kind, COLUMNS[method], bits, *cells, f"{100 * d.other:.2f}", *tested, runs])
     if not lines:
@@ -167,8 +163,7 @@ def trained_in_noise_table() -> str:
                     name,
                     str(words),
                     *cells,
-                    f"{100 * d.relative:+.1f}%",
-                    " .. ".join(f"{100 * end:+.1f}" for end in d.relative_interval),
+                    *d.relative_cells(),
                     f"{compared.cells[0].pairs.p:.3f}" if alone else "-",
                     d.verdict(MARGIN),
                 ]

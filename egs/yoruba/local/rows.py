@@ -113,8 +113,7 @@ def verdicts_table() -> str:
                     kind,
                     f"{100 * d.reference:.2f}",
                     f"{100 * d.other:.2f}",
-                    f"{100 * d.relative:+.1f}%",
-                    " .. ".join(f"{100 * end:+.1f}" for end in d.relative_interval),
+                    *d.relative_cells(),
                     f"{d.p:.4f}",
                     d.verdict(MARGIN),
                 ]
