@@ -453,7 +453,7 @@ void multiply_tables(const Call &c, int64_t begin, int64_t end) {
 
 template <class Isa>
 bool takes_tables(const lbk_matrix &w, int64_t rows) {
-  return Isa::kTableRows > 0 && (w.bits == 1 || (w.bits == 2 && rows <= Isa::kTableRows));
+  return Isa::kTableRows > 0 && w.bits <= 2 && rows <= Isa::kTableRows;
 }
 
 template <class Isa>
