@@ -30,7 +30,6 @@ FAILING = (  # name, seed, bits
     ("hand16", 1, "1"),
     (REFERENCE, 2, "32"),
     ("hand2", 2, "2"),
-    ("hand16", 2, "1"),
     ("float-noise", 1, "32"),
     ("hand16-noise", 1, "1"),
     *((name, seed, bits) for seed in (1, 2) for name, bits in LSTMS),
