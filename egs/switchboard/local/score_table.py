@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
-"""The scores of evaluate.py as a table, and in RESULTS.md.
+"""The scores of evaluate.py as a table, and in RESULTS.md; there, too, recognisers by language models.
 
 ./demo.sh --output results/mini.json        # or evaluate.py --output results/NAME.json
+python -m lowbit_k2.recipe.pair_models ... --output results/pairs.json
 ./local/score_table.py                      # results/NAME.json -> the section NAME of RESULTS.md
 ./local/score_table.py --check true         # are they those?
 """
@@ -19,6 +20,7 @@ from lowbit_k2.launch import use_project_interpreter
 use_project_interpreter()
 
 from lowbit_k2.asr.evaluation import Evaluation
+from lowbit_k2.asr.pairs import format_pairs, load_pairs
 from lowbit_k2.errors import run_main
 from lowbit_k2.fileio import read_json, write_json
 from lowbit_k2.recipe.flags import make_parser, str2bool
@@ -26,6 +28,7 @@ from lowbit_k2.scoring.hub5 import Score
 from lowbit_k2.scoring.nist import ScoreStats
 from lowbit_k2.tables import fill_page, markdown_table
 
+PAIRS = "pairs"  # name of the result file of lowbit_k2.recipe.pair_models
 Rows = list[tuple[Evaluation, dict[str, Score]]]
 
 
@@ -71,7 +74,10 @@ def write_results(page: Path, results: Path, check: bool) -> None:
     Raises:
       UserError: `check`, and the page has other tables; or no section of that name.
     """
-    sections = {path.stem: format_scores(read_scores(path)) for path in sorted(results.glob("*.json"))}
+    sections = {
+        path.stem: format_pairs(load_pairs(path)) if path.stem == PAIRS else format_scores(read_scores(path))
+        for path in sorted(results.glob("*.json"))
+    }
     fill_page(page, sections, "./local/score_table.py", check)
 
 
