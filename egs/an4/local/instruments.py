@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from result_files import RESULTS, result_path
-from systems import COLUMNS, FAMILIES, REFERENCE, SYSTEMS, Row
+from systems import COLUMNS, FAMILIES, LSTMS, REFERENCE, SYSTEMS, Row
 
 from lowbit_k2.asr.dry_run import FEATURES
 from lowbit_k2.asr.model_io import LoadedModel, build_model
@@ -24,7 +24,6 @@ from lowbit_k2.scoring.recogs import read_recogs
 from lowbit_k2.tables import markdown_table
 
 AUDIT = RESULTS / "audit.json"
-LSTMS = (("lstm-float", "32"), ("lstm-cotrain", "2"), ("lstm-cotrain", "1"))
 FAILING = (  # name, seed, bits
     (REFERENCE, 1, "32"),
     ("hand16", 1, "1"),

@@ -93,20 +93,22 @@ def by_bits_table() -> str:
     lines = []
     for split, family in product(NOISY_SETS, BY_BITS):
         sets = noisy_sets(split)
-        (reference, plain), *_ = members = [(Row(SYSTEMS[name], BY_BITS_SEED), bits) for name, bits in family]
+        members = [(Row(SYSTEMS[name], BY_BITS_SEED), bits) for name, bits in family]
         if not all(result_path(r, NOISE).is_file() for r, _ in members):
             continue
-        for method, (r, bits) in product((m for m in reference.system.methods if m != HLG), members):
-            is_float = (r, bits) == (reference, plain)
-            own, floats = (
-                {name: recognised(row, method, test_set, b) for name, test_set in sets.items()}
-                for row, b in ((r, bits), (reference, plain))
-            )
-            cells = [rate_cell([own[name]], None if is_float else [floats[name]]) for name in sets]
-            d = compare(*([results[name] for name in CONDITIONS] for results in (floats, own)), speaker_of).pooled
-            tested = ["-", "-", "-"] if is_float else [*d.relative_cells(), d.verdict(MARGIN)]
-            kind, runs = FAMILIES[reference.system.methods][0], runs_of_deletions(chain(*own.values()))
-            lines.append([split, kind, COLUMNS[method], bits, *cells, f"{100 * d.other:.2f}", *tested, runs])
+        methods = members[0][0].system.methods
+        for method in (m for m in methods if m != HLG):
+            floats = None
+            for r, bits in members:
+                own = {name: recognised(r, method, test_set, bits) for name, test_set in sets.items()}
+                cells = [rate_cell([own[name]], floats and [floats[name]]) for name in sets]
+                d = compare(
+                    *([found[name] for name in CONDITIONS] for found in (floats or own, own)), speaker_of
+                ).pooled
+                tested = [*d.relative_cells(), d.verdict(MARGIN)] if floats else ["-", "-", "-"]
+                start, runs = [split, FAMILIES[methods][0], COLUMNS[method]], runs_of_deletions(chain(*own.values()))
+                lines.append([*start, bits, *cells, f"{100 * d.other:.2f}", *tested, runs])
+                floats = floats or own
     if not lines:
         return ""
     head = ["set", "model", "search", "bits", "clean", *CONDITIONS, *ROOMS, "all noisy", "relative", "95%", "verdict"]

@@ -21,11 +21,12 @@ LOSSLESS16 = 496_400  # bytes of the packed tensors of `tiny` at 1 bit by that p
 REFERENCE, TDNNF = "float-linear", "tdnnf-float"  # what the others are compared with, and what FLOAT stands for
 # of the tables of noise: trained without it and with it, float first
 NOISY_SYSTEMS, TRAINED_IN_NOISE = (REFERENCE, "hand16"), ("float-noise", "hand16-noise")
+LSTMS = (("lstm-float", "32"), ("lstm-cotrain", "2"), ("lstm-cotrain", "1"))  # name, bits
 # of the one by bits: a family each, float first, all of one seed, and its searches without a language model
 BY_BITS_SEED = 2
 BY_BITS = (
     ((REFERENCE, "32"), ("hand2", "2")),
-    (("lstm-float", "32"), ("lstm-cotrain", "2"), ("lstm-cotrain", "1")),
+    LSTMS,
 )
 NOISY_SETS, CONDITIONS, ROOMS = ("dev", "test"), ("snr20", "snr10", "snr5", "snr0", "mulaw"), ("room", "room+snr10")
 DEMO = "hand16"  # whose packed file is in pretrained/
@@ -161,15 +162,15 @@ PHONES = "--model tdnnf-tiny --objective lfmmi --lfmmi-topology chain --xent-reg
 SEARCH_FLAGS = f"{PHONES} {LINEAR} --num-epochs 20 --lr-factor 0.5 --warm-step 400 --max-duration 30 --dropout 0.05"
 SEARCH_FLAGS += " --spec-aug-max-freq-width 18 --spec-aug-max-time-fraction 0.15 --cache-features true --eta 0.1"
 AFTER_FLOAT = f"--init-from FLOAT --teacher FLOAT {LINEAR}"
-FROM_FLOAT = f"--precisions 1 {AFTER_FLOAT} {SLOW_ALPHAS}"
-FROM_FLOAT_SEARCHED = f"--quant-config mixed --precisions ALLOCATION {AFTER_FLOAT} {SLOW_ALPHAS}"
+FROM_FLOAT = f"{AFTER_FLOAT} {SLOW_ALPHAS}"
+FROM_FLOAT_SEARCHED = f"--quant-config mixed --precisions ALLOCATION {FROM_FLOAT}"
 
 
 def hand(name: str, bits: str, reference: str = REFERENCE) -> System:
     """A Conformer by `lossless16` that begins with a float one, which also teaches, and is trained as that one was."""
     noisy = reference != REFERENCE
     source = "it, all in noise" if noisy else "float, which teaches"
-    flags = f"--precisions {bits} {AFTER_FLOAT} {SLOW_ALPHAS}{f' {IN_NOISE}' * noisy}"
+    flags = f"--precisions {bits} {FROM_FLOAT}{f' {IN_NOISE}' * noisy}"
     label = f"{in_words(bits)} by `lossless16`, 8 epochs from {source}"
     return System(name, label, flags, (bits,), epochs=8, reference=reference, seeds=(1, 2))
 
@@ -243,7 +244,7 @@ SYSTEMS = {
             compared="32",
         ),
         System("naive1-l2", "naive 1-bit", f"--precisions 1 {LINEAR} {SLOW_ALPHAS}", ("1",), compared="1"),
-        System("from-float", "1 bit from float, which teaches", FROM_FLOAT, ("1",), compared="1"),
+        System("from-float", "1 bit from float, which teaches", f"--precisions 1 {FROM_FLOAT}", ("1",), compared="1"),
         System(
             "searched",
             "searched bits, from float, which teaches",
