@@ -25,7 +25,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from lowbit_k2.launch import use_project_interpreter
+from lowbit_k2.launch import cpu_name, use_project_interpreter
 
 use_project_interpreter()
 
@@ -37,6 +37,7 @@ from torch import Tensor, nn
 from lowbit_k2.core.encodings import ENCODINGS
 from lowbit_k2.errors import UserError, run_main
 from lowbit_k2.packed import PackedTensor
+from lowbit_k2.processes import wait_for_rest
 from lowbit_k2.quant.codebook import cluster, nearest
 from lowbit_k2.quant.soft_assignment import mu_law_table
 from lowbit_k2.runtime import PackedMatrix
@@ -186,16 +187,12 @@ def medians(runs: dict[str, Run], x: np.ndarray, repeats: int, clock: Callable[[
             for _ in range(calls[name]):
                 run(x)
             taken = (clock() - start) / calls[name]
+            wait_for_rest()
             if turn:
                 times[name].append(taken)
             else:
                 calls[name] = max(1, int(TURN / taken))
     return {name: statistics.median(taken) for name, taken in times.items()}
-
-
-def cpu_name() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "unknown CPU")
 
 
 def one_of(known: Sequence[str], flag: str) -> Callable[[str], list[str]]:
@@ -250,9 +247,8 @@ def main() -> None:
         for name in runs
     ]
     milliseconds = [f"{column['torch float32'] * 1e3:.1f}" for column in columns]
-    print(
-        f"{cpu_name()}, {args.threads} threads, torch {torch.__version__}: {args.layers} x {args.width}/{args.hidden}"
-    )
+    size = f"{args.layers} x {args.width}/{args.hidden}"
+    print(f"{cpu_name() or 'unknown CPU'}, {args.threads} threads, torch {torch.__version__}: {size}")
     headers = ["speed over torch float32", "MiB", *(f"M={frames}" for frames in args.frames)]
     print(text_table(headers, [["torch float32, ms", "", *milliseconds], *rows]))
 

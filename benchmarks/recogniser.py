@@ -41,7 +41,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from lowbit_k2.launch import use_project_interpreter
+from lowbit_k2.launch import cpu_name, use_project_interpreter
 
 use_project_interpreter()
 
@@ -53,7 +53,7 @@ from lowbit_k2.core.models import CtcConfig, TransducerConfig
 from lowbit_k2.data.audio import AudioFile
 from lowbit_k2.errors import UserError, run_main
 from lowbit_k2.packed import PackedTensor, read_packed, write_packed
-from lowbit_k2.processes import peak_memory
+from lowbit_k2.processes import peak_memory, wait_for_rest
 from lowbit_k2.tables import text_table
 
 TORCH = "torch float32"
@@ -224,6 +224,7 @@ def serve(args: argparse.Namespace) -> None:
     for line in sys.stdin:
         audio = Path(line.strip())
         times = run(audio, AudioFile(audio, RATE).num_samples <= WHOLE * RATE)
+        wait_for_rest()
         print(json.dumps({**dict(zip(TIMES, times, strict=False)), "peak": peak_memory() / 1e6}), flush=True)
 
 
@@ -347,11 +348,6 @@ def measure(packed: Path, files: list[Path], args: argparse.Namespace, onnx: Pat
     return found
 
 
-def cpu_name() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "unknown CPU")
-
-
 def print_table(name: str, packed: Path, files: list[Path], args: argparse.Namespace, folder: Path) -> None:
     import soundfile
 
@@ -368,7 +364,7 @@ def print_table(name: str, packed: Path, files: list[Path], args: argparse.Names
             cells += [*(taken.get(name, "-") for name in ("all", "first", "network")), f"{values['peak']:.0f}"]
         rows.append([engine, f"{file_bytes(engine, packed, folder, args) / 1e6:.2f}", *cells])
     heads = [head for length in lengths for head in (f"{length:g} s: RTF", "first, s", "network, s", "peak, MB")]
-    about = f"{name}, {args.threads} thread(s), {args.clock} time, {cpu_name()}"
+    about = f"{name}, {args.threads} thread(s), {args.clock} time, {cpu_name() or 'unknown CPU'}"
     print(f"\n{about}\n{text_table(['', 'file, MB', *heads], rows)}", flush=True)
 
 

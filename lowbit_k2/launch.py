@@ -42,12 +42,26 @@ def choose_mkl_kernels(environ: MutableMapping[str, str]) -> None:
     MKL 2020.0 looks at the maker's name and takes SSE kernels on all others: matrix products then run at a third of
     their speed. Later releases of MKL choose by what the CPU can do and ignore the variable.
     """
-    try:
-        info = CPU_INFO.read_text()
-    except OSError:  # not Linux
-        return
+    info = cpu_info()
     if "AuthenticAMD" in info and " avx2 " in info:
         environ.setdefault("MKL_DEBUG_CPU_TYPE", "5")
+
+
+def cpu_info() -> str:
+    """What Linux tells about the CPUs; nothing on other systems."""
+    try:
+        return CPU_INFO.read_text()
+    except OSError:
+        return ""
+
+
+def cpu_name() -> str:
+    """Name, family and model of the first CPU, since some names stand for several generations; "" if not known."""
+    told = [line.split(":", 1) for line in cpu_info().split("\n\n")[0].splitlines() if ":" in line]
+    found = {key.strip(): value.strip() for key, value in told}
+    numbers = [f"{key.split()[-1]} {found[key]}" for key in ("cpu family", "model") if key in found]
+    name = found.get("model name", "")
+    return f"{name} ({', '.join(numbers)})" if name and numbers else name
 
 
 def keep_freed_memory() -> None:

@@ -13,6 +13,7 @@ import os
 import pickle
 import signal
 import tempfile
+import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -28,6 +29,7 @@ from lowbit_k2.core.config import ConfigError
 from lowbit_k2.errors import UserError
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
+_GLANCE = 0.01  # seconds
 _STATUS, _CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 _Item, _Result = TypeVar("_Item"), TypeVar("_Result")
@@ -127,6 +129,20 @@ def forget_peak() -> None:
     if trim is not None:
         trim(0)
     _CLEAR_REFS.write_text("5")
+
+
+def wait_for_rest(longest: float = 1.0) -> None:
+    """Wait until this process's threads have left the CPUs, `longest` seconds at most.
+
+    Threads of onnxruntime and of OpenMP look for more work for up to a tenth of a second after each call, on CPUs that
+    what is timed next may need.
+    """
+    end = time.monotonic() + longest
+    while time.monotonic() < end:
+        before = time.process_time()
+        time.sleep(_GLANCE)
+        if time.process_time() - before < 0.1 * _GLANCE:
+            return
 
 
 def end_with_parent(parent: int) -> None:

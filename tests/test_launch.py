@@ -35,6 +35,25 @@ def test_mkl_kernels(
     assert given == wanted
 
 
+@pytest.mark.parametrize(
+    ("info", "wanted"),
+    [
+        (
+            "cpu family\t: 25\nmodel\t\t: 1\nmodel name\t: AMD: EPYC\n\nmodel name\t: x\n",
+            "AMD: EPYC (family 25, model 1)",
+        ),
+        ("model name\t: One\n", "One"),
+        ("Processor\t: ARM\nmodel\t\t: 1\n", ""),
+        (None, ""),
+    ],
+)
+def test_the_cpu_has_a_name(info: str | None, wanted: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if info is not None:
+        (tmp_path / "cpuinfo").write_text(info)
+    monkeypatch.setattr(launch, "CPU_INFO", tmp_path / "cpuinfo")
+    assert launch.cpu_name() == wanted
+
+
 FAULTS = """
 import resource, sys
 from lowbit_k2.launch import keep_freed_memory

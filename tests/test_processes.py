@@ -231,6 +231,27 @@ def test_a_process_whose_parent_has_ended_already() -> None:
     assert (done.returncode, done.stdout) == (1, "")
 
 
+def test_rest_is_waited_for_and_not_for_ever() -> None:
+    """A program of its own, whose other thread turns in circles: nothing else uses its time."""
+    program = (
+        "import sys, threading, time; from lowbit_k2.processes import wait_for_rest\n"
+        "def spin():\n    while time.process_time() < until: pass\n"
+        "until = time.process_time() + float(sys.argv[1])\n"
+        "thread = threading.Thread(target=spin, daemon=True); thread.start()\n"
+        "start = time.monotonic(); wait_for_rest(float(sys.argv[2])); taken = time.monotonic() - start\n"
+        "print(thread.is_alive(), taken)"
+    )
+
+    def run(*args: str) -> list[str]:
+        command = [sys.executable, "-c", program, *args]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+
+    # A busy machine may keep the thread from its CPU for as long as one glance takes: one good run of five is enough.
+    assert any(run("0.3", "60")[0] == "False" for _ in range(5))
+    alive, taken = run("600", "0.2")
+    assert (alive, float(taken) < 30) == ("True", True)
+
+
 def test_peak_memory_is_of_this_process_and_can_be_forgotten() -> None:
     held = b"x" * 80_000_000
     code = "from lowbit_k2.processes import peak_memory; print(peak_memory())"

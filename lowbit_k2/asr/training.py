@@ -30,7 +30,7 @@ from lowbit_k2.data.filter import FilterConfig, filter_cuts
 from lowbit_k2.data.tokenizer import Tokenizer
 from lowbit_k2.errors import UserError
 from lowbit_k2.fileio import remove_unfinished
-from lowbit_k2.launch import CPU_INFO
+from lowbit_k2.launch import cpu_info, cpu_name
 from lowbit_k2.locks import exclusive
 from lowbit_k2.losses.co_training import CoTrainingConfig, split_names
 from lowbit_k2.losses.objectives import OBJECTIVES
@@ -257,15 +257,8 @@ def set_up_device(num_threads: int, loop: LoopConfig, ranks: DistributedContext)
 
 def has_bfloat16_arithmetic() -> bool:
     """Whether the CPU computes in bfloat16 itself; where it is not known, it is taken to."""
-    flags = _cpu_info()
+    flags = cpu_info()
     return not flags or any(name in flags for name in ("avx512_bf16", "amx_bf16", " bf16 "))
-
-
-def _cpu_info() -> str:
-    try:
-        return CPU_INFO.read_text()
-    except OSError:  # not Linux
-        return ""
 
 
 def describe_machine(device: torch.device, ranks: DistributedContext) -> list[str]:
@@ -276,8 +269,7 @@ def describe_machine(device: torch.device, ranks: DistributedContext) -> list[st
             packages[name] = version(name)
         except PackageNotFoundError:
             packages[name] = "none"
-    cpu = next((line.split(":")[1].strip() for line in _cpu_info().splitlines() if line.startswith("model name")), "")
-    where = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu or platform.processor() or "CPU"
+    where = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name() or platform.processor() or "CPU"
     return [
         "command: " + " ".join(sys.argv),
         "versions: " + ", ".join(f"{name} {number}" for name, number in packages.items()),

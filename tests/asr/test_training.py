@@ -10,7 +10,7 @@ import pytest
 import torch
 from lhotse import CutSet
 
-from lowbit_k2.asr import training
+from lowbit_k2 import launch
 from lowbit_k2.asr.model_io import CheckpointChoice, load_trained
 from lowbit_k2.asr.training import QuantOptions, TrainingConfig, find_start, set_up_device
 from lowbit_k2.data.manifests import load_cuts
@@ -186,7 +186,7 @@ def test_a_cpu_without_bfloat16_is_named(
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
     (tmp_path / "cpuinfo").write_text(cpu)
-    monkeypatch.setattr(training, "CPU_INFO", tmp_path / "cpuinfo")
+    monkeypatch.setattr(launch, "CPU_INFO", tmp_path / "cpuinfo")
     for given in ("true", "false"):
         caplog.clear()
         set_up_device(0, configs(f"--use-bf16 {given}").loop, DistributedContext())
