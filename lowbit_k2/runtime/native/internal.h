@@ -60,7 +60,7 @@ struct Call {
   uint8_t *prepared;     // rows of row_bytes: activations as the kernels want them; null where row_bytes is 0
   size_t row_bytes;
   float *x_steps;        // (rows,), where rows become integers
-  int32_t *sums;         // (rows, sums, blocks) sums of the integers of each block
+  int32_t *sums;         // (rows, sums, blocks) sums of integers, of a block or of as many as share one
   bool add;              // to what y holds, instead of the bias
   int activation;        // of the results, LBK_RELU or LBK_SWISH, or kAsItIs
 };

@@ -129,6 +129,9 @@ inline void divide(const float *x, int64_t count, float step, int16_t *codes) {
   for (; i < count; ++i) codes[i] = static_cast<int16_t>(static_cast<int32_t>(nearest(x[i] / step)));
 }
 
+// Blocks of inputs that are multiplied before steps come in, and share a sum of integers.
+inline int64_t summed_blocks(const lbk_matrix &w) { return w.granularity == LBK_BLOCK64 ? 1 : kChunk; }
+
 template <class Isa>
 void prepare_integers(const Call &c, int64_t row, bool wide) {
   const lbk_matrix &w = *c.w;
@@ -138,6 +141,7 @@ void prepare_integers(const Call &c, int64_t row, bool wide) {
   c.x_steps[row] = finite ? step : __builtin_nanf("");
   uint8_t *out = c.prepared + row * c.row_bytes;
   int32_t *sums = c.sums + row * w.blocks;
+  const int64_t summed = summed_blocks(w);
   int16_t codes[kPiece];
   for (int64_t begin = 0; begin < w.cols; begin += kPiece) {
     const int64_t count = least(kPiece, w.cols - begin), blocks = (count + kBlock - 1) / kBlock;
@@ -146,7 +150,8 @@ void prepare_integers(const Call &c, int64_t row, bool wide) {
     for (int64_t b = 0; b < blocks; ++b) {
       int32_t sum = 0;
       for (int i = 0; i < kBlock; ++i) sum += codes[b * kBlock + i];
-      *sums++ = sum;
+      if (b % summed == 0) *sums++ = 0;
+      sums[-1] += sum;
     }
     out = wide ? Isa::arrange_wide(codes, blocks * kBlock, out) : Isa::arrange_narrow(codes, blocks * kBlock, out);
   }
@@ -233,32 +238,56 @@ __attribute__((noinline)) void store(const Call &c, int64_t row, int64_t rows, i
 
 // ---- integers
 
-// out = or += (mult u - base - zero_point) . x of `blocks` blocks, times their steps. Sums may have left int32 on the way,
-// where only their difference fits: hence uint32.
-__attribute__((noinline)) void add_scaled(const Call &c, int64_t row, int64_t rows, int64_t panel, int64_t block,
-                                          int64_t blocks, const int32_t (*acc)[kLanes], float factor, bool add,
-                                          float (*out)[kLanes]) {
-  const lbk_matrix &w = *c.w;
-  const float *steps = steps_of(w, panel, block);
-  const int32_t *sums = c.sums + row * w.blocks + block;
-  const uint32_t mult = w.mult;
-  for (int64_t r = 0; r < rows; ++r, sums += w.blocks) {
-    int32_t sum = 0;
-    for (int64_t i = 0; i < blocks; ++i) sum += sums[i];
-    const uint32_t correction = static_cast<uint32_t>(w.base) * static_cast<uint32_t>(sum);
+// (mult u - base - zero_point) . x of some inputs, from sums of stored numbers times integers and the sum of these; steps are
+// not in it yet. Sums may have left int32 on the way, where only their difference fits: hence uint32.
+struct Differences {
+  const lbk_matrix &w;
+  uint32_t mult;
+
+  explicit Differences(const lbk_matrix &matrix) : w(matrix), mult(w.mult) {}
+
+  LBK_INLINE Vector of(const int32_t *acc, int32_t sum) const {
+    Naturals words;
+    memcpy(&words, acc, sizeof words);
+    words = words * mult - static_cast<uint32_t>(w.base) * static_cast<uint32_t>(sum);
     const float zero = static_cast<float>(w.zero_point) * static_cast<float>(sum);
-    for (int v = 0; v < kVectors; ++v) {
-      Naturals words;
-      Vector step, before = {};
-      memcpy(&words, acc[r] + v * kWidth, sizeof words);
-      memcpy(&step, steps + v * kWidth, sizeof step);
-      if (add) memcpy(&before, out[r] + v * kWidth, sizeof before);
-      words = words * mult - correction;
-      const auto product = __builtin_convertvector(reinterpret_cast<const Integers &>(words), Vector);
-      const Vector value = (product - zero) * step * factor + before;
-      memcpy(out[r] + v * kWidth, &value, sizeof value);
-    }
+    return __builtin_convertvector(reinterpret_cast<const Integers &>(words), Vector) - zero;
   }
+};
+
+// out = or += the same times steps, of the span of blocks that begins at `block`.
+__attribute__((noinline)) void add_scaled(const Call &c, int64_t row, int64_t rows, int64_t panel, int64_t block,
+                                          const int32_t (*acc)[kLanes], float factor, bool add, float (*out)[kLanes]) {
+  const lbk_matrix &w = *c.w;
+  const Differences differences(w);
+  const float *steps = steps_of(w, panel, block);
+  const int32_t *sums = c.sums + row * w.blocks + block / summed_blocks(w);
+  for (int64_t r = 0; r < rows; ++r, sums += w.blocks)
+    times<kVectors>([&](auto v) LBK_INLINE {
+      constexpr int i = v * kWidth;
+      const Vector value = differences.of(acc[r] + i, *sums) * (read(steps + i) * factor);
+      write(add ? value + read(out[r] + i) : value, out[r] + i);
+    });
+}
+
+// The same and `store` at once, of results that are made of one span and one pass.
+__attribute__((noinline)) void finish(const Call &c, int64_t row, int64_t rows, int64_t panel,
+                                      const int32_t (*acc)[kLanes], float factor) {
+  const lbk_matrix &w = *c.w;
+  const Differences differences(w);
+  const float *steps = steps_of(w, panel, 0);
+  const int64_t lanes = w.rows - panel * kLanes;
+  with_activation(c.activation, [&](const auto &activate) LBK_INLINE {
+    for (int64_t r = row; r < row + rows; ++r, ++acc) {
+      const int32_t sum = c.sums[r * w.blocks];
+      float *y = c.y + r * c.y_stride + panel * kLanes;
+      const float *under = before(c, r, panel, true);
+      each_output(lanes, [&](int64_t i, int count) LBK_INLINE {
+        const Vector value = differences.of(*acc + i, sum) * (read(steps + i) * factor) * c.x_steps[r];
+        write(activate(value + (under ? read(under + i, count) : Vector{})), y + i, count);
+      });
+    }
+  });
 }
 
 template <class Isa, int BITS, bool WIDE>
@@ -271,7 +300,8 @@ void multiply_integers(const Call &c, int64_t begin, int64_t end) {
   const bool tiled = c.full_rows > Isa::kDirectRows;
   for (int64_t panel = begin; panel < end; ++panel)
     for (int64_t block = 0; block < w.blocks; block += kChunk) each_pass(w, panel, 1, [&](const Pass &pass) {
-      const int64_t blocks = least(kChunk, w.blocks - block), span = w.granularity == LBK_BLOCK64 ? 1 : blocks;
+      const int64_t blocks = least(kChunk, w.blocks - block), span = least(summed_blocks(w), blocks);
+      const bool whole = span == w.blocks && pass.first && pass.last;
       const uint8_t *lines = w.lines + (panel * w.blocks + block) * 128 * w.bits;
       if (BITS == 8 && pass.entries) {
         look_up(w.bits, lines, blocks, pass.entries, found);
@@ -288,9 +318,10 @@ void multiply_integers(const Call &c, int64_t begin, int64_t end) {
             Isa::template dot<BITS, WIDE, true, R>(tile + b * kTileBytes, span, x, c.row_bytes, acc);
           else if constexpr (Isa::kDirectRows > 0)
             Isa::template dot<BITS, WIDE, false, R>(lines + b * kLineBytes, span, x, c.row_bytes, acc);
-          add_scaled(c, row, R, panel, block + b, span, acc, pass.factor, b > 0, out);
+          if (whole) finish(c, row, R, panel, acc, pass.factor);
+          else add_scaled(c, row, R, panel, block + b, acc, pass.factor, b > 0, out);
         }
-        store(c, row, R, panel, block == 0 && pass.first, block + kChunk >= w.blocks && pass.last, out[0], kLanes, nullptr);
+        if (!whole) store(c, row, R, panel, block == 0 && pass.first, block + kChunk >= w.blocks && pass.last, out[0], kLanes, nullptr);
       });
     });
 }
