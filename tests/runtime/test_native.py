@@ -139,6 +139,15 @@ def test_kernels_under_sanitizers(native) -> None:
 
 
 @pytest.mark.one_lane
+def test_the_pool_under_the_thread_sanitizer(native, tmp_path: Path) -> None:
+    program, sources = tmp_path / "pool_test", (KERNELS_TEST.with_name("pool_test.cpp"), build.NATIVE / "pool.cpp")
+    flags = ("-O1", "-g", "-std=c++17", "-pthread", "-fsanitize=thread", f"-I{build.NATIVE}")
+    subprocess.run([build.compiler(), *flags, *map(str, sources), "-o", str(program)], check=True)
+    done = subprocess.run([str(program)], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "6000 jobs\n"), done.stderr[-3000:]
+
+
+@pytest.mark.one_lane
 def test_kernels_on_arm(monkeypatch: pytest.MonkeyPatch) -> None:
     """Compiled for 64-bit ARM, on an emulated CPU that has all instructions, and on one with the least."""
     for tool, package in ((ARM_COMPILER, "g++-aarch64-linux-gnu"), (ARM_EMULATOR[0], "qemu-user")):
