@@ -37,7 +37,7 @@ def test_the_flags_of_every_row_are_those_of_training(
     monkeypatch.setattr(made, "score", lambda packed: {"words": [], "losses": []})
     monkeypatch.setattr(made, "choose", lambda measure: tmp_path / f"mixed-{measure}.json")
     Allocation.uniform(4).save(tmp_path / "mixed-kl.json")
-    for name in ("float", "float-on", "bits-2", "admm-1", "mixed-kl", "cotrain-1"):
+    for name in ("float", "float-on", "bits-2", "admm-1", "mixed-kl", "cotrain-1", "taught-1"):
         commands.clear()
         made.make(name)
         (trained, *flags), (exported, *written) = commands
@@ -46,6 +46,7 @@ def test_the_flags_of_every_row_are_those_of_training(
         assert (trained, exported) == ("train_lm.py", "export.py") and config.loop.num_epochs == (9 if first else 3)
         assert config.data.train_text == (Path("t.gz" if first else "third.gz"),)
         assert (config.run.init_from is None) == first
+        assert ("--teacher" in flags) == (name == "taught-1")
         assert written[written.index("--precision") + 1] == rows.ROWS[name].precision
     made.make("float")
     assert len(commands) == 2, "a row that is done is not made again"
@@ -73,8 +74,10 @@ def test_rows_are_tested_against_float_trained_on(rows: ModuleType, tmp_path: Pa
     deviation = np.std((worse - losses) - words * (worse - losses).sum() / words.sum()) * math.sqrt(400) / words.sum()
     assert high - low == pytest.approx(2 * 1.96 * deviation, rel=0.05)
     assert low < found["relative"] < high and found["p"] < 0.01
-    lines = rows.format_rows(dict(reversed(summary.items()))).splitlines()
-    assert [line.split(" | ")[0] for line in lines[2:]] == ["| float", "| float-on", "| bits-2"]
+    lines = rows.format_rows({"small": dict(reversed(summary.items()))}).splitlines()
+    assert [line.split(" | ")[:2] for line in lines[2:]] == [
+        ["| small", name] for name in ("float", "float-on", "bits-2")
+    ]
     assert f"| {found['relative']:+.1%} |" in lines[-1] and "| 4.0 |" in lines[-1]
 
 

@@ -3,7 +3,7 @@
 
 ./local/rows_lm.py make --train-text train.txt.gz --dev dev.txt.gz --test test.txt.gz --exp-root exp/rows-lm
 ./local/rows_lm.py make ... --model lstm-small --only float,float-on,cotrain-2,cotrain-1 --epochs 9
-./local/rows_lm.py table --exp-root exp/rows-lm                        # the rows that are done
+./local/rows_lm.py table --model lstm-small                            # the rows that are done
 ./local/rows_lm.py results                                             # results/lm.json -> the table of RESULTS.md
 
 A row that is done is not made again, one that was stopped goes on. All but the first begin with the float model and are
@@ -47,7 +47,7 @@ from lowbit_k2.train.checkpoint import numbered
 
 FLOAT, CONTROL, COTRAIN = "float", "float-on", "cotrain"
 PAGE, RESULTS, SECTION = RECIPE / "RESULTS.md", RECIPE / "results/lm.json", "language-models"
-HEADERS = ("row", "bits", "dev", "test", "to float-on", "95%", "p", "MB", "ratio", "ms per word")
+HEADERS = ("model", "row", "bits", "dev", "test", "to float-on", "95%", "p", "MB", "ratio", "ms per word")
 
 
 @dataclass(frozen=True)
@@ -59,12 +59,14 @@ class Row:
       flags: of its training.
       of: the training that it is made of; "": its own.
       measure: by which precisions per tensor are chosen.
+      taught: by the float model, whose KL divergence is a second loss.
     """
 
     precision: str
     flags: tuple[str, ...] = ()
     of: str = ""
     measure: str = ""
+    taught: bool = False
 
 
 LOW = ("--quant-config", "mixed", "--precisions")
@@ -74,6 +76,7 @@ ROWS: dict[str, Row] = {
     **{f"bits-{b}": Row(str(b), (*LOW, str(b))) for b in (8, 4, 2, 1)},
     **{f"admm-{b}": Row(str(b), (*LOW, str(b), *ADMM)) for b in (4, 2, 1)},
     **{f"mixed-{m}": Row(f"mixed-{m}", LOW, measure=m) for m in ("kl", "hessian")},
+    **{f"taught-{b}": Row(str(b), (*LOW, str(b)), taught=True) for b in (2, 1)},
     **{f"cotrain-{b}": Row(str(b), (*LOW, "2,1,sp"), of=COTRAIN) for b in (2, 1)},
 }
 
@@ -103,6 +106,8 @@ class Table:
             flags = [*row.flags, *([self.choose(row.measure)] if row.measure else [])]
             if name != FLOAT:
                 flags += ["--init-from", self.pretrained(), *self.args.more_later.split()]
+            if row.taught:
+                flags += ["--teacher", self.pretrained()]
             run_script("train_lm.py", *self.training(folder, epochs), *flags)
         packed = folder / f"{name}.safetensors"
         run_script("export.py", "--exp-dir", folder, "--precision", row.precision, "--output", packed)
@@ -182,10 +187,10 @@ def against(control: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any
     }
 
 
-def format_rows(rows: Mapping[str, Mapping[str, Any]]) -> str:
-    """Markdown, in the order of ROWS."""
+def format_rows(models: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
+    """Markdown of the rows of each model, in the order of ROWS."""
     lines = []
-    for name in (name for name in ROWS if name in rows):
+    for model, rows, name in ((model, rows, name) for model, rows in models.items() for name in ROWS if name in rows):
         own = rows[name]
         tested = ["-", "-", "-"]
         if "p" in own:
@@ -193,7 +198,7 @@ def format_rows(rows: Mapping[str, Mapping[str, Any]]) -> str:
             tested = [f"{own['relative']:+.1%}", f"{low:+.1%} to {high:+.1%}", f"{own['p']:.4f}"]
         size = [f"{own['bytes'] / 1e6:.3f}", f"{rows[FLOAT]['bytes'] / own['bytes']:.1f}"]
         ppl = [f"{own[part]:.1f}" for part in ("dev", "test")]
-        lines.append([name, own["bits"], *ppl, *tested, *size, f"{own['ms_per_word']:.2f}"])
+        lines.append([model, name, own["bits"], *ppl, *tested, *size, f"{own['ms_per_word']:.2f}"])
     return markdown_table(HEADERS, lines)
 
 
@@ -224,7 +229,11 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--more-later", default="", help="and for all rows but the float one, e.g. another --train-text"
     )
-    parser.add_argument("--output", type=Path, help="for `table`: the rows as JSON, as results/lm.json has them")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        help="for `table`: a JSON file, as results/lm.json, in which these rows take the place of the model's",
+    )
     parser.add_argument("--check", type=str2bool, default=False, help="for `results`: write nothing, say if it would")
     return parser
 
@@ -242,9 +251,10 @@ def main() -> None:
         names = chosen_rows(args.only, ROWS)
         for name in progress_bar(names, "rows", unit="row"):
             table.make(name)
-    rows = table.summary()
+    rows = {args.model: table.summary()}
     if args.output:
-        write_json(args.output, rows)
+        kept = read_json(args.output) if args.output.is_file() else {}
+        write_json(args.output, kept | rows)
     print(format_rows(rows))
 
 
