@@ -131,7 +131,8 @@ class Table:
         chosen = self.folder(FLOAT) / f"mixed-{measure}.json"
         if not chosen.is_file():
             source = ["--checkpoint", self.pretrained(), "--text", *str(self.args.train_text).split(","), *self.reading]
-            table = ["--measure", measure, "--table", chosen.with_suffix(".table.json"), "--num-batches", 2, "--probes", 2]
+            effort = ["--num-batches", 2, "--probes", 2]  # a probe is a mean over 10^5 weights and more
+            table = ["--measure", measure, "--table", chosen.with_suffix(".table.json"), *effort]
             budget = ["--average-bits", self.args.average_bits, "--output", chosen]
             run_script("-m", "lowbit_k2.recipe.allocate", *source, *table, *budget)
         return chosen
