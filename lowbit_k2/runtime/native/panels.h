@@ -321,7 +321,8 @@ void multiply_integers(const Call &c, int64_t begin, int64_t end) {
           if (whole) finish(c, row, R, panel, acc, pass.factor);
           else add_scaled(c, row, R, panel, block + b, acc, pass.factor, b > 0, out);
         }
-        if (!whole) store(c, row, R, panel, block == 0 && pass.first, block + kChunk >= w.blocks && pass.last, out[0], kLanes, nullptr);
+        if (whole) return;
+        store(c, row, R, panel, block == 0 && pass.first, block + kChunk >= w.blocks && pass.last, out[0], kLanes, nullptr);
       });
     });
 }

@@ -18,7 +18,7 @@ namespace lbk {
 namespace {
 
 constexpr int kMaxThreads = 256;
-constexpr std::chrono::microseconds kLook(50);  // what a network does between two products is mostly shorter
+constexpr std::chrono::microseconds kLook(50);  // 100 and 200 gained nothing more in a network
 
 inline void pause() {
 #if defined(__x86_64__)
