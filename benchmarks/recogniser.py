@@ -314,7 +314,7 @@ def make_audio(seconds: float, folder: Path) -> Path:
 
 
 def measure(packed: Path, files: list[Path], args: argparse.Namespace, onnx: Path) -> dict[str, list[dict[str, float]]]:
-    """Of each engine and file: medians of `TIMES`, as far as they were taken, and the peak after the first turn."""
+    """Of each engine and file: `TIMES`, as far as they were taken, and the peak after the first turn."""
     passed = ["--packed", packed, "--threads", str(args.threads), "--onnx", onnx, "--clock", args.clock]
     if args.moonshine:
         passed += ["--moonshine", args.moonshine]
@@ -327,6 +327,7 @@ def measure(packed: Path, files: list[Path], args: argparse.Namespace, onnx: Pat
         )
         for engine in args.engines
     }
+    typical = min if args.fastest else statistics.median
     found: dict[str, list[dict[str, float]]] = {engine: [] for engine in processes}
     for file in sorted(files, key=lambda path: path.stat().st_size):  # the longest last: peaks only rise
         turns: dict[str, list[dict[str, float]]] = {engine: [] for engine in processes}
@@ -340,7 +341,7 @@ def measure(packed: Path, files: list[Path], args: argparse.Namespace, onnx: Pat
                 turns[engine].append(json.loads(line))
         for engine, values in turns.items():
             taken = [name for name in TIMES if name in values[0]]
-            times = {name: statistics.median(v[name] for v in values[1:]) for name in taken}
+            times = {name: typical(v[name] for v in values[1:]) for name in taken}
             found[engine].append({**times, "peak": values[0]["peak"]})
     for process in processes.values():
         process.stdin.close()
@@ -364,7 +365,8 @@ def print_table(name: str, packed: Path, files: list[Path], args: argparse.Names
             cells += [*(taken.get(name, "-") for name in ("all", "first", "network")), f"{values['peak']:.0f}"]
         rows.append([engine, f"{file_bytes(engine, packed, folder, args) / 1e6:.2f}", *cells])
     heads = [head for length in lengths for head in (f"{length:g} s: RTF", "first, s", "network, s", "peak, MB")]
-    about = f"{name}, {args.threads} thread(s), {args.clock} time, {cpu_name() or 'unknown CPU'}"
+    turn = "the fastest turn" if args.fastest else "medians"
+    about = f"{name}, {args.threads} thread(s), {args.clock} time, {turn}, {cpu_name() or 'unknown CPU'}"
     print(f"\n{about}\n{text_table(['', 'file, MB', *heads], rows)}", flush=True)
 
 
@@ -383,6 +385,7 @@ def main() -> None:
         "--clock", choices=CLOCKS, default="wall", help="cpu: of the process, where others want the CPU, too; 1 thread"
     )
     parser.add_argument("--repeats", type=int, default=5, help="turns that count, after one that does not")
+    parser.add_argument("--fastest", action="store_true", help="the fastest turn of each, not the median")
     parser.add_argument("--serve", help=argparse.SUPPRESS)
     parser.add_argument("--onnx", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()

@@ -80,7 +80,7 @@ class PackedMatrix:
         _check_call(self, x, mode, bias, threads)
         y = _result((*x.shape[:-1], self.shape[0]), out)  # (..., N)
         rows = _rows(x)
-        bias = None if bias is None else np.ascontiguousarray(bias, dtype=np.float32)
+        bias = _bias(bias)
         if self._library is None:
             product = reference_matmul(self._tensor, rows, mode, bias).reshape(y.shape)
             y[...] = y + product if add else product
@@ -125,10 +125,11 @@ def feed_forward(
         hidden = first.matmul(x, mode, biases[0])
         hidden = np.maximum(hidden, 0) if activation == "relu" else swish(hidden)
         return second.matmul(hidden, mode, biases[1], out=y, add=add)
-    rows = np.ascontiguousarray(x, dtype=np.float32).reshape(-1, first.shape[1])  # (M, K)
-    biases = tuple(None if bias is None else np.ascontiguousarray(bias, dtype=np.float32) for bias in biases)
-    left = (first.handle, pointer(biases[0]), ACTIVATIONS[activation], second.handle, pointer(biases[1]))
-    failed = loaded.lbk_feed_forward(*left, pointer(rows), len(rows), pointer(y), add, MODES[mode], threads)
+    rows = np.ascontiguousarray(x, dtype=np.float32)
+    inner, outer = _bias(biases[0]), _bias(biases[1])
+    left = (first.handle, pointer(inner), ACTIVATIONS[activation], second.handle, pointer(outer))
+    count = rows.size // first.shape[1]
+    failed = loaded.lbk_feed_forward(*left, pointer(rows), count, pointer(y), add, MODES[mode], threads)
     check(loaded, failed)
     return y
 
@@ -175,6 +176,10 @@ def _rows(x: np.ndarray) -> np.ndarray:
     if x.ndim == 2 and x.dtype == np.float32 and x.strides[1] == x.itemsize and x.strides[0] > 0:
         return x
     return np.ascontiguousarray(x, dtype=np.float32).reshape(-1, x.shape[-1])  # (M, K)
+
+
+def _bias(bias: np.ndarray | None) -> np.ndarray | None:
+    return None if bias is None else np.ascontiguousarray(bias, dtype=np.float32)
 
 
 def _result(shape: tuple[int, ...], out: np.ndarray | None) -> np.ndarray:

@@ -141,8 +141,6 @@ def pointer(array: np.ndarray | None) -> int | None:
     """Address of an array's first number, for as long as the array lives."""
     if array is None:
         return None
-    if (
-        array.size and array.flags.writeable and array.flags.c_contiguous
-    ):  # three times as fast as the other way, which takes microseconds
+    if array.flags.carray and array.size:  # three times as fast as the other way, which takes microseconds
         return ctypes.addressof(c_uint8.from_buffer(array))
     return array.ctypes.data

@@ -49,7 +49,7 @@ inline void layer_norm(const RowCall &c, const float *x, float *sum, float *y) {
 inline void swish(const float *x, int64_t cols, float *y) {
   each_vector(cols, [&](int64_t i, int count) LBK_INLINE {
     const Vector v = read(x + i, count);
-    write(swish(v), y + i, count);
+    write(v * sigmoid(v), y + i, count);
   });
 }
 
@@ -64,7 +64,7 @@ inline float maximum(const float *x, int64_t cols) {
   each_vector(cols, [&](int64_t i, int count) LBK_INLINE {
     Vector v = read(x + i, count);
     for (int k = count; k < kWidth; ++k) v[k] = x[0];
-    tops = v > tops ? v : tops;
+    tops = larger(v, tops);
   });
   return maximum(tops);
 }
@@ -167,7 +167,7 @@ inline void convolve(const Convolution &c, int64_t begin, int64_t end) {
       each_vector(c.channels, [&](int64_t i, int count) LBK_INLINE {
         Vector sum = read(c.bias + i, count);
         for (int j = 0; j < 9; ++j) sum += x[j] * read(c.weight + j * c.channels + i, count);
-        write(sum > 0.f ? sum : Vector{}, y + i, count);
+        write(larger(Vector{}, sum), y + i, count);
       });
     }
   }
@@ -303,7 +303,7 @@ void attend_rows(const Attention &a, int64_t head, int64_t first_row, float *scr
       Vector v = read(score + j, count) + read(by_position + j, count);
       write(v, score + j, count);
       for (int k = count; k < kWidth; ++k) v[k] = tops[0];
-      tops = v > tops ? v : tops;
+      tops = larger(v, tops);
     });
     inverse[r] = 1 / exponentials(score, frames, maximum(tops), score);
   }

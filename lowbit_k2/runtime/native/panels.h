@@ -3,8 +3,6 @@
 // copy, compiled for its own instructions.
 #pragma once
 
-#include <utility>
-
 #include "vectors.h"
 
 namespace lbk {
@@ -21,24 +19,6 @@ typedef int32_t Ints __attribute__((vector_size(kPartBytes)));
 inline void load(const float *from, Floats *to) { memcpy(to, from, sizeof *to); }
 
 constexpr int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-
-template <int N>
-struct Number {
-  static constexpr int value = N;
-  constexpr operator int() const { return N; }
-};
-
-template <class F, int... I>
-LBK_INLINE inline void times_of(const F &f, std::integer_sequence<int, I...>) {
-  (f(Number<I>{}), ...);
-}
-
-// f(0), .. f(N-1), written out: arrays of sums that are indexed by these numbers live in registers. With loops, which
-// gcc 12 unrolls too late for that, they live on the stack, and the products take twice the time.
-template <int N, class F>
-LBK_INLINE inline void times(const F &f) {
-  times_of(f, std::make_integer_sequence<int, N>{});
-}
 
 }  // namespace
 }  // namespace lbk
@@ -198,12 +178,15 @@ __attribute__((noinline)) void prepare_floats(const Call &c, int64_t row, bool t
 
 // ---- results
 
-// f(activation) with that of the call, as a function of vectors.
+// f(activation) with that of the call, as a function of several vectors.
 template <class F>
 LBK_INLINE inline void with_activation(int activation, const F &f) {
-  if (activation == LBK_SWISH) f([](const Vector &x) LBK_INLINE { return swish(x); });
-  else if (activation == LBK_RELU) f([](const Vector &x) LBK_INLINE { return x < 0.f ? Vector{} : x; });
-  else f([](const Vector &x) LBK_INLINE { return x; });
+  if (activation == LBK_SWISH) return f([](const auto &x) LBK_INLINE { return swish(x); });
+  if (activation == kAsItIs) return f([](const auto &x) LBK_INLINE { return x; });
+  f([](auto x) LBK_INLINE {
+    for (Vector &value : x.of) value = larger(Vector{}, value);
+    return x;
+  });
 }
 
 // f(place, number of values there) over a panel's outputs.
@@ -213,26 +196,41 @@ LBK_INLINE inline void each_output(int64_t lanes, const F &f) {
   else each_vector(lanes, f);
 }
 
-// What results are added to, or null.
-inline const float *before(const Call &c, int64_t row, int64_t panel, bool first) {
-  if (!first || c.add) return c.y + row * c.y_stride + panel * kLanes;
-  return c.bias ? c.bias + panel * kLanes : nullptr;
+constexpr int kTogether = kVectorBytes > 32 ? 4 : 2;  // rows that are activated together
+
+// y = value(row, place), on top of what it holds or of the bias, activated: rows of a panel's results. `row` of value counts
+// from the first one here; without `first`, y holds results of other inputs.
+template <class F>
+LBK_INLINE inline void put(const Call &call, int64_t row, int64_t rows, int64_t panel, bool first, int activation,
+                           const F &value) {
+  const int64_t lanes = call.w->rows - panel * kLanes, stride = call.y_stride;
+  float *y = call.y + row * stride + panel * kLanes;
+  const bool add = !first || call.add;
+  const float *under = add ? y : call.bias ? call.bias + panel * kLanes : nullptr;
+  const int64_t under_stride = add ? stride : 0;
+  with_activation(activation, [&](const auto &activate) LBK_INLINE {
+    each_group<kTogether>(0, rows, [&](auto group, int64_t r) LBK_INLINE {
+      constexpr int N = decltype(group)::value;
+      each_output(lanes, [&](int64_t i, int count) LBK_INLINE {
+        Several<N> values;
+        times<N>([&](auto k) LBK_INLINE {
+          values.of[k] = value(r + k, i);
+          if (under) values.of[k] += read(under + (r + k) * under_stride + i, count);
+        });
+        values = activate(values);
+        times<N>([&](auto k) LBK_INLINE { write(values.of[k], y + (r + k) * stride + i, count); });
+      });
+    });
+  });
 }
 
 // y = or += values (rows, stride) times steps (16,), or times those of rows, of a panel: results of this chunk of inputs on
 // top of those before; behind the last, activated.
 __attribute__((noinline)) void store(const Call &c, int64_t row, int64_t rows, int64_t panel, bool first, bool last,
                                      const float *values, int64_t stride, const float *steps) {
-  const int64_t lanes = c.w->rows - panel * kLanes;
-  with_activation(last ? c.activation : kAsItIs, [&](const auto &activate) LBK_INLINE {
-    for (int64_t r = row; r < row + rows; ++r, values += stride) {
-      float *y = c.y + r * c.y_stride + panel * kLanes;
-      const float *under = before(c, r, panel, first);
-      each_output(lanes, [&](int64_t i, int count) LBK_INLINE {
-        const Vector step = steps ? read(steps + i) : Vector{} + c.x_steps[r];
-        write(activate(read(values + i) * step + (under ? read(under + i, count) : Vector{})), y + i, count);
-      });
-    }
+  const float *x_steps = c.x_steps + row;
+  put(c, row, rows, panel, first, last ? c.activation : kAsItIs, [=](int64_t r, int64_t i) LBK_INLINE {
+    return read(values + r * stride + i) * (steps ? read(steps + i) : Vector{} + x_steps[r]);
   });
 }
 
@@ -241,17 +239,16 @@ __attribute__((noinline)) void store(const Call &c, int64_t row, int64_t rows, i
 // (mult u - base - zero_point) . x of some inputs, from sums of stored numbers times integers and the sum of these; steps are
 // not in it yet. Sums may have left int32 on the way, where only their difference fits: hence uint32.
 struct Differences {
-  const lbk_matrix &w;
-  uint32_t mult;
+  uint32_t mult, base;
+  float zero_point;
 
-  explicit Differences(const lbk_matrix &matrix) : w(matrix), mult(w.mult) {}
+  explicit Differences(const lbk_matrix &w) : mult(w.mult), base(w.base), zero_point(w.zero_point) {}
 
   LBK_INLINE Vector of(const int32_t *acc, int32_t sum) const {
     Naturals words;
     memcpy(&words, acc, sizeof words);
-    words = words * mult - static_cast<uint32_t>(w.base) * static_cast<uint32_t>(sum);
-    const float zero = static_cast<float>(w.zero_point) * static_cast<float>(sum);
-    return __builtin_convertvector(reinterpret_cast<const Integers &>(words), Vector) - zero;
+    words = words * mult - base * static_cast<uint32_t>(sum);
+    return __builtin_convertvector(reinterpret_cast<const Integers &>(words), Vector) - zero_point * static_cast<float>(sum);
   }
 };
 
@@ -275,18 +272,11 @@ __attribute__((noinline)) void finish(const Call &c, int64_t row, int64_t rows, 
                                       const int32_t (*acc)[kLanes], float factor) {
   const lbk_matrix &w = *c.w;
   const Differences differences(w);
-  const float *steps = steps_of(w, panel, 0);
-  const int64_t lanes = w.rows - panel * kLanes;
-  with_activation(c.activation, [&](const auto &activate) LBK_INLINE {
-    for (int64_t r = row; r < row + rows; ++r, ++acc) {
-      const int32_t sum = c.sums[r * w.blocks];
-      float *y = c.y + r * c.y_stride + panel * kLanes;
-      const float *under = before(c, r, panel, true);
-      each_output(lanes, [&](int64_t i, int count) LBK_INLINE {
-        const Vector value = differences.of(*acc + i, sum) * (read(steps + i) * factor) * c.x_steps[r];
-        write(activate(value + (under ? read(under + i, count) : Vector{})), y + i, count);
-      });
-    }
+  const float *steps = steps_of(w, panel, 0), *x_steps = c.x_steps + row;
+  const int32_t *sums = c.sums + row * w.blocks;
+  const int64_t blocks = w.blocks;
+  put(c, row, rows, panel, true, c.activation, [=](int64_t r, int64_t i) LBK_INLINE {
+    return differences.of(acc[r] + i, sums[r * blocks]) * (read(steps + i) * factor) * x_steps[r];
   });
 }
 

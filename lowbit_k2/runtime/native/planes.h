@@ -91,10 +91,10 @@ void prepare_planes(const Call &c, int64_t begin, int64_t end) {
 
 // (weights . x) of a row in units of the highest plane, from sums of stored numbers times bytes; steps are not in it yet.
 struct Unscaled {
-  const lbk_matrix &w;
   uint32_t offset, mult;
+  int64_t blocks;
 
-  explicit Unscaled(const lbk_matrix &matrix) : w(matrix), offset(w.base + w.zero_point), mult(w.mult) {}
+  explicit Unscaled(const lbk_matrix &w) : offset(w.base + w.zero_point), mult(w.mult), blocks(w.blocks) {}
 
   template <int P>
   LBK_INLINE Vector of(const int32_t (*acc)[kLanes], int64_t i, const int32_t *sums) const {
@@ -102,7 +102,7 @@ struct Unscaled {
     times<P>([&](auto p) LBK_INLINE {
       Naturals words;
       memcpy(&words, acc[p] + i, sizeof words);
-      words = words * mult - offset * static_cast<uint32_t>(sums[p * w.blocks]);
+      words = words * mult - offset * static_cast<uint32_t>(sums[p * blocks]);
       total = total * (1 / 256.f) + __builtin_convertvector(reinterpret_cast<const Integers &>(words), Vector);
     });
     return total;
@@ -132,18 +132,11 @@ __attribute__((noinline)) void finish_planes(const Call &c, int64_t first, int64
                                              const int32_t (*acc)[kLanes]) {
   const lbk_matrix &w = *c.w;
   const Unscaled unscaled(w);
-  const float *steps = steps_of(w, panel, 0);
+  const int64_t row = first / P, stride = P * w.blocks;
+  const float *steps = steps_of(w, panel, 0), *x_steps = c.x_steps + row;
   const int32_t *sums = c.sums + first * w.blocks;
-  const int64_t lanes = w.rows - panel * kLanes;
-  with_activation(c.activation, [&](const auto &activate) LBK_INLINE {
-    for (int64_t r = first / P; r < first / P + rows; ++r, sums += P * w.blocks, acc += P) {
-      float *y = c.y + r * c.y_stride + panel * kLanes;
-      const float *under = before(c, r, panel, true);
-      each_output(lanes, [&](int64_t i, int count) LBK_INLINE {
-        const Vector total = unscaled.of<P>(acc, i, sums) * (read(steps + i) * factor);
-        write(activate(total * c.x_steps[r] + (under ? read(under + i, count) : Vector{})), y + i, count);
-      });
-    }
+  put(c, row, rows, panel, true, c.activation, [=](int64_t r, int64_t i) LBK_INLINE {
+    return unscaled.of<P>(acc + r * P, i, sums + r * stride) * (read(steps + i) * factor) * x_steps[r];
   });
 }
 

@@ -4,6 +4,8 @@
 
 #include <string.h>
 
+#include <utility>
+
 #include "internal.h"
 #if defined(__AVX__)
 #include <immintrin.h>
@@ -26,6 +28,23 @@ typedef uint32_t Naturals __attribute__((vector_size(kVectorBytes)));
 
 #define LBK_INLINE __attribute__((always_inline))
 
+template <int N>
+struct Number {
+  static constexpr int value = N;
+  constexpr operator int() const { return N; }
+};
+
+template <class F, int... I>
+LBK_INLINE inline void times_of(const F &f, std::integer_sequence<int, I...>) {
+  (f(Number<I>{}), ...);
+}
+
+// f(0), .. f(N-1), written out: arrays of sums that are indexed by these numbers live in registers. With loops, which
+// gcc 12 unrolls too late for that, they live on the stack, and the products take twice the time.
+template <int N, class F>
+LBK_INLINE inline void times(const F &f) {
+  times_of(f, std::make_integer_sequence<int, N>{});
+}
 
 LBK_INLINE inline Vector read(const float *x) {
   Vector v;
@@ -87,25 +106,59 @@ LBK_INLINE inline float maximum(const Vector &v) {
   return top;
 }
 
+// a > b ? a : b and a < b ? a : b, as instructions have them, which the compiler does not find: b where one is NaN.
+LBK_INLINE inline Vector larger(const Vector &a, const Vector &b) {
+#if defined(__AVX512F__)
+  return _mm512_max_ps(a, b);
+#elif defined(__AVX__)
+  return _mm256_max_ps(a, b);
+#else
+  return a > b ? a : b;
+#endif
+}
+
+LBK_INLINE inline Vector smaller(const Vector &a, const Vector &b) {
+#if defined(__AVX512F__)
+  return _mm512_min_ps(a, b);
+#elif defined(__AVX__)
+  return _mm256_min_ps(a, b);
+#else
+  return a < b ? a : b;
+#endif
+}
+
+// Vectors that go through a function together, step by step: each step waits for the one before, and so many others have
+// their turn meanwhile.
+template <int N>
+struct Several {
+  Vector of[N];
+};
+
 // e^x to float32's precision: 2^n e^r with |r| <= ln 2 / 2, where e^r is its Taylor polynomial of degree 7, whose rest
 // is below 6e-9. Below -87.3, where float32 ends, e^-87.3; above 88, e^88.
-LBK_INLINE inline Vector exponential(Vector x) {
-  const Vector low = Vector{} - 87.3f, high = Vector{} + 88.f;
-  x = x < low ? low : x;
-  x = x > high ? high : x;
-  const Vector n = (x * 1.44269504f + 12582912.f) - 12582912.f;  // nearest integer
-  const Vector r = (x - n * 0.693359375f) + n * 2.12194440e-4f;  // ln 2 in two parts; products with the first are exact
-  Vector sum = r * (1 / 5040.f) + 1 / 720.f;
-  sum = sum * r + 1 / 120.f;
-  sum = sum * r + 1 / 24.f;
-  sum = sum * r + 1 / 6.f;
-  sum = sum * r + 0.5f;
-  sum = sum * r + 1.f;
-  sum = sum * r + 1.f;
-  const Integers power = (__builtin_convertvector(n, Integers) + 127) << 23;
-  Vector factor;
-  memcpy(&factor, &power, sizeof factor);
-  return sum * factor;
+template <int N>
+LBK_INLINE inline Several<N> exponential(Several<N> x) {
+  Several<N> n, sum;
+  times<N>([&](auto i) LBK_INLINE {
+    Vector &r = x.of[i];
+    r = smaller(Vector{} + 88.f, larger(Vector{} - 87.3f, r));
+    n.of[i] = (r * 1.44269504f + 12582912.f) - 12582912.f;  // nearest integer
+    r = (r - n.of[i] * 0.693359375f) + n.of[i] * 2.12194440e-4f;  // ln 2 in two parts; products with the first are exact
+    sum.of[i] = r * (1 / 5040.f) + 1 / 720.f;
+  });
+  const auto add = [&](float next) LBK_INLINE {
+    times<N>([&](auto i) LBK_INLINE { sum.of[i] = sum.of[i] * x.of[i] + next; });
+  };
+  add(1 / 120.f), add(1 / 24.f), add(1 / 6.f), add(0.5f), add(1.f), add(1.f);
+  times<N>([&](auto i) LBK_INLINE {
+#if defined(__AVX512F__)
+    sum.of[i] = _mm512_scalef_ps(sum.of[i], n.of[i]);
+#else
+    const Integers power = (__builtin_convertvector(n.of[i], Integers) + 127) << 23;
+    sum.of[i] *= reinterpret_cast<const Vector &>(power);
+#endif
+  });
+  return sum;
 }
 
 // 1 / x of x from 1 to 2^127, to a unit in the last place.
@@ -118,11 +171,26 @@ LBK_INLINE inline Vector reciprocal(const Vector &x) {
 #endif
 }
 
-LBK_INLINE inline Vector sigmoid(const Vector &x) { return reciprocal(1.f + exponential(-x)); }
+template <int N>
+LBK_INLINE inline Several<N> sigmoid(Several<N> x) {
+  times<N>([&](auto i) LBK_INLINE { x.of[i] = -x.of[i]; });
+  x = exponential(x);
+  times<N>([&](auto i) LBK_INLINE { x.of[i] = reciprocal(1.f + x.of[i]); });
+  return x;
+}
+
+template <int N>
+LBK_INLINE inline Several<N> swish(const Several<N> &x) {
+  Several<N> y = sigmoid(x);
+  times<N>([&](auto i) LBK_INLINE { y.of[i] *= x.of[i]; });
+  return y;
+}
+
+LBK_INLINE inline Vector exponential(const Vector &x) { return exponential(Several<1>{{x}}).of[0]; }
+
+LBK_INLINE inline Vector sigmoid(const Vector &x) { return sigmoid(Several<1>{{x}}).of[0]; }
 
 LBK_INLINE inline Vector hyperbolic_tangent(const Vector &x) { return 2.f * sigmoid(2.f * x) - 1.f; }
-
-LBK_INLINE inline Vector swish(const Vector &x) { return x * sigmoid(x); }
 
 }  // namespace
 }  // namespace lbk
