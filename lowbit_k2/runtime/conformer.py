@@ -47,11 +47,11 @@ class SelfAttention:
             weights.linear(f"{name}.{part}") for part in ("query", "key", "value", "out", "pos")
         )
         self.u, self.v = (weights.floats(f"{name}.pos_bias_{part}") for part in "uv")
-        self.threads = weights.how.threads
+        self.how = weights.how
 
     def __call__(self, x: np.ndarray, positions: np.ndarray) -> np.ndarray:
         arrays = self.query(x), self.key(x), self.value(x), self.pos(positions)
-        return self.out(relative_attention(*arrays, self.u, self.v, self.threads))
+        return self.out(relative_attention(*arrays, self.u, self.v, self.how.threads, self.how.mode))
 
 
 class Convolution:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from lowbit_k2.runtime.native import check, library, pointer
+from lowbit_k2.runtime.native import MODES, check, library, pointer
 
 
 def _contiguous(*arrays: np.ndarray) -> list[np.ndarray]:
@@ -175,6 +175,7 @@ def relative_attention(
     u: np.ndarray,
     v: np.ndarray,
     threads: int = 1,
+    mode: str = "exact",
 ) -> np.ndarray:
     """Self-attention with relative positions, as models/attention.py has it, over one utterance.
 
@@ -182,6 +183,7 @@ def relative_attention(
       query, key, value: (T, C).
       position: (2 T - 1, C), of the distances T-1 .. -(T-1).
       u, v: (H, C / H), the biases of content and of position.
+      mode: as of matrices of floats, see `PackedMatrix.matmul`: with AMX products are rounded, else it changes nothing.
     Returns:
       (T, C), before the output matrix.
     """
@@ -192,7 +194,7 @@ def relative_attention(
         return _attention_by_numpy(query, key, value, position, u, v)
     out = np.empty_like(query)
     arrays = (query, key, value, position, u, v)
-    failed = loaded.lbk_attention(*map(pointer, arrays), len(query), heads, size, pointer(out), threads)
+    failed = loaded.lbk_attention(*map(pointer, arrays), len(query), heads, size, pointer(out), MODES[mode], threads)
     check(loaded, failed)
     return out
 

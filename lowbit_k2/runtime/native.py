@@ -14,7 +14,7 @@ import numpy as np
 from lowbit_k2.errors import UserError
 from lowbit_k2.runtime.build import BuildError, library_path, prebuilt_library, units
 
-ABI = 2  # LBK_ABI of native/lowbit_k2.h
+ABI = 3  # LBK_ABI of native/lowbit_k2.h
 KERNELS = "kernels_"
 ISAS = tuple(name.removeprefix(KERNELS) for name in units() if name.startswith(KERNELS))
 NUMPY = "numpy"  # as LOWBIT_K2_ISA: without the library
@@ -58,7 +58,7 @@ _SIGNATURES = {
         [c_void_p, c_int64, c_int64, c_int64, c_void_p, c_void_p, c_int64, c_void_p, c_int64, c_int32],
     ),
     "lbk_patches": (c_int, [c_void_p, *[c_int64] * 5, c_int32, c_void_p]),
-    "lbk_attention": (c_int, [*[c_void_p] * 6, *[c_int64] * 3, c_void_p, c_int32]),
+    "lbk_attention": (c_int, [*[c_void_p] * 6, *[c_int64] * 3, c_void_p, c_int32, c_int32]),
     "lbk_lstm": (c_int, [*[c_void_p] * 3, c_int64, c_int64, *[c_void_p] * 3, c_int32, c_int32]),
     "lbk_abi": (c_int, []),
     "lbk_error": (c_char_p, []),

@@ -251,14 +251,14 @@ void check_convolve(int64_t frames, int64_t bands, int64_t channels) {
       }
 }
 
-void check_attention(int64_t frames, int64_t heads, int64_t size) {
+void check_attention(int64_t frames, int64_t heads, int64_t size, int mode, double tolerance) {
   const int64_t width = heads * size;
   const std::vector<float> q = numbers(frames * width, 1), k = numbers(frames * width, 1);
   const std::vector<float> v = numbers(frames * width, 1), positions = numbers((2 * frames - 1) * width, 1);
   const std::vector<float> bias_u = numbers(width, 1), bias_v = numbers(width, 1);
   std::vector<float> out(frames * width);
   if (lbk_attention(q.data(), k.data(), v.data(), positions.data(), bias_u.data(), bias_v.data(), frames, heads, size,
-                    out.data(), 2))
+                    out.data(), mode, 2))
     die("lbk_attention");
   for (int64_t h = 0; h < heads; ++h)
     for (int64_t i = 0; i < frames; ++i) {
@@ -275,7 +275,7 @@ void check_attention(int64_t frames, int64_t heads, int64_t size) {
       for (int64_t j = 0; j < frames; ++j)
         for (int64_t c = 0; c < size; ++c) mixed[c] += weights[j] / total * v[j * width + h * size + c];
       for (int64_t c = 0; c < size; ++c)
-        if (far(out[i * width + h * size + c], mixed[c], 1e-4)) die("lbk_attention is wrong");
+        if (far(out[i * width + h * size + c], mixed[c], tolerance)) die("lbk_attention is wrong");
     }
 }
 
@@ -323,7 +323,11 @@ void check_layers() {
   check_patches(8, 7, 3);
   for (int64_t channels : {1, 5, 18}) check_convolve(3, 7 + channels, channels);
   for (int64_t frames : {1, 2, 16, 27})
-    for (int64_t size : {1, 8, 19}) check_attention(frames, 2, size);
+    for (int64_t size : {1, 8, 19, 64}) {
+      check_attention(frames, 2, size, LBK_EXACT, 1e-4);
+      check_attention(frames, 2, size, LBK_A16, 2e-3);
+      check_attention(frames, 2, size, LBK_A8, 0.1);
+    }
   for (int64_t cells : {1, 3, 7, 16, 35})
     for (int64_t width : {cells, cells + 2}) check_lstm(3, 2, cells, width);
 }

@@ -152,7 +152,7 @@ Frames SelfAttention::operator()(const Frames &x, const Frames &positions) const
   const Frames q = query(x), k = key(x), values = value(x), p = pos(positions);
   Frames y(x.rows, x.cols);
   check(lbk_attention(q.data.get(), k.data.get(), values.data.get(), p.data.get(), u.data(), v.data(), x.rows, heads,
-                      x.cols / heads, y.data.get(), how.threads));
+                      x.cols / heads, y.data.get(), how.mode, how.threads));
   return out(y);
 }
 

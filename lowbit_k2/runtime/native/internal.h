@@ -102,6 +102,9 @@ struct Attention {
   float *out;                        // (frames, heads * size)
   int64_t frames, heads, size;
   float *keys, *positions, *values;  // panels of all heads
+  int64_t depth, value_depth;        // inputs of a panel, with zeros behind `size` and `frames`
+  const struct Kernels *kernels;     // that multiply the panels as matrices of floats; null: the layers' own loops do
+  int mode;                          // of these
   int *failed;                       // set where memory ran out
 };
 
@@ -109,7 +112,7 @@ constexpr size_t kSmallSlice = 192 << 10, kLargeSlice = 640 << 10;  // beside ti
 constexpr int64_t kMostRows = 192;  // of a slice
 constexpr int kMaxGroup = 32;  // rows that kernels multiply at a time
 
-constexpr int kQueries = 24;  // of an attention task
+constexpr int kQueries = 24, kMatrixQueries = 64;  // of an attention task
 
 // How a set of instructions multiplies. All null where the compiler does not know the instructions.
 struct Kernels {

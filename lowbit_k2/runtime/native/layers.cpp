@@ -29,7 +29,7 @@ int run_call(const RowCall &call, int64_t rows, int threads) {
   return 0;
 }
 
-int64_t padded(int64_t rows) { return (rows + kLanes - 1) / kLanes * kLanes; }
+int64_t padded(int64_t count, int64_t unit) { return (count + unit - 1) / unit * unit; }
 
 }  // namespace
 }  // namespace lbk
@@ -100,22 +100,26 @@ int lbk_patches(const float *x, int64_t frames, int64_t bands, int64_t channels,
 }
 
 int lbk_attention(const float *query, const float *key, const float *value, const float *position, const float *u,
-                  const float *v, int64_t frames, int64_t heads, int64_t size, float *out, int32_t threads) {
+                  const float *v, int64_t frames, int64_t heads, int64_t size, float *out, int32_t mode, int32_t threads) {
   if (frames < 0 || heads < 1 || size < 1 || threads < 1) return fail("sizes that cannot be");
+  if (mode < LBK_EXACT || mode > LBK_A8) return fail("unknown mode %d", mode);
   if (!frames) return 0;
-  const size_t keys = heads * padded(frames) * size, positions = heads * padded(2 * frames - 1) * size;
-  const size_t values = heads * padded(size) * frames;
-  float *panels = static_cast<float *>(std::malloc((keys + positions + values) * sizeof(float)));
+  const Kernels *by_kernels = kernels().rounds_floats ? &kernels() : nullptr;
+  const int64_t unit = by_kernels ? kBlock : 1, queries = by_kernels ? kMatrixQueries : kQueries;
+  const int64_t depth = padded(size, unit), value_depth = padded(frames, unit);
+  const size_t keys = heads * padded(frames, kLanes) * depth, positions = heads * padded(2 * frames - 1, kLanes) * depth;
+  const size_t values = heads * padded(size, kLanes) * value_depth;
+  float *panels = static_cast<float *>(std::aligned_alloc(64, padded((keys + positions + values) * sizeof(float), 64)));
   if (!panels) return fail("out of memory");
   int failed = 0;
-  const Attention a{query,  key,  value, position, u, v, out, frames, heads, size, panels, panels + keys,
-                    panels + keys + positions, &failed};
+  const Attention a{query,  key,   value, position, u,           v,          out,  frames, heads, size, panels,
+                    panels + keys, panels + keys + positions, depth, value_depth, by_kernels, mode, &failed};
   const Layers &k = layers();
   run(heads, threads, [&](int64_t head) { k.pack_head(a, head); });
-  const int64_t parts = (frames + kQueries - 1) / kQueries;
+  const int64_t parts = (frames + queries - 1) / queries;
   run(heads * parts, threads, [&](int64_t i) {
-    const int64_t begin = i % parts * kQueries;
-    k.attend(a, i / parts, begin, std::min(frames, begin + kQueries));
+    const int64_t begin = i % parts * queries;
+    k.attend(a, i / parts, begin, std::min(frames, begin + queries));
   });
   std::free(panels);
   return failed ? fail("out of memory") : 0;

@@ -204,11 +204,11 @@ inline void transpose(const float *x, int64_t x_stride, float *y) {
 }
 #endif
 
-// Columns of one head of x (rows, width) as outputs of panels: (panels, size, 16).
-inline void pack_rows(const float *x, int64_t rows, int64_t width, int64_t size, float *panels) {
+// Columns of one head of x (rows, width) as outputs of panels: (panels, depth, 16), zeros behind `size`.
+inline void pack_rows(const float *x, int64_t rows, int64_t width, int64_t size, int64_t depth, float *panels) {
   for (int64_t panel = 0; panel < panels_of(rows); ++panel) {
     const float *from = x + panel * kLanes * width;
-    float *to = panels + panel * size * kLanes;
+    float *to = panels + panel * depth * kLanes;
     int64_t k = 0;
 #if defined(__AVX512F__)
     if ((panel + 1) * kLanes <= rows)
@@ -217,24 +217,28 @@ inline void pack_rows(const float *x, int64_t rows, int64_t width, int64_t size,
     for (int64_t lane = 0; lane < kLanes; ++lane)
       for (int64_t i = k; i < size; ++i)
         to[i * kLanes + lane] = panel * kLanes + lane < rows ? from[lane * width + i] : 0.f;
+    memset(to + size * kLanes, 0, (depth - size) * kLanes * sizeof(float));
   }
 }
 
-// The same with rows as inputs: (panels of size, rows, 16).
-inline void pack_columns(const float *x, int64_t rows, int64_t width, int64_t size, float *panels) {
-  for (int64_t panel = 0; panel < panels_of(size); ++panel)
+// The same with rows as inputs: (panels of size, depth, 16), zeros behind `rows`.
+inline void pack_columns(const float *x, int64_t rows, int64_t width, int64_t size, int64_t depth, float *panels) {
+  for (int64_t panel = 0; panel < panels_of(size); ++panel, panels += depth * kLanes) {
     for (int64_t row = 0; row < rows; ++row)
       for (int64_t lane = 0; lane < kLanes; ++lane) {
         const int64_t k = panel * kLanes + lane;
-        panels[(panel * rows + row) * kLanes + lane] = k < size ? x[row * width + k] : 0.f;
+        panels[row * kLanes + lane] = k < size ? x[row * width + k] : 0.f;
       }
+    memset(panels + rows * kLanes, 0, (depth - rows) * kLanes * sizeof(float));
+  }
 }
 
 inline void pack_head(const Attention &a, int64_t head) {
   const int64_t width = a.heads * a.size, first = head * a.size, distances = 2 * a.frames - 1;
-  pack_rows(a.key + first, a.frames, width, a.size, a.keys + head * panels_of(a.frames) * kLanes * a.size);
-  pack_rows(a.position + first, distances, width, a.size, a.positions + head * panels_of(distances) * kLanes * a.size);
-  pack_columns(a.value + first, a.frames, width, a.size, a.values + head * panels_of(a.size) * kLanes * a.frames);
+  const int64_t panel = a.depth * kLanes, value_panel = a.value_depth * kLanes;
+  pack_rows(a.key + first, a.frames, width, a.size, a.depth, a.keys + head * panels_of(a.frames) * panel);
+  pack_rows(a.position + first, distances, width, a.size, a.depth, a.positions + head * panels_of(distances) * panel);
+  pack_columns(a.value + first, a.frames, width, a.size, a.value_depth, a.values + head * panels_of(a.size) * value_panel);
 }
 
 // Products of R rows x (R, count) with P panels of (count, 16), in registers throughout.
@@ -276,54 +280,98 @@ __attribute__((noinline)) void multiply_panels(const float *panels, int64_t coun
   }
 }
 
-// scratch: rows of queries with both biases, of scores by content, of scores by position.
+// Products of rows x (rows, inputs) with a matrix of floats in panels, by the kernels of matrices.
+inline void multiply_by_kernels(const Attention &a, float *panels, int64_t outputs, int64_t inputs, int64_t depth,
+                                const float *x, int64_t x_stride, int64_t rows, uint8_t *prepared, float *y,
+                                int64_t y_stride) {
+  lbk_matrix w = {};
+  w.rows = outputs, w.cols = inputs, w.panels = panels_of(outputs), w.blocks = depth / kBlock;
+  w.bits = 32, w.mult = 1, w.granularity = LBK_TENSOR;
+  w.lines = reinterpret_cast<uint8_t *>(panels), w.steps = const_cast<float *>(kOnes.of);
+  const size_t row_bytes = a.kernels->row_bytes(w, a.mode, rows);
+  const Call call{&w, a.mode, rows, rows, x, x_stride, nullptr, y, y_stride, prepared, row_bytes, nullptr, nullptr, false,
+                  kAsItIs};
+  if (row_bytes) a.kernels->prepare(call, 0, rows);
+  a.kernels->multiply(call, 0, w.panels);
+}
+
+// Where the queries of a task find their memory: with both biases, and what they score by content and by position.
+struct Scores {
+  int64_t row, long_row;  // floats from one query to the next
+  float *with_u, *with_v, *by_content, *by_position;
+  uint8_t *prepared;
+
+  // Of positions up to a panel more than queries meet, at either end.
+  Scores(const Attention &a, int64_t queries)
+      : row(panels_of(a.frames) * kLanes), long_row(panels_of(a.frames + queries + kLanes) * kLanes) {
+    const int64_t sizes = queries * a.size, floats = 2 * sizes + queries * (row + long_row);
+    const size_t before = (floats * sizeof(float) + 63) / 64 * 64;
+    const int64_t most = a.depth > a.value_depth ? a.depth : a.value_depth;
+    // of any kernel: three parts of 2 bytes an input
+    const size_t rows = a.kernels ? (queries + kMaxGroup) * most * 3 * 2 : 0;
+    with_u = static_cast<float *>(aligned_alloc(64, before + (rows + 63) / 64 * 64));
+    with_v = with_u + sizes, by_content = with_v + sizes, by_position = by_content + queries * row;
+    prepared = reinterpret_cast<uint8_t *>(with_u) + before;
+  }
+  ~Scores() { free(with_u); }
+};
+
+// score = e^(score + by_position - the largest of these), and 1 / their sum.
+inline float weights_of(float *score, const float *by_position, int64_t frames) {
+  Vector tops = Vector{} + (score[0] + by_position[0]);
+  each_vector(frames, [&](int64_t j, int count) LBK_INLINE {
+    Vector v = read(score + j, count) + read(by_position + j, count);
+    write(v, score + j, count);
+    for (int k = count; k < kWidth; ++k) v[k] = tops[0];
+    tops = larger(v, tops);
+  });
+  return 1 / exponentials(score, frames, maximum(tops), score);
+}
+
+// R queries by the loops above; 0: so many by the kernels of matrices.
 template <int R>
-void attend_rows(const Attention &a, int64_t head, int64_t first_row, float *scratch) {
+void attend_rows(const Attention &a, int64_t head, int64_t first_row, int64_t rows, const Scores &s) {
   const int64_t width = a.heads * a.size, frames = a.frames, distances = 2 * frames - 1;
-  const int64_t row = panels_of(frames) * kLanes, long_row = (panels_of(frames) + 3) * kLanes;
-  float *with_u = scratch, *with_v = with_u + R * a.size, *scores = with_v + R * a.size, *shifted = scores + R * row;
   const float scale = 1 / sqrtf(static_cast<float>(a.size));
-  for (int r = 0; r < R; ++r)
+  for (int64_t r = 0; r < rows; ++r)
     for (int64_t k = 0; k < a.size; ++k) {
       const float q = a.query[(first_row + r) * width + head * a.size + k];
-      with_u[r * a.size + k] = (q + a.bias_u[head * a.size + k]) * scale;
-      with_v[r * a.size + k] = (q + a.bias_v[head * a.size + k]) * scale;
+      s.with_u[r * a.size + k] = (q + a.bias_u[head * a.size + k]) * scale;
+      s.with_v[r * a.size + k] = (q + a.bias_v[head * a.size + k]) * scale;
     }
-  multiply_panels<R>(a.keys + head * row * a.size, a.size, frames, with_u, a.size, scores, row);
-  // Query i meets positions frames-1-i .. 2 frames-2-i: those of all R from `from` on.
-  const int64_t from = (frames - first_row - R) / kLanes, to = panels_of(distances - first_row);
-  const float *positions = a.positions + (head * panels_of(distances) + from) * kLanes * a.size;
-  multiply_panels<R>(positions, a.size, (to - from) * kLanes, with_v, a.size, shifted, long_row);
-  float inverse[R];
-  for (int r = 0; r < R; ++r) {
-    float *score = scores + r * row;
-    const float *by_position = shifted + r * long_row + (frames - 1 - first_row - r) - from * kLanes;
-    Vector tops = Vector{} + (score[0] + by_position[0]);
-    each_vector(frames, [&](int64_t j, int count) LBK_INLINE {
-      Vector v = read(score + j, count) + read(by_position + j, count);
-      write(v, score + j, count);
-      for (int k = count; k < kWidth; ++k) v[k] = tops[0];
-      tops = larger(v, tops);
-    });
-    inverse[r] = 1 / exponentials(score, frames, maximum(tops), score);
-  }
+  const auto multiply = [&](float *panels, int64_t outputs, int64_t inputs, int64_t depth, const float *x,
+                            int64_t x_stride, float *y, int64_t y_stride) LBK_INLINE {
+    if constexpr (R > 0) multiply_panels<R>(panels, inputs, outputs, x, x_stride, y, y_stride);
+    else multiply_by_kernels(a, panels, outputs, inputs, depth, x, x_stride, rows, s.prepared, y, y_stride);
+  };
+  float *keys = a.keys + head * panels_of(frames) * kLanes * a.depth;
+  multiply(keys, frames, a.size, a.depth, s.with_u, a.size, s.by_content, s.row);
+  // Query i meets positions frames-1-i .. 2 frames-2-i: those of all from panel `from` on.
+  const int64_t from = (frames - first_row - rows) / kLanes, to = panels_of(distances - first_row);
+  float *positions = a.positions + (head * panels_of(distances) + from) * kLanes * a.depth;
+  multiply(positions, (to - from) * kLanes, a.size, a.depth, s.with_v, a.size, s.by_position, s.long_row);
   float *out = a.out + first_row * width + head * a.size;
-  multiply_panels<R>(a.values + head * panels_of(a.size) * frames * kLanes, frames, a.size, scores, row, out, width);
-  for (int r = 0; r < R; ++r)
+  float inverse[R > 0 ? R : kMatrixQueries];
+  for (int64_t r = 0; r < rows; ++r)
+    inverse[r] = weights_of(s.by_content + r * s.row,
+                            s.by_position + r * s.long_row + (frames - 1 - first_row - r) - from * kLanes, frames);
+  float *values = a.values + head * panels_of(a.size) * kLanes * a.value_depth;
+  multiply(values, a.size, frames, a.value_depth, s.by_content, s.row, out, width);
+  for (int64_t r = 0; r < rows; ++r)
     for (int64_t k = 0; k < a.size; ++k) out[r * width + k] *= inverse[r];
 }
 
 inline void attend(const Attention &a, int64_t head, int64_t begin, int64_t end) {
-  const size_t floats = kProductRows * (2 * a.size + (2 * panels_of(a.frames) + 3) * kLanes);
-  float *scratch = static_cast<float *>(malloc(floats * sizeof(float)));
-  if (!scratch) {
+  const Scores scores(a, a.kernels ? end - begin : kProductRows);
+  if (!scores.with_u) {
     __atomic_store_n(a.failed, 1, __ATOMIC_RELAXED);
     return;
   }
+  if (a.kernels) return attend_rows<0>(a, head, begin, end - begin, scores);
   each_group<kProductRows>(begin, end, [&](auto group, int64_t row) {
-    attend_rows<decltype(group)::value>(a, head, row, scratch);
+    constexpr int R = decltype(group)::value;
+    attend_rows<R>(a, head, row, R, scores);
   });
-  free(scratch);
 }
 
 }  // namespace
