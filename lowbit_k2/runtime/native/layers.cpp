@@ -104,7 +104,7 @@ int lbk_attention(const float *query, const float *key, const float *value, cons
   if (frames < 0 || heads < 1 || size < 1 || threads < 1) return fail("sizes that cannot be");
   if (mode < LBK_EXACT || mode > LBK_A8) return fail("unknown mode %d", mode);
   if (!frames) return 0;
-  const Kernels *by_kernels = kernels().rounds_floats ? &kernels() : nullptr;
+  const Kernels *by_kernels = kernels().rounds_floats && mode != LBK_EXACT ? &kernels() : nullptr;
   const int64_t unit = by_kernels ? kBlock : 1, queries = by_kernels ? kMatrixQueries : kQueries;
   const int64_t depth = padded(size, unit), value_depth = padded(frames, unit);
   const size_t keys = heads * padded(frames, kLanes) * depth, positions = heads * padded(2 * frames - 1, kLanes) * depth;

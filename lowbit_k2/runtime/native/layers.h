@@ -307,8 +307,8 @@ struct Scores {
     const int64_t sizes = queries * a.size, floats = 2 * sizes + queries * (row + long_row);
     const size_t before = (floats * sizeof(float) + 63) / 64 * 64;
     const int64_t most = a.depth > a.value_depth ? a.depth : a.value_depth;
-    // of any kernel: three parts of 2 bytes an input
-    const size_t rows = a.kernels ? (queries + kMaxGroup) * most * 3 * 2 : 0;
+    // of any kernel: two parts of 2 bytes an input, or 4 bytes
+    const size_t rows = a.kernels ? (queries + kMaxGroup) * most * 4 : 0;
     with_u = static_cast<float *>(aligned_alloc(64, before + (rows + 63) / 64 * 64));
     with_v = with_u + sizes, by_content = with_v + sizes, by_position = by_content + queries * row;
     prepared = reinterpret_cast<uint8_t *>(with_u) + before;

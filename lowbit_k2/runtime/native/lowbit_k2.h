@@ -120,8 +120,8 @@ int lbk_patches(const float *x, int64_t frames, int64_t bands, int64_t channels,
 
 /* Self-attention of one utterance with relative positions (arXiv 1901.02860, section 3.3), all (frames, heads * size):
    out_i = sum_j softmax_j(((query_i + u) . key_j + (query_i + v) . position_{frames-1-i+j}) / sqrt(size)) value_j
-   in each head; position (2 frames - 1, heads * size). With AMX its products are those of matrices of floats by lbk_matmul
-   in this mode; else `mode` changes nothing. */
+   in each head; position (2 frames - 1, heads * size). With AMX its products are rounded as those of matrices of floats
+   by lbk_matmul in this mode; else `mode` changes nothing. */
 int lbk_attention(const float *query, const float *key, const float *value, const float *position, const float *u,
                   const float *v, int64_t frames, int64_t heads, int64_t size, float *out, int32_t mode, int32_t threads);
 
